@@ -1,0 +1,3 @@
+//! What faces the host, which can fail at any call.
+
+pub mod block;

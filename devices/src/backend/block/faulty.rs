@@ -1,0 +1,104 @@
+//! A backend for tests: it delays operations, and fails the Nth of them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{BlockBackend, BlockOperation, Completion, DiskGeometry, Submission, Token};
+
+/// What the backend does beside its work.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fault {
+    /// The operation, counted from 0, that fails with EIO instead of being done.
+    pub fail_nth: Option<u64>,
+    /// How many operations it keeps pending at most; 0 answers at once.
+    pub depth: usize,
+}
+
+/// Another backend with faults: pending operations complete in reverse order, when it is polled or drained.
+pub struct FaultyBackend<B> {
+    inner: B,
+    fault: Fault,
+    count: u64,
+    pending: VecDeque<(Token, BlockOperation)>,
+    wake: EventFd,
+    submitted: Arc<AtomicU64>,
+}
+
+impl<B: BlockBackend> FaultyBackend<B> {
+    /// `inner` with `fault`.
+    ///
+    /// # Panics
+    /// If no eventfd can be had.
+    pub fn new(inner: B, fault: Fault) -> Self {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("a test has descriptors");
+        Self {
+            inner,
+            fault,
+            count: 0,
+            pending: VecDeque::new(),
+            wake,
+            submitted: Arc::default(),
+        }
+    }
+
+    /// How many operations were taken.
+    pub fn submitted(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.submitted)
+    }
+
+    fn perform(&mut self, token: Token, operation: BlockOperation) -> Completion {
+        let number = self.count;
+        self.count += 1;
+        if self.fault.fail_nth == Some(number) {
+            return Completion {
+                token,
+                operation,
+                result: Err(io::Error::from_raw_os_error(libc::EIO)),
+            };
+        }
+        match self.inner.submit(token, operation) {
+            Submission::Done(completion) => completion,
+            other => panic!("the inner backend is a synchronous one, not {other:?}"),
+        }
+    }
+}
+
+impl<B: BlockBackend> BlockBackend for FaultyBackend<B> {
+    fn geometry(&self) -> DiskGeometry {
+        self.inner.geometry()
+    }
+
+    fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        if self.fault.depth > 0 && self.pending.len() == self.fault.depth {
+            return Submission::Full(operation);
+        }
+        self.submitted.fetch_add(1, Ordering::Relaxed);
+        if self.fault.depth == 0 {
+            return Submission::Done(self.perform(token, operation));
+        }
+        self.pending.push_back((token, operation));
+        self.wake.write(1).expect("few operations are pending");
+        Submission::Pending
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) {
+        let _empty = self.wake.read();
+        self.drain(completions);
+    }
+
+    fn drain(&mut self, completions: &mut Vec<Completion>) {
+        while let Some((token, operation)) = self.pending.pop_back() {
+            let completion = self.perform(token, operation);
+            completions.push(completion);
+        }
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        (self.fault.depth > 0).then(|| self.wake.as_raw_fd())
+    }
+}

@@ -1,0 +1,141 @@
+//! What faces the guest over virtio: a device never sees a register, a transport never sees a descriptor.
+//!
+//! | who | runs on | may touch rings |
+//! | --- | --- | --- |
+//! | [`transport`] | the vCPU that touches a register, or the machine's owner | never |
+//! | a [`VirtioDevice`] | as the transport, with its lock held | never |
+//! | a [`worker::Worker`] | its I/O thread | its own |
+
+pub mod blk;
+mod buffers;
+mod counters;
+pub mod queue;
+pub mod rng;
+pub mod transport;
+pub mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+use arch::GuestMemory;
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use buffers::GuestBuffers;
+pub use counters::DeviceCounters;
+use queue::{QueueState, ReadyQueue};
+use transport::Interrupt;
+
+/// What kind of device it is (virtio 1.3 §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceType {
+    /// Block device.
+    Block = 2,
+    /// Entropy source.
+    Entropy = 4,
+}
+
+impl DeviceType {
+    /// The number in the specification.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Block => 2,
+            Self::Entropy => 4,
+        }
+    }
+}
+
+/// What a device is, for as long as it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The kind of device.
+    pub device_type: DeviceType,
+    /// The device's own feature bits and those of the queue. VERSION_1 is the transport's to add.
+    pub features: u64,
+    /// The most entries of each queue, a power of two each.
+    pub queue_sizes: Vec<u16>,
+}
+
+/// What a device gets when the driver says that it is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// The guest's memory, which stays as it is until [`VirtioDevice::stop`].
+    pub memory: Arc<GuestMemory>,
+    /// The negotiated features: offered ones only, VERSION_1 among them.
+    pub features: u64,
+    /// The queues that the driver set up, in order of their index; some may be missing.
+    pub queues: Vec<ActiveQueue>,
+    /// The device's voice.
+    pub interrupt: Arc<Interrupt>,
+}
+
+/// A queue that a device may serve.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The queue.
+    pub ring: ReadyQueue,
+    /// Signalled when the driver made chains available. Its count means nothing.
+    pub doorbell: EventFd,
+}
+
+/// Why a device cannot start. The guest sees DEVICE_NEEDS_RESET.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The driver did not set up a queue that the device cannot do without.
+    #[error("queue {0} is not set up")]
+    QueueMissing(u16),
+    /// The I/O thread cannot take the worker.
+    #[error("cannot attach to the I/O thread")]
+    Attach(#[source] io::Error),
+}
+
+/// A virtio device, behind a transport. The contract:
+///
+/// 1. [`Self::identity`] never changes.
+/// 2. A device is stopped when it is made. It touches guest memory and interrupts only between [`Self::start`] and
+///    [`Self::stop`].
+/// 3. [`Self::start`] is called only on a stopped device, and with queues that were checked. After an error from it
+///    the device is stopped.
+/// 4. [`Self::stop`] returns when all that was in flight is complete and published, the I/O thread holds nothing of
+///    the device any more, and nobody will write to guest memory. Its result is where each queue has come to, by
+///    index. On a stopped device it does nothing and returns nothing.
+/// 5. Pause, snapshot, unplug and reset are all `stop`: a stopped device started again with the states that `stop`
+///    returned goes on as if nothing had been.
+/// 6. [`Self::reset`] is called only on a stopped device, and makes it as new.
+/// 7. What a guest does wrong is never an error here: it gets a status, or its queue is retired through
+///    [`Interrupt::needs_reset`].
+/// 8. [`Self::read_config`] and [`Self::write_config`] take any offset and length. What is outside the configuration
+///    space reads 0 and takes no writes.
+pub trait VirtioDevice: Send {
+    /// What the device is.
+    fn identity(&self) -> &Identity;
+
+    /// Reads `data.len()` bytes of the configuration space.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes to the configuration space.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Begins to serve the queues.
+    ///
+    /// # Errors
+    /// What keeps it from that, which is the host's fault or a queue left out.
+    fn start(&mut self, activation: Activation) -> Result<(), StartError>;
+
+    /// Stops serving, and returns where each queue has come to.
+    fn stop(&mut self) -> Vec<(u16, QueueState)>;
+
+    /// Forgets all that a driver ever did.
+    fn reset(&mut self);
+}
+
+/// Reads from a configuration space held as bytes, as [`VirtioDevice::read_config`] should.
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else {
+        return;
+    };
+    let len = rest.len().min(data.len());
+    data[..len].copy_from_slice(&rest[..len]);
+}

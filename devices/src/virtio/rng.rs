@@ -1,0 +1,192 @@
+//! The entropy device (virtio 1.3 §5.4).
+#![expect(unsafe_code, reason = "getrandom")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::Bytes;
+
+use super::queue::{Chain, QueueError, QueueState};
+use super::transport::Interrupt;
+use super::worker::{AttachError, Attachment, CHAINS_PER_WAKE_MAX, IoThreadHandle, Progress, Source, Worker};
+use super::{
+    Activation, ActiveQueue, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes,
+};
+use crate::fault::FaultLog;
+
+const QUEUE: u16 = 0;
+const QUEUE_SIZE: u16 = 64;
+
+/// What one request gets at most: a driver asks again, and one wake stays short.
+pub const BYTES_PER_REQUEST_MAX: usize = 4096;
+
+/// A virtio entropy device.
+pub struct Rng {
+    id: String,
+    identity: Identity,
+    thread: IoThreadHandle,
+    counters: Arc<DeviceCounters>,
+    run: Option<Attachment<RngWorker>>,
+}
+
+impl Rng {
+    /// An entropy source, `id` in the log, whose queue is served on `thread`.
+    pub fn new(id: impl Into<String>, thread: IoThreadHandle) -> Self {
+        let identity = Identity {
+            device_type: DeviceType::Entropy,
+            features: (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC),
+            queue_sizes: vec![QUEUE_SIZE],
+        };
+        Self {
+            id: id.into(),
+            identity,
+            thread,
+            counters: Arc::default(),
+            run: None,
+        }
+    }
+
+    /// What happens in the device.
+    pub fn counters(&self) -> Arc<DeviceCounters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// There is no configuration space.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&[], offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn start(&mut self, mut activation: Activation) -> Result<(), StartError> {
+        let at = activation.queues.iter().position(|queue| queue.ring.index() == QUEUE);
+        let queue = activation
+            .queues
+            .swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
+        let worker = RngWorker {
+            queue,
+            interrupt: activation.interrupt,
+            chain: Chain::new(),
+            bytes: Box::new([0; BYTES_PER_REQUEST_MAX]),
+            counters: Arc::clone(&self.counters),
+            log: FaultLog::new(&self.id),
+        };
+        let attached = self.thread.attach(worker);
+        self.run = Some(attached.map_err(|AttachError { error, .. }| StartError::Attach(error))?);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<(u16, QueueState)> {
+        let worker = self.run.take().map(Attachment::detach);
+        worker
+            .map(|worker| (QUEUE, worker.queue.ring.state()))
+            .into_iter()
+            .collect()
+    }
+
+    fn reset(&mut self) {}
+}
+
+struct RngWorker {
+    queue: ActiveQueue,
+    interrupt: Arc<Interrupt>,
+    chain: Chain,
+    bytes: Box<[u8; BYTES_PER_REQUEST_MAX]>,
+    counters: Arc<DeviceCounters>,
+    log: FaultLog,
+}
+
+impl RngWorker {
+    fn serve(&mut self) -> Result<Progress, QueueError> {
+        for _ in 0..CHAINS_PER_WAKE_MAX {
+            self.queue.ring.disable_notification();
+            if !self.queue.ring.pop(&mut self.chain)? && !self.queue.ring.enable_notification()? {
+                return Ok(Progress::Idle);
+            }
+            if self.queue.ring.in_flight() > 0 {
+                let written = self.fill();
+                self.queue.ring.add_used(self.chain.head(), written);
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Fills the chain's writable part, as far as one request goes.
+    fn fill(&mut self) -> u32 {
+        let wanted = usize::try_from(self.chain.writable_len())
+            .expect("32 bits fit")
+            .min(self.bytes.len());
+        let bytes = &mut self.bytes[..wanted];
+        if let Err(error) = fill_random(bytes) {
+            self.log.report(format_args!("getrandom: {error}"));
+            DeviceCounters::add(&self.counters.errors, 1);
+            return 0;
+        }
+        let mut rest = &*bytes;
+        for segment in self.chain.writable() {
+            let len = rest.len().min(usize::try_from(segment.len()).expect("32 bits fit"));
+            let (here, later) = rest.split_at(len);
+            let memory = self.queue.ring.memory();
+            memory
+                .write_slice(here, segment.address())
+                .expect("the chain was checked to be in memory");
+            rest = later;
+        }
+        DeviceCounters::add(&self.counters.requests, 1);
+        DeviceCounters::add(&self.counters.bytes, u64::try_from(wanted).expect("64 bits fit"));
+        u32::try_from(wanted).expect("at most a request's worth")
+    }
+
+    fn publish(&mut self) {
+        if self.queue.ring.publish() {
+            self.interrupt.queue_used();
+        }
+    }
+}
+
+impl Worker for RngWorker {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::Edge(self.queue.doorbell.as_raw_fd())]
+    }
+
+    fn wake(&mut self) -> Progress {
+        let served = self.serve();
+        self.publish();
+        served.unwrap_or_else(|error| {
+            DeviceCounters::add(&self.counters.retired_queues, 1);
+            self.log.report(format_args!("queue retired: {error}"));
+            self.interrupt.needs_reset();
+            Progress::Idle
+        })
+    }
+
+    /// Nothing is ever in flight between two wakes.
+    fn drain(&mut self) {}
+}
+
+/// Fills `bytes` from the host's generator.
+fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: getrandom writes at most `len` bytes at the pointer = a live slice of that length, ours alone.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => rest = &mut rest[got..],
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}

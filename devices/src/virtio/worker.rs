@@ -1,0 +1,341 @@
+//! The threads that serve queues: an [`IoThread`] hosts any number of [`Worker`]s.
+//!
+//! The machine's owner spawns and joins the thread; devices attach and detach workers through a [`IoThreadHandle`].
+//! A worker belongs to the thread between the two, so its rings and its backend need no lock.
+//!
+//! Architecture invariant: the thread sleeps in epoll, and nothing but an event wakes it.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Builder, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// What a worker may do in one wake before its siblings get their turn.
+pub const CHAINS_PER_WAKE_MAX: u16 = 64;
+
+/// The loop keeps its large things on the heap.
+const STACK_BYTES: usize = 256 << 10;
+
+const EVENTS_PER_WAIT: usize = 32;
+
+/// The epoll data of the thread's own eventfd. A worker's is its slot and the number of the descriptor.
+const COMMANDS: u64 = u64::MAX;
+
+/// Something that serves queues on an I/O thread.
+pub trait Worker: Send + 'static {
+    /// The descriptors that wake the worker. They stay the same and open as long as it is attached.
+    fn sources(&self) -> Vec<Source>;
+
+    /// Does what there is to do. It is called once after attaching and then whenever a source fired, and must not
+    /// trust that there is something to do.
+    fn wake(&mut self) -> Progress;
+
+    /// Completes all that is in flight, and takes nothing new. After it the worker leaves the thread.
+    fn drain(&mut self);
+}
+
+/// A descriptor that wakes a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An eventfd that nobody reads: each signal wakes once. It saves a system call a wake.
+    Edge(RawFd),
+    /// Wakes for as long as it is readable.
+    Level(RawFd),
+}
+
+/// What a worker says after a wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to do until a source fires.
+    Idle,
+    /// There is more; the siblings go first.
+    More,
+}
+
+/// A running thread, to be joined by its owner.
+#[derive(Debug)]
+pub struct IoThread {
+    handle: IoThreadHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Access to an I/O thread for a device.
+#[derive(Clone, Debug)]
+pub struct IoThreadHandle {
+    commands: Sender<Command>,
+    event: Arc<EventFd>,
+}
+
+/// A worker that is on an I/O thread. Dropping it without [`Self::detach`] leaves the worker there.
+#[derive(Debug)]
+pub struct Attachment<W> {
+    thread: IoThreadHandle,
+    slot: usize,
+    back: Receiver<W>,
+}
+
+/// A worker that could not be attached.
+#[derive(Debug)]
+pub struct AttachError<W> {
+    /// Why.
+    pub error: io::Error,
+    /// The worker, unless the thread ended just then and took it along.
+    pub worker: Option<W>,
+}
+
+enum Command {
+    Attach(Box<dyn Hosted>, Sender<io::Result<usize>>),
+    Detach(usize),
+    Exit,
+}
+
+impl IoThread {
+    /// Starts a thread called `name` (at most 15 bytes show).
+    ///
+    /// # Errors
+    /// Those of its epoll, its eventfd and its creation.
+    pub fn spawn(name: &str) -> io::Result<Self> {
+        let (commands, queue) = mpsc::channel();
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let epoll = Epoll::new()?;
+        let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
+        epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
+        let handle = IoThreadHandle { commands, event };
+        let host = Host {
+            epoll,
+            queue,
+            slots: Vec::new(),
+        };
+        let thread = Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || host.run())?;
+        Ok(Self {
+            handle,
+            thread: Some(thread),
+        })
+    }
+
+    /// Access for a device.
+    pub fn handle(&self) -> IoThreadHandle {
+        self.handle.clone()
+    }
+
+    /// Ends the thread and waits for it. Workers that are still attached are drained first.
+    pub fn join(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.handle.send(Command::Exit);
+            thread.join().expect("an I/O thread that panics aborts the process");
+        }
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl IoThreadHandle {
+    /// Puts `worker` on the thread, and returns when it is there. It is woken once.
+    ///
+    /// # Errors
+    /// [`AttachError`], if the thread's epoll refuses a source or the thread has ended.
+    pub fn attach<W: Worker>(&self, worker: W) -> Result<Attachment<W>, AttachError<W>> {
+        let (give_back, back) = mpsc::channel();
+        let (reply, slot) = mpsc::channel();
+        self.send(Command::Attach(Box::new(Guest { worker, give_back }), reply));
+        let ended = |_| Err(io::Error::other("the I/O thread has ended"));
+        match slot.recv().unwrap_or_else(ended) {
+            Ok(slot) => Ok(Attachment {
+                thread: self.clone(),
+                slot,
+                back,
+            }),
+            Err(error) => Err(AttachError {
+                error,
+                worker: back.recv().ok(),
+            }),
+        }
+    }
+
+    fn send(&self, command: Command) {
+        // Fails only when the thread has ended; who waits for an answer then finds its channel closed.
+        if self.commands.send(command).is_ok() {
+            let _pending = self.event.write(1);
+        }
+    }
+}
+
+impl<W> Attachment<W> {
+    /// Takes the worker off the thread: it is drained there, and then it is the caller's.
+    pub fn detach(self) -> W {
+        self.thread.send(Command::Detach(self.slot));
+        self.back
+            .recv()
+            .expect("a worker leaves its thread only by coming back, also when the thread ends")
+    }
+}
+
+/// A worker of any type, with the way back to who attached it.
+trait Hosted: Send {
+    fn sources(&self) -> Vec<Source>;
+    fn wake(&mut self) -> Progress;
+    fn leave(self: Box<Self>);
+}
+
+struct Guest<W> {
+    worker: W,
+    give_back: Sender<W>,
+}
+
+impl<W: Worker> Hosted for Guest<W> {
+    fn sources(&self) -> Vec<Source> {
+        self.worker.sources()
+    }
+
+    fn wake(&mut self) -> Progress {
+        self.worker.wake()
+    }
+
+    fn leave(mut self: Box<Self>) {
+        self.worker.drain();
+        let Self { worker, give_back } = *self;
+        // Nobody wants a worker whose attachment was dropped.
+        let _unwanted = give_back.send(worker);
+    }
+}
+
+/// What the thread owns.
+struct Host {
+    epoll: Epoll,
+    queue: Receiver<Command>,
+    slots: Vec<Option<Slot>>,
+}
+
+struct Slot {
+    worker: Box<dyn Hosted>,
+    sources: Vec<Source>,
+    /// It has something to do.
+    due: bool,
+}
+
+impl Host {
+    fn run(mut self) {
+        let mut events = vec![EpollEvent::default(); EVENTS_PER_WAIT];
+        loop {
+            let timeout_ms = if self.is_due() { 0 } else { -1 };
+            let count = match self.epoll.wait(timeout_ms, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => panic!("epoll_wait on our own epoll fails: {error}"),
+            };
+            let mut commanded = false;
+            for event in &events[..count] {
+                match event.data() {
+                    COMMANDS => commanded = true,
+                    slot => self.mark_due(slot),
+                }
+            }
+            self.wake_due();
+            // Last, so that no event of this batch can meet a slot that has changed hands.
+            if commanded && self.obey() == Wish::End {
+                return;
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.due)
+    }
+
+    fn mark_due(&mut self, slot: u64) {
+        let slot = usize::try_from(slot).ok().and_then(|slot| self.slots.get_mut(slot));
+        if let Some(Some(slot)) = slot {
+            slot.due = true;
+        }
+    }
+
+    fn wake_due(&mut self) {
+        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.due) {
+            slot.due = slot.worker.wake() == Progress::More;
+        }
+    }
+
+    fn obey(&mut self) -> Wish {
+        // A command that is sent after the last try_recv comes with an edge of its own.
+        while let Ok(command) = self.queue.try_recv() {
+            match command {
+                Command::Attach(worker, reply) => {
+                    let _unwanted = reply.send(self.attach(worker));
+                }
+                Command::Detach(slot) => self.detach(slot),
+                Command::Exit => {
+                    (0..self.slots.len()).for_each(|slot| self.detach(slot));
+                    return Wish::End;
+                }
+            }
+        }
+        Wish::GoOn
+    }
+
+    fn attach(&mut self, worker: Box<dyn Hosted>) -> io::Result<usize> {
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.slots.len());
+        let sources = worker.sources();
+        for (count, source) in sources.iter().enumerate() {
+            if let Err(error) = self.watch(source, slot) {
+                self.unwatch(&sources[..count]);
+                worker.leave();
+                return Err(error);
+            }
+        }
+        let occupied = Some(Slot {
+            worker,
+            sources,
+            due: true,
+        });
+        match free {
+            Some(free) => self.slots[free] = occupied,
+            None => self.slots.push(occupied),
+        }
+        Ok(slot)
+    }
+
+    fn detach(&mut self, slot: usize) {
+        if let Some(Slot { worker, sources, .. }) = self.slots[slot].take() {
+            self.unwatch(&sources);
+            worker.leave();
+        }
+    }
+
+    fn watch(&self, source: &Source, slot: usize) -> io::Result<()> {
+        let data = u64::try_from(slot).expect("64 bits fit");
+        let (fd, set) = match source {
+            Source::Edge(fd) => (*fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
+            Source::Level(fd) => (*fd, EventSet::IN),
+        };
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, data))
+    }
+
+    fn unwatch(&self, sources: &[Source]) {
+        for Source::Edge(fd) | Source::Level(fd) in sources {
+            let gone = self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default());
+            debug_assert!(gone.is_ok(), "a source was closed while its worker was attached");
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Wish {
+    GoOn,
+    End,
+}
