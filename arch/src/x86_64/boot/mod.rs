@@ -13,6 +13,8 @@ mod kernel;
 mod linux64;
 mod map;
 mod pvh;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fmt;
 use std::str::FromStr;
