@@ -32,6 +32,8 @@ const LINK: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
+    println!("cargo:rerun-if-changed=resources/link");
+    link_statically();
     println!("cargo:rerun-if-changed=resources/guest/build.rs");
     println!("cargo:rerun-if-changed=resources/guest/small");
     match build() {
@@ -41,6 +43,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The binary is one file; resources/link/README.md says how and why.
+fn link_statically() {
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/link");
+    println!("cargo:rustc-link-arg-bins=-static-pie");
+    println!("cargo:rustc-link-arg-bins=-L{scripts}");
 }
 
 fn build() -> io::Result<()> {
