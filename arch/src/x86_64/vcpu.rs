@@ -1,6 +1,6 @@
 //! The state of a vCPU before its first instruction. Runs on the vCPU's own thread, or on the one that builds it.
 
-use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::{BootProtocol, Kernel};
@@ -34,7 +34,8 @@ pub enum VcpuError {
 
 /// Configures a vCPU that has never run. With a kernel it is the one that enters it, in the state that the kernel's
 /// protocol asks for. Without, it stays as KVM made it, waiting for a start-up IPI, with only CPUID and MSRs set: the
-/// INIT before that IPI resets everything else. The VM must have its in-kernel LAPIC.
+/// INIT before that IPI resets everything else. The VM must have its in-kernel LAPIC. The FPU needs nothing: KVM makes it as
+/// FNINIT leaves it.
 ///
 /// # Errors
 /// [`VcpuError`] names the ioctl that failed, or the MSR that was refused.
@@ -53,7 +54,6 @@ pub fn configure(
         let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         enter_mode(&mut sregs, kernel.protocol);
         fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-        fd.set_fpu(&fpu()).map_err(failed("KVM_SET_FPU"))?;
         let mut lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
         connect_local_interrupts(&mut lapic);
         fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
@@ -172,15 +172,6 @@ fn segment(selector: u16, type_: u8) -> kvm_segment {
     }
 }
 
-fn fpu() -> kvm_fpu {
-    // What FNINIT and a cleared MXCSR set: all exceptions masked, full precision (SDM 1 §8.1.5, §10.2.3).
-    kvm_fpu {
-        fcw: 0x37f,
-        mxcsr: 0x1f80,
-        ..Default::default()
-    }
-}
-
 const LAPIC_LVT_LINT0: usize = 0x350;
 const LAPIC_LVT_LINT1: usize = 0x360;
 // Delivery modes in bits 10:8 of an LVT entry (SDM 3A §11.5.1).
@@ -195,3 +186,6 @@ fn connect_local_interrupts(lapic: &mut kvm_lapic_state) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

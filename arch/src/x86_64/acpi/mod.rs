@@ -18,7 +18,7 @@ use crate::topology::VcpuCount;
 const OEM_ID: [u8; 6] = *b"HUSK  ";
 const OEM_TABLE_ID: [u8; 8] = *b"HUSKVM  ";
 const OEM_REVISION: u32 = 1;
-/// Tables start on a cache line; the specification asks for 16 bytes of the RSDP and 64 of none that is here.
+/// Where a table may start. Only the FACS, which is not here, must be so aligned; the others are for neatness.
 const TABLE_ALIGN: usize = 64;
 
 /// The hardware that the tables name beside what every machine has.

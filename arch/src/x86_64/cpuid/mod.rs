@@ -1,5 +1,5 @@
 //! What CPUID answers in the guest: what KVM supports, with the bits replaced that say which CPU this is, how many
-//! there are and which hypervisor is below. [`rules`] is the table of them, to be read beside the manuals.
+//! there are and which hypervisor is below. `rules.rs` is the table of them, to be read beside the manuals.
 //!
 //! The topology is one package with one core for each vCPU and one thread for each core; the APIC ID is the index.
 
