@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ impl Scene {
 }
 
 fn tick(line: &str) -> u64 {
-    line.rsplit(' ').next().unwrap().parse().unwrap()
+    line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 #[test]
@@ -130,11 +130,12 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_thousand_pauses_lose_no_kick() {
+fn no_kick_of_many_is_lost() {
+    let pauses = if std::env::var_os("HUSK_SOAK").is_some() { 2000 } else { 200 };
     let mut scene = scene(4, "check=count end=poweroff", MemoryBacking::Memfd);
     scene.machine.apply(Command::Start).unwrap();
     scene.wait_for("TICK ");
-    for _ in 0..1000 {
+    for _ in 0..pauses {
         scene.machine.apply(Command::Pause).unwrap();
         scene.machine.apply(Command::Resume).unwrap();
     }
@@ -187,15 +188,4 @@ fn a_machine_that_is_dropped_while_it_runs_leaves_no_thread() {
         assert!(Instant::now() < deadline, "threads left: {left:?}");
         std::thread::yield_now();
     }
-}
-
-#[test]
-fn standard_output_that_is_closed_does_not_stop_the_guest() {
-    let mut scene = scene(1, "check=flood end=poweroff", MemoryBacking::Anonymous);
-    let (closed, _) = channel();
-    let _: std::sync::mpsc::Sender<()> = closed;
-    drop(std::mem::replace(&mut scene.lines, channel().1));
-    scene.machine.apply(Command::Start).unwrap();
-    assert!(matches!(scene.wait_for_event(), GuestEvent::Request(_)));
-    std::io::stdout().flush().unwrap();
 }

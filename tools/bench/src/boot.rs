@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::BenchError;
+use crate::{BenchError, Wanted};
 use crate::child::Measured;
 use crate::peer::Artifacts;
 use crate::report::Row;
@@ -21,28 +21,36 @@ const QEMU: &str = "qemu-microvm";
 const LINUX_CMDLINE: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
                              reboot=k panic=-1 husk.end=poweroff";
 
-pub(crate) fn run() -> Result<Vec<Row>, BenchError> {
+pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
     let artifacts = Artifacts::find()?;
     let mut rows = Vec::new();
-    for (name, mib) in [("128m", 128), ("1g", 1024), ("6g", 6144)] {
-        rows.push(first_instruction(&artifacts, &format!("boot-{name}"), mib, 1)?);
+    for (name, mib) in [("boot-128m", 128), ("boot-1g", 1024), ("boot-6g", 6144)] {
+        if wanted.has(name) {
+            rows.push(first_instruction(&artifacts, name, mib)?);
+        }
     }
-    rows.push(each_further_vcpu(&artifacts)?);
-    rows.extend(footprint(&artifacts)?);
-    rows.push(linux(&artifacts)?);
+    if wanted.has("boot-each-further-vcpu") {
+        rows.push(each_further_vcpu(&artifacts)?);
+    }
+    if wanted.has("footprint") {
+        rows.extend(footprint(&artifacts)?);
+    }
+    if wanted.has("linux-userspace") {
+        rows.push(linux(&artifacts)?);
+    }
     Ok(rows)
 }
 
-fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64, vcpus: u64) -> Result<Row, BenchError> {
+fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64) -> Result<Row, BenchError> {
     let kernel = &artifacts.first;
     let (husk, floor) = pairs(
         FIRST_INSTRUCTION_PAIRS,
         FIRST_BYTE,
-        || artifacts.husk(kernel, mib, vcpus),
-        || artifacts.floor(mib, vcpus),
+        || artifacts.husk(kernel, mib, 1),
+        || artifacts.floor(mib, 1),
     )?;
     let qemu = (0..QEMU_BOOTS)
-        .map(|_| milliseconds(artifacts.qemu(kernel, mib, vcpus), FIRST_BYTE))
+        .map(|_| milliseconds(artifacts.qemu(kernel, mib, 1), FIRST_BYTE))
         .collect::<Result<Vec<_>, _>>()?;
     let qemu = median(qemu).map(|figure| (QEMU, figure));
     Ok(Row::less_is_better(name, "ms", median(husk), qemu, median(floor)))

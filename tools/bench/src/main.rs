@@ -11,10 +11,19 @@ use std::process::ExitCode;
 use report::{Report, Row};
 
 /// A benchmark: its name, what it measures, and how.
-type Bench = (&'static str, &'static str, fn() -> Result<Vec<Row>, BenchError>);
+type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
 const BENCHES: [Bench; 1] =
     [("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run)];
+
+/// Which rows are asked for: all, or those that the words after the benchmark's name begin.
+pub(crate) struct Wanted<'a>(&'a [&'a String]);
+
+impl Wanted<'_> {
+    pub(crate) fn has(&self, row: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|start| row.starts_with(start.as_str()))
+    }
+}
 
 /// What keeps a benchmark from giving a figure.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +72,11 @@ fn main() -> ExitCode {
     let json = flags.iter().any(|flag| *flag == "--json");
     let bench = names.first().and_then(|name| BENCHES.iter().find(|(known, ..)| known == name));
     let Some((_, _, run)) = bench else {
-        println!("usage: tools/dev bench NAME [--json]\n");
+        println!("usage: tools/dev bench NAME [ROW...] [--json]\n");
         BENCHES.iter().for_each(|(name, what, _)| println!("  {name:8} {what}"));
         return ExitCode::from(if names.is_empty() { 0 } else { 2 });
     };
-    match run() {
+    match run(&Wanted(&names[1..])) {
         Ok(rows) => {
             let report = Report { rows };
             println!("{}", if json { report.json() } else { report.table() });

@@ -40,7 +40,7 @@ impl Artifacts {
 
     pub(crate) fn qemu(&self, kernel: &Path, mib: u64, vcpus: u64) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on", "-enable-kvm", "-cpu", "host"]);
+        command.args(["-M", "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on", "-enable-kvm", "-cpu", "host,arch-capabilities=off"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         command.args(["-m", &mib.to_string(), "-smp", &vcpus.to_string(), "-kernel"]).arg(kernel);
         command

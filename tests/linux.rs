@@ -1,0 +1,1 @@
+//! Linux on husk (see the tests to come).
