@@ -9,9 +9,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use guest::acpi::Acpi;
 use guest::blk::{self, Blk, Op, Request, SECTOR, Series};
 use guest::boot::{Boot, Entry};
+use guest::platform::Platform;
 use guest::virtio::{self, KIND_BLK, KIND_RNG};
 use guest::{apic, console, cpu, memory, power, print, println, smp, time};
 
@@ -42,26 +42,25 @@ fn us(ticks: u64, times: u64) -> Milli {
 #[unsafe(no_mangle)]
 fn guest_main(boot: &'static Boot) -> ! {
     let clock = time::init();
-    let acpi = Acpi::find(boot);
-    let acpi = acpi.as_ref();
     apic::mask_pic();
     apic::init_local();
+    let platform = &Platform::find(boot);
     let entry = match boot.entry {
         Entry::Pvh => "PVH",
         Entry::Linux64 => "the 64-bit Linux protocol",
     };
     println!("Hello from inside. I was entered by {entry} and now run in ring 3.\n");
     show_memory(boot);
-    show_cpus(acpi);
+    show_cpus(platform);
     show_timer();
-    let outcome = show_disk(boot, acpi).and_then(|()| show_entropy(boot, acpi));
+    let outcome = show_disk(boot, platform).and_then(|()| show_entropy(boot, platform));
     if let Err(what) = outcome {
         println!("FAILED: {what}");
         power::triple_fault();
     }
-    show_costs(boot, acpi, clock);
+    show_costs(boot, platform, clock);
     println!("That is all. Powering off through ACPI.");
-    power::off(acpi)
+    power::off(&platform.power)
 }
 
 fn show_memory(boot: &Boot) {
@@ -95,10 +94,10 @@ fn count_primes(cpu: usize) -> u64 {
     odd.filter(|n| is_prime(*n)).count() as u64 + u64::from(cpu == 0)
 }
 
-fn show_cpus(acpi: Option<&Acpi>) {
+fn show_cpus(platform: &Platform) {
     println!("CPUs");
     let start = cpu::tsc();
-    let running = smp::start(acpi.map_or(&[], |acpi| acpi.apic_ids()));
+    let running = smp::start(platform.apic_ids());
     let ticks = cpu::tsc() - start;
     CPUS.store(running, Ordering::Relaxed);
     println!("  {running} running; starting the others took {} ms.", ms(ticks));
@@ -141,9 +140,9 @@ fn check(what: &'static str, series: Series) -> Result<u64, &'static str> {
     }
 }
 
-fn show_disk(boot: &Boot, acpi: Option<&Acpi>) -> Result<(), &'static str> {
+fn show_disk(boot: &Boot, platform: &Platform) -> Result<(), &'static str> {
     println!("Disk");
-    let Some(device) = virtio::find(boot, acpi, KIND_BLK, 0) else {
+    let Some(device) = virtio::find(boot, platform, KIND_BLK, 0) else {
         println!("  There is none.\n");
         return Ok(());
     };
@@ -209,9 +208,9 @@ fn random_requests(disk: &mut Blk, op: Op, depth: usize, buffers: u64) -> Result
     Ok(time::rate(answered, ticks))
 }
 
-fn show_entropy(boot: &Boot, acpi: Option<&Acpi>) -> Result<(), &'static str> {
+fn show_entropy(boot: &Boot, platform: &Platform) -> Result<(), &'static str> {
     println!("Entropy");
-    let Some(device) = virtio::find(boot, acpi, KIND_RNG, 0) else {
+    let Some(device) = virtio::find(boot, platform, KIND_RNG, 0) else {
         println!("  There is no device for it.\n");
         return Ok(());
     };
@@ -226,7 +225,7 @@ fn show_entropy(boot: &Boot, acpi: Option<&Acpi>) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn show_costs(boot: &Boot, acpi: Option<&Acpi>, clock: time::Source) {
+fn show_costs(boot: &Boot, platform: &Platform, clock: time::Source) {
     const TURNS: u64 = 20_000_000;
     const TIMES: u32 = 500;
     let timed = |work: &dyn Fn()| {
@@ -246,7 +245,7 @@ fn show_costs(boot: &Boot, acpi: Option<&Acpi>, clock: time::Source) {
     println!("  port read, from ring 3     {:7} us", us(port, TIMES.into()));
     let port = timed(&|| cpu::ring0_in(scratch, TIMES));
     println!("  port read, from ring 0     {:7} us", us(port, TIMES.into()));
-    if let Some(device) = virtio::find(boot, acpi, KIND_BLK, 0) {
+    if let Some(device) = virtio::find(boot, platform, KIND_BLK, 0) {
         let register = device.magic_register();
         let load = timed(&|| repeat(&|| _ = memory::load::<u32>(register)));
         println!("  register read, from ring 3 {:7} us", us(load, TIMES.into()));
