@@ -5,11 +5,8 @@
 //! generates, and for nothing else.
 
 use crate::boot::Boot;
+use crate::platform::{Line, Platform, Resources};
 use crate::{cpu, memory};
-
-/// Application processors plus the boot processor, as many as boot.s has stacks for.
-pub const CPUS_MAX: usize = 64;
-const IOAPICS_MAX: usize = 2;
 
 /// An address in one of ACPI's address spaces (ACPI 6.5 §5.2.3.2).
 #[derive(Clone, Copy)]
@@ -47,174 +44,110 @@ impl Register {
     }
 }
 
-/// An interrupt line.
-#[derive(Clone, Copy)]
-pub struct Line {
-    /// Global system interrupt.
-    pub gsi: u32,
-    /// Level-triggered; edge-triggered when not.
-    pub level: bool,
-    /// Active low.
-    pub low: bool,
-}
-
-/// A device's window and line.
-#[derive(Clone, Copy)]
-pub struct Resources {
-    /// First byte of its registers.
-    pub base: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Its interrupt.
-    pub line: Line,
-}
-
-/// What the guests need of the tables.
-#[derive(Clone, Copy)]
-pub struct Acpi {
-    /// APIC ids of the enabled CPUs, in the MADT's order.
-    apic_ids: [u32; CPUS_MAX],
-    cpu_count: usize,
-    /// Enabled CPUs in the MADT, also beyond those that the guest has room for.
-    pub cpus_listed: usize,
-    /// Address and first GSI of each I/O APIC.
-    ioapics: [Option<(u64, u32)>; IOAPICS_MAX],
-    /// Of a hardware-reduced machine.
+/// How to switch the machine off.
+#[derive(Clone, Copy, Default)]
+pub struct Power {
+    /// Sleep control, of a hardware-reduced machine.
     pub sleep_control: Option<Register>,
-    /// And what to write there.
+    /// The reset register, and what to write there.
     pub reset: Option<(Register, u8)>,
     /// PM1a control block's port, of a machine that is not hardware-reduced.
     pub pm1a_control: Option<u16>,
     /// SLP_TYP of `\_S5`.
     pub s5: Option<u8>,
-    /// The power button's event line.
+    /// The line of the event device, on which the power button is.
     pub event_line: Option<Line>,
-    dsdt: (u64, u64),
 }
 
-impl Acpi {
-    /// Finds the tables, by the monitor's word or by the scan that a PC's firmware allows.
-    pub fn find(boot: &Boot) -> Option<Self> {
-        let rsdp = if boot.rsdp != 0 { boot.rsdp } else { scan_for_rsdp()? };
-        if memory::read::<[u8; 8]>(rsdp) != *b"RSD PTR " {
-            return None;
-        }
-        let mut acpi = Self {
-            apic_ids: [0; CPUS_MAX],
-            cpu_count: 0,
-            cpus_listed: 0,
-            ioapics: [None; IOAPICS_MAX],
-            sleep_control: None,
-            reset: None,
-            pm1a_control: None,
-            s5: None,
-            event_line: None,
-            dsdt: (0, 0),
-        };
-        let revision = memory::read::<u8>(rsdp + 15);
-        let (root, step) = match memory::read::<u64>(rsdp + 24) {
-            xsdt if revision >= 2 && xsdt != 0 => (xsdt, 8),
-            _ => (u64::from(memory::read::<u32>(rsdp + 16)), 4),
-        };
-        for entry in (36..length(root)).step_by(step) {
-            let at = root + entry;
-            let table = if step == 8 {
-                memory::read(at)
-            } else {
-                u64::from(memory::read::<u32>(at))
-            };
-            match &memory::read::<[u8; 4]>(table) {
-                b"FACP" => acpi.read_fadt(table),
-                b"APIC" => acpi.read_madt(table),
-                _ => {}
-            }
-        }
-        Some(acpi)
+/// Finds the tables, by the monitor's word or by the scan that a PC's firmware allows, and reads them.
+pub(crate) fn read(boot: &Boot, platform: &mut Platform) -> bool {
+    let Some(rsdp) = (if boot.rsdp != 0 {
+        Some(boot.rsdp)
+    } else {
+        scan_for_rsdp()
+    }) else {
+        return false;
+    };
+    if memory::read::<[u8; 8]>(rsdp) != *b"RSD PTR " {
+        return false;
     }
-
-    /// The I/O APIC that a GSI belongs to, and its pin there.
-    pub fn ioapic_of(&self, gsi: u32) -> Option<(u64, u32)> {
-        let below = self.ioapics.iter().flatten().filter(|(_, first)| *first <= gsi);
-        below
-            .max_by_key(|(_, first)| *first)
-            .map(|(address, first)| (*address, gsi - first))
-    }
-
-    /// APIC ids of the enabled CPUs.
-    pub fn apic_ids(&self) -> &[u32] {
-        &self.apic_ids[..self.cpu_count]
-    }
-
-    /// ACPI 6.5 §5.2.9.
-    fn read_fadt(&mut self, fadt: u64) {
-        let len = length(fadt);
-        let mut dsdt = u64::from(memory::read::<u32>(fadt + 40));
-        if len >= 148 && memory::read::<u64>(fadt + 140) != 0 {
-            dsdt = memory::read(fadt + 140);
-        }
-        let flags = memory::read::<u32>(fadt + 112);
-        const RESET_REGISTER: u32 = 1 << 10;
-        const HARDWARE_REDUCED: u32 = 1 << 20;
-        if flags & RESET_REGISTER != 0 && len >= 129 {
-            self.reset = Register::read(fadt + 116).map(|register| (register, memory::read(fadt + 128)));
-        }
-        if flags & HARDWARE_REDUCED != 0 {
-            if len >= 256 {
-                self.sleep_control = Register::read(fadt + 244);
-            }
+    let revision = memory::read::<u8>(rsdp + 15);
+    let (root, step) = match memory::read::<u64>(rsdp + 24) {
+        xsdt if revision >= 2 && xsdt != 0 => (xsdt, 8),
+        _ => (u64::from(memory::read::<u32>(rsdp + 16)), 4),
+    };
+    for entry in (36..length(root)).step_by(step) {
+        let at = root + entry;
+        let table = if step == 8 {
+            memory::read(at)
         } else {
-            let port = memory::read::<u32>(fadt + 64) as u16;
-            self.pm1a_control = (port != 0).then_some(port);
-        }
-        if dsdt != 0 {
-            self.dsdt = (dsdt, length(dsdt));
-            self.s5 = find_s5(self.aml());
-            self.event_line = resources_of(self.aml(), b"ACPI0013").find_map(|(_, line)| line);
+            u64::from(memory::read::<u32>(at))
+        };
+        match &memory::read::<[u8; 4]>(table) {
+            b"FACP" => read_fadt(table, platform),
+            b"APIC" => read_madt(table, platform),
+            _ => {}
         }
     }
+    true
+}
 
-    /// ACPI 6.5 §5.2.12.
-    fn read_madt(&mut self, madt: u64) {
-        const ENABLED: u32 = 1;
-        let mut at = madt + 44;
-        while at < madt + length(madt) {
-            let (kind, len) = (memory::read::<u8>(at), u64::from(memory::read::<u8>(at + 1)));
-            assert!(len >= 2, "MADT entry of {len} bytes");
-            match kind {
-                0 if memory::read::<u32>(at + 4) & ENABLED != 0 => {
-                    self.add_cpu(u32::from(memory::read::<u8>(at + 3)));
-                }
-                9 if memory::read::<u32>(at + 8) & ENABLED != 0 => self.add_cpu(memory::read(at + 4)),
-                1 => {
-                    if let Some(free) = self.ioapics.iter_mut().find(|ioapic| ioapic.is_none()) {
-                        *free = Some((u64::from(memory::read::<u32>(at + 4)), memory::read(at + 8)));
-                    }
-                }
-                _ => {}
+/// ACPI 6.5 §5.2.9.
+fn read_fadt(fadt: u64, platform: &mut Platform) {
+    const RESET_REGISTER: u32 = 1 << 10;
+    const HARDWARE_REDUCED: u32 = 1 << 20;
+    let len = length(fadt);
+    let mut dsdt = u64::from(memory::read::<u32>(fadt + 40));
+    if len >= 148 && memory::read::<u64>(fadt + 140) != 0 {
+        dsdt = memory::read(fadt + 140);
+    }
+    let flags = memory::read::<u32>(fadt + 112);
+    let power = &mut platform.power;
+    if flags & RESET_REGISTER != 0 && len >= 129 {
+        power.reset = Register::read(fadt + 116).map(|register| (register, memory::read(fadt + 128)));
+    }
+    if flags & HARDWARE_REDUCED != 0 {
+        if len >= 256 {
+            power.sleep_control = Register::read(fadt + 244);
+        }
+    } else {
+        let port = memory::read::<u32>(fadt + 64) as u16;
+        power.pm1a_control = (port != 0).then_some(port);
+    }
+    if dsdt != 0 {
+        platform.aml = (dsdt, length(dsdt));
+        let aml = memory::bytes(dsdt, length(dsdt));
+        power.s5 = find_s5(aml);
+        power.event_line = resources_of(aml, b"ACPI0013").find_map(|(_, line)| line);
+    }
+}
+
+/// ACPI 6.5 §5.2.12.
+fn read_madt(madt: u64, platform: &mut Platform) {
+    const ENABLED: u32 = 1;
+    let mut at = madt + 44;
+    while at < madt + length(madt) {
+        let (kind, len) = (memory::read::<u8>(at), u64::from(memory::read::<u8>(at + 1)));
+        assert!(len >= 2, "MADT entry of {len} bytes");
+        match kind {
+            0 if memory::read::<u32>(at + 4) & ENABLED != 0 => {
+                platform.add_cpu(u32::from(memory::read::<u8>(at + 3)));
             }
-            at += len;
+            9 if memory::read::<u32>(at + 8) & ENABLED != 0 => platform.add_cpu(memory::read(at + 4)),
+            1 => platform.add_ioapic(u64::from(memory::read::<u32>(at + 4)), memory::read(at + 8)),
+            _ => {}
         }
+        at += len;
     }
+}
 
-    fn add_cpu(&mut self, apic_id: u32) {
-        self.cpus_listed += 1;
-        if self.cpu_count < CPUS_MAX {
-            self.apic_ids[self.cpu_count] = apic_id;
-            self.cpu_count += 1;
-        }
-    }
-
-    fn aml(&self) -> &'static [u8] {
-        memory::bytes(self.dsdt.0, self.dsdt.1)
-    }
-
-    /// Windows and lines of the DSDT's devices with this hardware id, in its order.
-    pub fn devices(&self, hid: &'static [u8; 8]) -> impl Iterator<Item = Resources> {
-        resources_of(self.aml(), hid).filter_map(|(window, line)| {
-            let ((base, size), line) = (window?, line?);
-            Some(Resources { base, size, line })
-        })
-    }
+/// Windows and lines of the DSDT's devices with this hardware id.
+pub(crate) fn devices(aml: (u64, u64), hid: &'static [u8; 8]) -> impl Iterator<Item = Resources> {
+    let aml = if aml.1 == 0 { &[] } else { memory::bytes(aml.0, aml.1) };
+    resources_of(aml, hid).filter_map(|(window, line)| {
+        let ((base, size), line) = (window?, line?);
+        Some(Resources { base, size, line })
+    })
 }
 
 fn length(table: u64) -> u64 {

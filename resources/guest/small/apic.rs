@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::acpi::{Acpi, Line};
+use crate::platform::{Line, Platform};
 use crate::{cpu, memory, time};
 
 const BASE: u64 = 0xfee0_0000;
@@ -133,21 +133,21 @@ pub fn timer_stop() {
 }
 
 /// Sends a line's interrupts to this CPU.
-pub fn route(acpi: &Acpi, line: Line) {
-    let (ioapic, pin) = ioapic_of(acpi, line.gsi);
+pub fn route(platform: &Platform, line: Line) {
+    let (ioapic, pin) = ioapic_of(platform, line.gsi);
     let low = (VECTOR_FIRST_LINE + line.gsi) | u32::from(line.low) << 13 | u32::from(line.level) << 15;
     ioapic_write(ioapic, 0x11 + 2 * pin, id() << 24);
     ioapic_write(ioapic, 0x10 + 2 * pin, low);
 }
 
 /// Keeps a line's interrupts back.
-pub fn mask(acpi: &Acpi, gsi: u32) {
-    let (ioapic, pin) = ioapic_of(acpi, gsi);
+pub fn mask(platform: &Platform, gsi: u32) {
+    let (ioapic, pin) = ioapic_of(platform, gsi);
     ioapic_write(ioapic, 0x10 + 2 * pin, 1 << 16);
 }
 
-fn ioapic_of(acpi: &Acpi, gsi: u32) -> (u64, u32) {
-    match acpi.ioapic_of(gsi) {
+fn ioapic_of(platform: &Platform, gsi: u32) -> (u64, u32) {
+    match platform.ioapic_of(gsi) {
         Some(place) if gsi < LINES_MAX => place,
         _ => panic!("GSI {gsi} has no I/O APIC or no vector"),
     }

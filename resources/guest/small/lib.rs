@@ -16,6 +16,8 @@ pub mod boot;
 pub mod console;
 pub mod cpu;
 pub mod memory;
+mod mptable;
+pub mod platform;
 pub mod power;
 pub mod rng;
 mod rt;

@@ -1,19 +1,17 @@
 //! The ways a machine ends.
 
-use crate::acpi::Acpi;
+use crate::acpi::Power;
 use crate::apic;
 use crate::cpu::{self, Last};
 use crate::time;
 
 /// ACPI's soft-off: the sleep control register of a hardware-reduced machine, else PM1a control.
-pub fn off(acpi: Option<&Acpi>) -> ! {
+pub fn off(power: &Power) -> ! {
     const SLEEP_ENABLE: u8 = 1 << 5;
-    if let Some(acpi) = acpi
-        && let Some(s5) = acpi.s5
-    {
-        if let Some(register) = acpi.sleep_control {
+    if let Some(s5) = power.s5 {
+        if let Some(register) = power.sleep_control {
             register.write8(s5 << 2 | SLEEP_ENABLE);
-        } else if let Some(port) = acpi.pm1a_control {
+        } else if let Some(port) = power.pm1a_control {
             cpu::out16(port, u16::from(s5) << 10 | 1 << 13);
         }
     }
@@ -21,8 +19,8 @@ pub fn off(acpi: Option<&Acpi>) -> ! {
 }
 
 /// The reset register that the FADT names.
-pub fn acpi_reset(acpi: Option<&Acpi>) -> ! {
-    if let Some((register, value)) = acpi.and_then(|acpi| acpi.reset) {
+pub fn acpi_reset(power: &Power) -> ! {
+    if let Some((register, value)) = power.reset {
         register.write8(value);
     }
     failed("no reset by ACPI")

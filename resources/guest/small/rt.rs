@@ -45,8 +45,11 @@ global_asm!(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     for i in 0..len {
-        // SAFETY: the caller vouches for `len` bytes at both; volatile, or this loop could become a call of itself.
-        let (x, y) = unsafe { (a.add(i).read_volatile(), b.add(i).read_volatile()) };
+        // Volatile, or this loop could become a call of itself.
+        // SAFETY: the caller vouches for `len` bytes at `a`, and `i` is below `len`.
+        let x = unsafe { a.wrapping_add(i).read_volatile() };
+        // SAFETY: and for as many at `b`.
+        let y = unsafe { b.wrapping_add(i).read_volatile() };
         if x != y {
             return i32::from(x) - i32::from(y);
         }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::acpi::CPUS_MAX;
+use crate::platform::CPUS_MAX;
 use crate::{apic, cpu, memory, time};
 
 /// A page below 1 MiB that nothing lives in once the boot data has been copied.

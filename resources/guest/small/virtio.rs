@@ -4,8 +4,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::acpi::{Acpi, Line, Resources};
 use crate::boot::Boot;
+use crate::platform::{Line, Platform, Resources};
 use crate::{apic, memory, time};
 
 /// virtio 1.3 §2.2: device kinds.
@@ -67,7 +67,7 @@ mod register {
 
 /// Calls `each` for every virtio-mmio window that has a device: by the words `virtio_mmio.device=SIZE@ADDRESS:GSI` of the
 /// command line, or by the DSDT when there is no such word.
-pub fn for_each(boot: &Boot, acpi: Option<&Acpi>, mut each: impl FnMut(Device)) {
+pub fn for_each(boot: &Boot, platform: &Platform, mut each: impl FnMut(Device)) {
     let mut named = false;
     for word in boot.values("virtio_mmio.device") {
         named = true;
@@ -75,15 +75,15 @@ pub fn for_each(boot: &Boot, acpi: Option<&Acpi>, mut each: impl FnMut(Device)) 
             each(device);
         }
     }
-    if let (false, Some(acpi)) = (named, acpi) {
-        acpi.devices(b"LNRO0005").filter_map(Device::at).for_each(each);
+    if !named {
+        platform.devices(b"LNRO0005").filter_map(Device::at).for_each(each);
     }
 }
 
 /// The nth device of a kind.
-pub fn find(boot: &Boot, acpi: Option<&Acpi>, kind: u32, nth: usize) -> Option<Device> {
+pub fn find(boot: &Boot, platform: &Platform, kind: u32, nth: usize) -> Option<Device> {
     let (mut found, mut count) = (None, 0);
-    for_each(boot, acpi, |device| {
+    for_each(boot, platform, |device| {
         if device.kind == kind {
             if count == nth {
                 found = Some(device);

@@ -12,7 +12,7 @@ const REGION: u64 = 1 << 20;
 
 /// The nth disk, or the first that can be written.
 pub(crate) fn device(machine: &Machine, nth: usize) -> Option<Device> {
-    virtio::find(machine.boot, machine.acpi.as_ref(), KIND_BLK, nth)
+    virtio::find(machine.boot, &machine.platform, KIND_BLK, nth)
 }
 
 /// The first disk that can be written, opened with these features; it must offer all of them.
@@ -191,8 +191,7 @@ pub(crate) fn indirect(machine: &Machine) -> Result<(), Failure> {
 
 /// Routes a disk's line here and lets the timer bound sleeps, so that [`apic::wait`] works on it.
 pub(crate) fn listen(machine: &Machine, device: Device) -> Result<&'static AtomicU64, Failure> {
-    let acpi = machine.acpi.as_ref().ok_or("there are no ACPI tables")?;
-    apic::route(acpi, device.line);
+    apic::route(&machine.platform, device.line);
     apic::timer_start(machine.timer_hz, 10_000);
     Ok(apic::line_counter(device.line.gsi))
 }
@@ -200,9 +199,7 @@ pub(crate) fn listen(machine: &Machine, device: Device) -> Result<&'static Atomi
 /// Takes that back.
 pub(crate) fn listen_no_more(machine: &Machine, device: Device) {
     apic::timer_stop();
-    if let Some(acpi) = &machine.acpi {
-        apic::mask(acpi, device.line.gsi);
-    }
+    apic::mask(&machine.platform, device.line.gsi);
 }
 
 /// Interrupts come where the driver asked for them and nowhere else, and both indices may wrap.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use guest::acpi::Line;
+use guest::platform::Line;
 use guest::virtio::{self, KIND_RNG};
 use guest::{apic, console, cpu, memory, println, time};
 
@@ -32,7 +32,7 @@ pub(crate) fn pio(_: &Machine) -> Result<(), Failure> {
 /// Device register reads a second that end in user space, from either ring.
 pub(crate) fn mmio(machine: &Machine) -> Result<(), Failure> {
     let mut register = None;
-    virtio::for_each(machine.boot, machine.acpi.as_ref(), |device| {
+    virtio::for_each(machine.boot, &machine.platform, |device| {
         register = Some(device.magic_register())
     });
     let register = register.ok_or("there is no virtio-mmio device to read")?;
@@ -48,11 +48,10 @@ pub(crate) fn mmio(machine: &Machine) -> Result<(), Failure> {
 /// Echoes each line that arrives as `ECHO line`, until the line `end`; says how many interrupts told it so. The first
 /// line out is `SERIAL WAIT`.
 pub(crate) fn serial(machine: &Machine) -> Result<(), Failure> {
-    let acpi = machine.acpi.as_ref().ok_or("there are no ACPI tables")?;
     let counter = apic::line_counter(console::GSI);
     let first = counter.load(Ordering::Relaxed);
     apic::route(
-        acpi,
+        &machine.platform,
         Line {
             gsi: console::GSI,
             level: false,
@@ -75,7 +74,7 @@ pub(crate) fn serial(machine: &Machine) -> Result<(), Failure> {
             }
             if &line[..len] == b"end" {
                 apic::timer_stop();
-                apic::mask(acpi, console::GSI);
+                apic::mask(&machine.platform, console::GSI);
                 let interrupts = counter.load(Ordering::Relaxed) - first;
                 return passed!("serial", "bytes={bytes} interrupts={interrupts}");
             }
@@ -91,16 +90,22 @@ pub(crate) fn serial(machine: &Machine) -> Result<(), Failure> {
     }
 }
 
-/// Writes 1 MiB as fast as it goes: 16384 lines of 64 bytes.
-pub(crate) fn flood(_: &Machine) -> Result<(), Failure> {
+/// Writes 1 MiB, or as many KiB as the word `flood_kib=` says, as fast as it goes: lines of 64 bytes, numbered.
+pub(crate) fn flood(machine: &Machine) -> Result<(), Failure> {
     const LINE: usize = 64;
-    const LINES: u64 = (1 << 20) / LINE as u64;
+    let kib = machine
+        .boot
+        .values("flood_kib")
+        .last()
+        .and_then(|kib| kib.parse().ok())
+        .unwrap_or(1024);
+    let lines: u64 = kib * 1024 / LINE as u64;
     let start = cpu::tsc();
-    for number in 0..LINES {
+    for number in 0..lines {
         let mut line = [b'.'; LINE];
         line[..6].copy_from_slice(b"FLOOD ");
         let mut rest = number;
-        for digit in line[6..12].iter_mut().rev() {
+        for digit in line[6..14].iter_mut().rev() {
             *digit = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
@@ -108,13 +113,13 @@ pub(crate) fn flood(_: &Machine) -> Result<(), Failure> {
         console::write_bytes(&line);
     }
     let ms = time::ns(cpu::tsc() - start) / 1_000_000;
-    passed!("flood", "bytes={} ms={ms}", LINES * LINE as u64)
+    passed!("flood", "bytes={} ms={ms}", lines * LINE as u64)
 }
 
 /// 64 bytes of entropy, from every device that gives some.
 pub(crate) fn rng(machine: &Machine) -> Result<(), Failure> {
     let mut devices = 0;
-    while let Some(device) = virtio::find(machine.boot, machine.acpi.as_ref(), KIND_RNG, devices) {
+    while let Some(device) = virtio::find(machine.boot, &machine.platform, KIND_RNG, devices) {
         let (buffer, written) = guest::rng::fill(device, 64)?;
         let bytes = memory::bytes(buffer, u64::from(written));
         if written != 64 || bytes.iter().all(|byte| *byte == bytes[0]) {

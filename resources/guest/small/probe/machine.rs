@@ -97,16 +97,19 @@ pub(crate) fn rtc(_: &Machine) -> Result<(), Failure> {
 
 /// Waits for the power button: `BUTTON WAIT gsi=N` when it is ready, then at most a minute.
 pub(crate) fn button(machine: &Machine) -> Result<(), Failure> {
-    let acpi = machine.acpi.as_ref().ok_or("there are no ACPI tables")?;
-    let line = acpi.event_line.ok_or("the DSDT has no ACPI0013 with an interrupt")?;
+    let line = machine
+        .platform
+        .power
+        .event_line
+        .ok_or("the DSDT has no ACPI0013 with an interrupt")?;
     let counter = apic::line_counter(line.gsi);
     let seen = counter.load(core::sync::atomic::Ordering::Relaxed);
-    apic::route(acpi, line);
+    apic::route(&machine.platform, line);
     apic::timer_start(machine.timer_hz, 20_000);
     println!("BUTTON WAIT gsi={}", line.gsi);
     let pressed = apic::wait(counter, seen, 60_000);
     apic::timer_stop();
-    apic::mask(acpi, line.gsi);
+    apic::mask(&machine.platform, line.gsi);
     if !pressed {
         return Err("no interrupt within a minute".into());
     }

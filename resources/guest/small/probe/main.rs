@@ -16,8 +16,8 @@ mod processors;
 
 use core::fmt;
 
-use guest::acpi::Acpi;
 use guest::boot::Boot;
+use guest::platform::Platform;
 use guest::{apic, power, println, time};
 
 #[cfg(not(no_note))]
@@ -26,7 +26,7 @@ guest::pvh_note!("pvh_entry");
 /// What a check may look at.
 struct Machine {
     boot: &'static Boot,
-    acpi: Option<Acpi>,
+    platform: Platform,
     /// The local APIC timer's frequency.
     timer_hz: u64,
 }
@@ -91,18 +91,17 @@ const CHECKS: &[(&str, Check)] = &[
 #[unsafe(no_mangle)]
 fn guest_main(boot: &'static Boot) -> ! {
     let clock = time::init();
-    let acpi = Acpi::find(boot);
     apic::mask_pic();
     apic::init_local();
     let machine = Machine {
         boot,
         timer_hz: apic::timer_hz(),
-        acpi,
+        platform: Platform::find(boot),
     };
-    let cpus = machine.acpi.as_ref().map_or(1, |acpi| acpi.cpus_listed);
+    let (cpus, tables) = (machine.platform.cpus_listed, machine.platform.tables.name());
     let mem: u64 = boot.usable().map(|range| range.len()).sum();
     println!(
-        "PROBE READY entry={} cpus={cpus} mem={mem} tsc={} tsc_source={}",
+        "PROBE READY entry={} cpus={cpus} mem={mem} tables={tables} tsc={} tsc_source={}",
         boot.entry,
         time::tsc_hz(),
         clock.name()
@@ -124,13 +123,13 @@ fn guest_main(boot: &'static Boot) -> ! {
 fn end(machine: &Machine, how: &str) -> ! {
     println!("END {how}");
     match how {
-        "acpi-reset" => power::acpi_reset(machine.acpi.as_ref()),
+        "acpi-reset" => power::acpi_reset(&machine.platform.power),
         "i8042" => power::i8042_reset(),
         "triple" => power::triple_fault(),
         "internal" => power::internal_error(),
         "hang" => power::hang(),
         "halt" => power::halt(),
         "spin" => power::spin(),
-        _ => power::off(machine.acpi.as_ref()),
+        _ => power::off(&machine.platform.power),
     }
 }

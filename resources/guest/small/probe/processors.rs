@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use guest::acpi::CPUS_MAX;
+use guest::platform::CPUS_MAX;
 use guest::{apic, console, cpu, println, smp, time};
 
 use super::{Failure, Machine, passed};
@@ -11,7 +11,7 @@ static RUNNING: AtomicU64 = AtomicU64::new(1);
 
 /// Starts the other CPUs, once; gives how many run.
 fn start(machine: &Machine) -> usize {
-    let listed = machine.acpi.as_ref().map_or(&[][..], |acpi| acpi.apic_ids());
+    let listed = machine.platform.apic_ids();
     if RUNNING.load(Ordering::Relaxed) == 1 && listed.len() > 1 {
         RUNNING.store(smp::start(listed) as u64, Ordering::Relaxed);
     }
@@ -31,7 +31,7 @@ fn look(_: usize) -> u64 {
 
 /// `CPU index apic=ID leaf1=ID leafb=ID` for each, then what CPUID says about all of them.
 pub(crate) fn cpus(machine: &Machine) -> Result<(), Failure> {
-    let listed = machine.acpi.as_ref().map_or(1, |acpi| acpi.cpus_listed);
+    let (listed, ids) = (machine.platform.cpus_listed, machine.platform.apic_ids());
     let before = cpu::tsc();
     let running = start(machine);
     let us = time::ns(cpu::tsc() - before) / 1000;
@@ -43,6 +43,13 @@ pub(crate) fn cpus(machine: &Machine) -> Result<(), Failure> {
             let seen = smp::collect(index, 2000).ok_or(Failure::Numbers("cpu gave no answer", index as u64, 0))?;
             (smp::apic_id(index).unwrap_or(0), seen)
         };
+        if !ids.contains(&apic) {
+            return Err(Failure::Numbers(
+                "cpu has an APIC id that no table lists",
+                index as u64,
+                apic.into(),
+            ));
+        }
         println!("CPU {index} apic={apic} leaf1={} leafb={}", seen as u32, seen >> 32);
     }
     if running != listed.min(CPUS_MAX) {
