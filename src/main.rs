@@ -1,6 +1,7 @@
 //! husk, a minimal virtual machine monitor on /dev/kvm. This crate is the program: arguments, the terminal, exit codes.
 //! It knows the commands of `vmm` and nothing of KVM or of devices.
 
+mod allocator;
 mod cli;
 mod demo;
 mod exit;
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    allocator::share_one_arena();
     logging::install();
     let status = match cli::parse().run(started) {
         Ok(status) => status,

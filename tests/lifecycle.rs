@@ -28,7 +28,10 @@ struct Scene {
 fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let config = VmConfig {
         cpus,
-        memory: MemoryConfig { size_bytes: 64 * MIB, backing },
+        memory: MemoryConfig {
+            size_bytes: 64 * MIB,
+            backing,
+        },
         boot: BootConfig {
             kernel: KernelSource::Path(PROBE.into()),
             initrd: None,
@@ -41,8 +44,19 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (sender, events) = event_queue().unwrap();
-    let machine = Machine::build(config, Wiring { serial_output: OwnedFd::from(writer), events: sender }).unwrap();
-    Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }
+    let machine = Machine::build(
+        config,
+        Wiring {
+            serial_output: OwnedFd::from(writer),
+            events: sender,
+        },
+    )
+    .unwrap();
+    Scene {
+        machine,
+        events,
+        lines: lines_of(OwnedFd::from(reader).into()),
+    }
 }
 
 fn lines_of(mut output: File) -> Receiver<String> {
@@ -69,7 +83,10 @@ impl Scene {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).unwrap_or_else(|error| panic!("no line `{start}`: {error}"));
+            let line = self
+                .lines
+                .recv_timeout(left)
+                .unwrap_or_else(|error| panic!("no line `{start}`: {error}"));
             if line.starts_with(start) {
                 return line;
             }
@@ -115,8 +132,16 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
         scene.machine.apply(Command::Pause).unwrap();
         // What was on its way out when the vCPUs parked still comes; then nothing.
         let late = scene.rest(Duration::from_millis(200));
-        last = late.iter().filter(|line| line.starts_with("TICK ")).map(|line| tick(line)).last().unwrap_or(last);
-        assert!(scene.rest(Duration::from_millis(200)).is_empty(), "a paused guest printed");
+        last = late
+            .iter()
+            .filter(|line| line.starts_with("TICK "))
+            .map(|line| tick(line))
+            .last()
+            .unwrap_or(last);
+        assert!(
+            scene.rest(Duration::from_millis(200)).is_empty(),
+            "a paused guest printed"
+        );
         scene.machine.apply(Command::Resume).unwrap();
         let next = tick(&scene.wait_for("TICK "));
         assert!(next > last, "tick {next} after tick {last}");
@@ -131,7 +156,11 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
 
 #[test]
 fn no_kick_of_many_is_lost() {
-    let pauses = if std::env::var_os("HUSK_SOAK").is_some() { 2000 } else { 200 };
+    let pauses = if std::env::var_os("HUSK_SOAK").is_some() {
+        2000
+    } else {
+        200
+    };
     let mut scene = scene(4, "check=count end=poweroff", MemoryBacking::Memfd);
     scene.machine.apply(Command::Start).unwrap();
     scene.wait_for("TICK ");
@@ -147,7 +176,10 @@ fn no_kick_of_many_is_lost() {
 fn a_command_that_the_state_does_not_accept_changes_nothing() {
     let mut scene = scene(1, "end=halt", MemoryBacking::Anonymous);
     for command in [Command::Pause, Command::Resume, Command::PowerButton] {
-        assert!(matches!(scene.machine.apply(command), Err(MachineError::Refused(_))), "{command:?}");
+        assert!(
+            matches!(scene.machine.apply(command), Err(MachineError::Refused(_))),
+            "{command:?}"
+        );
         assert_eq!(scene.machine.state(), State::NotStarted);
     }
     scene.machine.apply(Command::Start).unwrap();
@@ -163,10 +195,24 @@ fn guest_memory_that_the_host_takes_away_ends_the_run_and_is_told() {
     let mut scene = scene(1, "check=count end=poweroff", MemoryBacking::Memfd);
     scene.machine.apply(Command::Start).unwrap();
     scene.wait_for("TICK ");
-    let memfd = scene.machine.memory().iter().next().unwrap().file_offset().unwrap().arc().clone();
+    let memfd = scene
+        .machine
+        .memory()
+        .iter()
+        .next()
+        .unwrap()
+        .file_offset()
+        .unwrap()
+        .arc()
+        .clone();
     memfd.set_len(0).unwrap();
-    let GuestEvent::Crashed(crash) = scene.wait_for_event() else { panic!("the machine asked for something") };
-    assert!(matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault), "{crash}");
+    let GuestEvent::Crashed(crash) = scene.wait_for_event() else {
+        panic!("the machine asked for something")
+    };
+    assert!(
+        matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault),
+        "{crash}"
+    );
     scene.machine.apply(Command::Stop).unwrap();
 }
 
@@ -178,9 +224,9 @@ fn a_machine_that_is_dropped_while_it_runs_leaves_no_thread() {
     drop(scene.machine);
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
-            std::fs::read_to_string(task.unwrap().path().join("comm")).ok()
-        });
+        let names = std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
         let left: Vec<String> = names.filter(|name| name.starts_with("husk-")).collect();
         if left.is_empty() {
             return;

@@ -15,7 +15,11 @@ pub(crate) use run::{Finished, RunError, drive};
 
 /// A minimal virtual machine monitor on /dev/kvm.
 #[derive(Debug, Parser)]
-#[command(name = "husk", version, after_help = "Example: husk run --kernel vmlinux --disk root.img --memory 1G --cpus 2")]
+#[command(
+    name = "husk",
+    version,
+    after_help = "Example: husk run --kernel vmlinux --disk root.img --memory 1G --cpus 2"
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,7 +31,9 @@ enum Command {
     #[command(after_help = "Example: husk demo")]
     Demo,
     /// Boot a VM with its serial console on this terminal (Ctrl-A x quits).
-    #[command(after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M")]
+    #[command(
+        after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
+    )]
     Run(run::RunArgs),
 }
 

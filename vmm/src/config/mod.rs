@@ -1,17 +1,19 @@
 //! What a VM is: the description a user gives, and [`validate`](VmConfig::validate), the only place where its limits
 //! live. Nothing here opens, maps or creates anything but a look at the host's facts.
 
+mod host;
 mod size;
 
 use std::fs::File;
 use std::path::PathBuf;
 
+use arch::VcpuCount;
 use arch::layout::{CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX};
 use arch::topology::VcpuCountError;
-use arch::VcpuCount;
 use thiserror::Error;
 
 pub use arch::boot::BootEntry;
+pub use host::HostFacts;
 pub use size::{SizeError, parse_size};
 
 /// Bytes in one MiB.
@@ -105,13 +107,6 @@ pub enum Entropy {
     On,
     /// It has one if the disks leave a device slot.
     IfRoom,
-}
-
-/// Facts of the host that a configuration is held against.
-#[derive(Debug, Clone, Copy)]
-pub struct HostFacts {
-    /// Physical memory, in bytes (`MemTotal` of /proc/meminfo).
-    pub memory_bytes: u64,
 }
 
 /// A configuration that breaks a limit.
@@ -222,7 +217,10 @@ impl VmConfig {
             }
         }
         match ids.get(SLOTS) {
-            Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
+            Some(id) => Err(ConfigError::TooManyDevices {
+                id: (*id).to_owned(),
+                number: SLOTS + 1,
+            }),
             None => Ok(()),
         }
     }
@@ -238,23 +236,12 @@ impl MemoryConfig {
             return Err(ConfigError::MemoryNotWholeMib { bytes });
         }
         if bytes > host.memory_bytes {
-            return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
+            return Err(ConfigError::MemoryBeyondHost {
+                asked: bytes,
+                host: host.memory_bytes,
+            });
         }
         Ok(())
-    }
-}
-
-impl HostFacts {
-    /// Reads them from the running kernel. A host that does not say has no limit.
-    #[must_use]
-    pub fn read() -> Self {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib = meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix("MemTotal:"))
-            .and_then(|rest| rest.split_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok());
-        Self { memory_bytes: kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024)) }
     }
 }
 

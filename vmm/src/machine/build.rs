@@ -1,8 +1,9 @@
 //! The one way in which a machine comes to be.
 //!
 //! Three strands, since each waits for something else: this thread asks KVM for the VM, its memory, interrupt
-//! controllers and vCPUs; a second reads the kernel into guest memory, writes the tables and makes the devices; a third
-//! creates the timer, which waits for a grace period in the kernel. Each vCPU thread sets its own vCPU up.
+//! controllers and vCPUs; a second does all that needs no VM: it reads the kernel into guest memory, writes the tables,
+//! asks KVM what its CPUs can do and makes the devices; a third creates the timer, which waits for a grace period in the
+//! kernel. Each vCPU thread sets its own vCPU up.
 
 use std::fs::File;
 use std::io::{self, Cursor};
@@ -19,10 +20,10 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 
+use super::Machine;
 use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
-use super::Machine;
 use crate::config::{KernelSource, VmConfig};
 use crate::control::{EventSender, State};
 use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler};
@@ -91,36 +92,64 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
+        let kvm = kvm::open(count)?;
         let memory = Arc::new(memory::map(&config.memory)?);
         let (parts, created) = thread::scope(|scope| {
-            let parts = scope.spawn(|| Parts::make(config, &memory, count, wiring));
-            let created = Created::make(&memory, count);
-            (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
+            let parts = scope.spawn(|| Parts::make(&kvm, config, &memory, count, wiring));
+            let created = Created::make(&kvm, &memory, count);
+            (
+                parts
+                    .join()
+                    .expect("with panic = abort a thread returns or the process ends"),
+                created,
+            )
         });
         // What is wrong with the user's files is told before what is wrong with the host.
-        let (Parts { kernel, devices }, Created { vm, fds, templates }) = (parts?, created?);
+        let (
+            Parts {
+                kernel,
+                templates,
+                devices,
+            },
+            Created { vm, fds },
+        ) = (parts?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
-        Ok(Self { vcpus, devices, _vm: vm, memory, state: State::NotStarted, first_entry: None, ended: None })
+        Ok(Self {
+            vcpus,
+            devices,
+            _vm: vm,
+            memory,
+            state: State::NotStarted,
+            first_entry: None,
+            ended: None,
+        })
     }
 }
 
-/// What is made without KVM.
+/// What is made without the VM.
 struct Parts {
     kernel: Kernel,
+    templates: CpuTemplates,
     devices: Devices,
 }
 
 impl Parts {
     fn make(
+        kvm: &Kvm,
         config: VmConfig,
         memory: &Arc<GuestMemory>,
         count: VcpuCount,
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
         let kernel = load(&config, memory, count)?;
+        let templates = CpuTemplates::read(kvm, count)?;
         let devices = Devices::make(config, memory, wiring)?;
-        Ok(Self { kernel, devices })
+        Ok(Self {
+            kernel,
+            templates,
+            devices,
+        })
     }
 }
 
@@ -128,8 +157,13 @@ impl Parts {
 fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Kernel, BuildError> {
     let boot = &config.boot;
     let kernel = match &boot.kernel {
-        KernelSource::BuiltIn(image) => boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry)
-            .map_err(|source| BuildError::Load { role: "kernel", path: "(built in)".into(), source })?,
+        KernelSource::BuiltIn(image) => {
+            boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry).map_err(|source| BuildError::Load {
+                role: "kernel",
+                path: "(built in)".into(),
+                source,
+            })?
+        }
         KernelSource::Path(path) => {
             let mut file = open("kernel", path)?;
             load_failed("kernel", path, boot::load_kernel(memory, &mut file, boot.entry))?
@@ -139,12 +173,23 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         None => None,
         Some(path) => {
             let mut file = open("initrd", path)?;
-            Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
+            Some(load_failed(
+                "initrd",
+                path,
+                boot::load_initrd(memory, &mut file, &kernel),
+            )?)
         }
     };
     let windows = Devices::windows(config);
-    let rsdp = acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &windows })?;
-    boot::write_boot_data(memory, &kernel, initrd.as_ref(), config.cmdline(), Some(rsdp)).map_err(BuildError::BootData)?;
+    let rsdp = acpi::write_tables(
+        memory,
+        &AcpiConfig {
+            cpus: count,
+            virtio_mmio: &windows,
+        },
+    )?;
+    boot::write_boot_data(memory, &kernel, initrd.as_ref(), config.cmdline(), Some(rsdp))
+        .map_err(BuildError::BootData)?;
     Ok(kernel)
 }
 
@@ -152,7 +197,26 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
 struct Created {
     vm: VmFd,
     fds: Vec<(VcpuIndex, VcpuFd)>,
-    templates: CpuTemplates,
+}
+
+impl Created {
+    fn make(kvm: &Kvm, memory: &GuestMemory, count: VcpuCount) -> Result<Self, BuildError> {
+        let vm = kvm.create_vm().map_err(failed("create a VM (KVM_CREATE_VM)"))?;
+        memory::register(&vm, memory)?;
+        kvm::create_irqchip(&vm)?;
+        let fds = thread::scope(|scope| {
+            let pit = scope.spawn(|| kvm::create_pit(&vm));
+            let fds = count
+                .indices()
+                .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
+                .collect::<Result<_, _>>()
+                .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"));
+            pit.join()
+                .expect("with panic = abort a thread returns or the process ends")?;
+            fds
+        })?;
+        Ok(Self { vm, fds })
+    }
 }
 
 /// What every vCPU's registers start from.
@@ -162,37 +226,22 @@ struct CpuTemplates {
     model: CpuModel,
 }
 
-impl Created {
-    fn make(memory: &GuestMemory, count: VcpuCount) -> Result<Self, BuildError> {
-        let kvm = kvm::open(count)?;
-        let vm = kvm.create_vm().map_err(failed("create a VM (KVM_CREATE_VM)"))?;
-        memory::register(&vm, memory)?;
-        kvm::create_irqchip(&vm)?;
-        thread::scope(|scope| {
-            let pit = scope.spawn(|| kvm::create_pit(&vm));
-            let templates = CpuTemplates::read(&kvm, count)?;
-            let fds = count
-                .indices()
-                .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
-                .collect::<Result<_, _>>()
-                .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"))?;
-            pit.join().expect("with panic = abort a thread returns or the process ends")?;
-            Ok((templates, fds))
-        })
-        .map(|(templates, fds)| Self { vm, fds, templates })
-    }
-}
-
 impl CpuTemplates {
     fn read(kvm: &Kvm, count: VcpuCount) -> Result<Self, KvmError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
-        let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        let msrs = kvm
+            .get_msr_index_list()
+            .map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
         Ok(Self {
             supported: Arc::new(supported),
             msrs: Arc::new(msrs::boot(msrs.as_slice())),
-            model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
+            model: CpuModel {
+                count,
+                tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
+                tsc_khz: None,
+            },
         })
     }
 
@@ -201,7 +250,10 @@ impl CpuTemplates {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
         let model = self.model;
         Box::new(move |fd| {
-            let model = CpuModel { tsc_khz: fd.get_tsc_khz().ok(), ..model };
+            let model = CpuModel {
+                tsc_khz: fd.get_tsc_khz().ok(),
+                ..model
+            };
             let cpuid = cpuid::for_vcpu(&supported, index, &model)?;
             arch::vcpu::configure(fd, index, &cpuid, &msrs, index.is_boot().then_some(&kernel))?;
             Ok(())
@@ -234,9 +286,17 @@ fn start_vcpus(
 }
 
 fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
-    File::open(path).map_err(|source| BuildError::Open { role, path: path.to_owned(), source })
+    File::open(path).map_err(|source| BuildError::Open {
+        role,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn load_failed<T>(role: &'static str, path: &Path, loaded: Result<T, LoadError>) -> Result<T, BuildError> {
-    loaded.map_err(|source| BuildError::Load { role, path: path.to_owned(), source })
+    loaded.map_err(|source| BuildError::Load {
+        role,
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -11,8 +11,8 @@ use thiserror::Error;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::memfd;
 use crate::config::{MIB, MemoryBacking, MemoryConfig};
+use crate::memfd;
 
 /// What keeps a machine from having its memory.
 #[derive(Debug, Error)]
@@ -55,7 +55,9 @@ pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemory, MemoryError> {
     let bytes = config.size_bytes;
     let file = match config.backing {
         MemoryBacking::Anonymous => None,
-        MemoryBacking::Memfd => Some(Arc::new(memfd::create("husk-guest-memory", bytes).map_err(|source| MemoryError::Memfd { bytes, source })?)),
+        MemoryBacking::Memfd => Some(Arc::new(
+            memfd::create("husk-guest-memory", bytes).map_err(|source| MemoryError::Memfd { bytes, source })?,
+        )),
     };
     let mut offset = 0;
     let ranges: Vec<(GuestAddress, usize, Option<FileOffset>)> = layout::ram_ranges(bytes)
@@ -63,7 +65,11 @@ pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemory, MemoryError> {
         .map(|(address, length)| {
             let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
             offset += length;
-            (address, usize::try_from(length).expect("a 64-bit host addresses 64 bits"), place)
+            (
+                address,
+                usize::try_from(length).expect("a 64-bit host addresses 64 bits"),
+                place,
+            )
         })
         .collect();
     GuestMemory::from_ranges_with_files(ranges).map_err(|source| MemoryError::Map { bytes, source })
