@@ -126,7 +126,7 @@ impl ControlLoop {
     fn wait(&mut self) -> Result<Outcome, ControlError> {
         let mut ready = [EpollEvent::default(); 4];
         loop {
-            if let Some(outcome) = self.take_guest_events() {
+            if let Some(outcome) = self.take_guest_event() {
                 return Ok(outcome);
             }
             if self.input == Input::Ready && self.feed_console() {
@@ -144,7 +144,7 @@ impl ControlLoop {
             };
             let woke = |source: Source| ready[..count].iter().any(|event| event.data() == source as u64);
             let (signal, typed, room) = (woke(Source::Signal), woke(Source::Console), woke(Source::SerialRoom));
-            if let Some(outcome) = self.take_guest_events() {
+            if let Some(outcome) = self.take_guest_event() {
                 return Ok(outcome);
             }
             if signal || (typed && self.feed_console()) {
@@ -156,18 +156,15 @@ impl ControlLoop {
         }
     }
 
-    /// All events of the guest there are now; the first that ends the machine is its outcome.
-    fn take_guest_events(&mut self) -> Option<Outcome> {
+    /// The guest's oldest event, if there is one; each there is so far ends the machine.
+    fn take_guest_event(&mut self) -> Option<Outcome> {
         // The count does not matter, and an empty one is no error here.
         let _ = self.events.wake().read();
-        while let Some(event) = self.events.next() {
-            match event {
-                GuestEvent::Crashed(crash) => return Some(Outcome::Crashed(crash)),
-                GuestEvent::Request(MachineRequest::PowerOff) => return Some(Outcome::PoweredOff),
-                GuestEvent::Request(MachineRequest::Reset) => return Some(Outcome::Reset),
-            }
-        }
-        None
+        self.events.next().map(|event| match event {
+            GuestEvent::Crashed(crash) => Outcome::Crashed(crash),
+            GuestEvent::Request(MachineRequest::PowerOff) => Outcome::PoweredOff,
+            GuestEvent::Request(MachineRequest::Reset) => Outcome::Reset,
+        })
     }
 
     /// Moves what there is from the console into the serial port; whether the user asked to quit.

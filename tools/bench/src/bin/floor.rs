@@ -58,9 +58,10 @@ fn main() -> io::Result<()> {
         let fd = call(vm, KVM_CREATE_VCPU, index as c_ulong)?;
         map(size, libc::MAP_SHARED, fd)?;
     }
-    // SAFETY: the code fits into the first page after CODE_ADDRESS, which is inside the mapping of at least 1 MiB.
-    let code = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>().add(CODE_ADDRESS), CODE.len()) };
-    code.copy_from_slice(&CODE);
+    // SAFETY: the mapping has at least 1 MiB, so the address is inside it.
+    let place = unsafe { memory.cast::<u8>().add(CODE_ADDRESS) };
+    // SAFETY: the code ends within the mapping, which nobody else uses before the vCPU runs.
+    unsafe { std::ptr::copy_nonoverlapping(CODE.as_ptr(), place, CODE.len()) };
     let mut sregs = kvm_sregs::default();
     pass(boot, KVM_GET_SREGS, &mut sregs)?;
     sregs.cs.base = 0;
