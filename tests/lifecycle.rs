@@ -134,10 +134,8 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
         let late = scene.rest(Duration::from_millis(200));
         last = late
             .iter()
-            .filter(|line| line.starts_with("TICK "))
-            .map(|line| tick(line))
-            .last()
-            .unwrap_or(last);
+            .rfind(|line| line.starts_with("TICK "))
+            .map_or(last, |line| tick(line));
         assert!(
             scene.rest(Duration::from_millis(200)).is_empty(),
             "a paused guest printed"
@@ -213,6 +211,17 @@ fn guest_memory_that_the_host_takes_away_ends_the_run_and_is_told() {
         matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault),
         "{crash}"
     );
+    scene.machine.apply(Command::Stop).unwrap();
+}
+
+#[test]
+fn the_power_button_reaches_the_guest_as_an_interrupt() {
+    let mut scene = scene(1, "check=button end=poweroff", MemoryBacking::Anonymous);
+    scene.machine.apply(Command::Start).unwrap();
+    scene.wait_for("BUTTON WAIT");
+    scene.machine.apply(Command::PowerButton).unwrap();
+    scene.wait_for("CHECK button ok");
+    assert!(matches!(scene.wait_for_event(), GuestEvent::Request(_)));
     scene.machine.apply(Command::Stop).unwrap();
 }
 

@@ -58,16 +58,13 @@ impl Vcpu {
                 buses.pio.write(u64::from(port), data);
                 Exit::Handled(ExitKind::IoOut)
             }
+            // Where nobody answers, the bus leaves all ones, as on a PC.
             Ok(VcpuExit::IoIn(port, data)) => {
-                if !buses.pio.read(u64::from(port), data) {
-                    data.fill(FLOATING);
-                }
+                buses.pio.read(u64::from(port), data);
                 Exit::Handled(ExitKind::IoIn)
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                if !buses.mmio.read(address, data) {
-                    data.fill(FLOATING);
-                }
+                buses.mmio.read(address, data);
                 Exit::Handled(ExitKind::MmioRead)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
@@ -97,6 +94,3 @@ impl Vcpu {
         }
     }
 }
-
-/// What a read gets where no device drives the bus.
-const FLOATING: u8 = 0xff;
