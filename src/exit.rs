@@ -24,9 +24,7 @@ pub(crate) fn describe(error: &dyn Error) -> String {
         cause = error.source();
     }
     // Whatever a path or an id holds, a line stays one line.
-    line.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -56,10 +56,7 @@ impl RawTerminal {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        assert!(
-            !ACTIVE.load(Ordering::Relaxed),
-            "the process has one terminal and puts it into raw mode once"
-        );
+        assert!(!ACTIVE.load(Ordering::Relaxed), "the process has one terminal and puts it into raw mode once");
         let mut settings = MaybeUninit::<libc::termios>::uninit();
         // SAFETY: tcgetattr writes a termios to the place it is given.
         if unsafe { libc::tcgetattr(libc::STDIN_FILENO, settings.as_mut_ptr()) } != 0 {

@@ -51,9 +51,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 /// The file's lines without its comments, numbered from 1.
 fn code(path: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(path).unwrap();
-    let bare = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().to_owned());
+    let bare = text.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned());
     bare.enumerate().map(|(index, line)| (index + 1, line)).collect()
 }
 
@@ -94,8 +92,5 @@ fn unsafe_code_stands_only_in_the_listed_files() {
         .map(|path| path.strip_prefix(root()).unwrap().display().to_string())
         .collect();
     let listed: BTreeSet<String> = UNSAFE_FILES.iter().map(|&path| path.to_owned()).collect();
-    assert_eq!(
-        found, listed,
-        "files that opt out of the unsafe lint against the list in this test"
-    );
+    assert_eq!(found, listed, "files that opt out of the unsafe lint against the list in this test");
 }

@@ -28,10 +28,7 @@ struct Scene {
 fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let config = VmConfig {
         cpus,
-        memory: MemoryConfig {
-            size_bytes: 64 * MIB,
-            backing,
-        },
+        memory: MemoryConfig { size_bytes: 64 * MIB, backing },
         boot: BootConfig {
             kernel: KernelSource::Path(PROBE.into()),
             initrd: None,
@@ -44,19 +41,8 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (sender, events) = event_queue().unwrap();
-    let machine = Machine::build(
-        config,
-        Wiring {
-            serial_output: OwnedFd::from(writer),
-            events: sender,
-        },
-    )
-    .unwrap();
-    Scene {
-        machine,
-        events,
-        lines: lines_of(OwnedFd::from(reader).into()),
-    }
+    let machine = Machine::build(config, Wiring { serial_output: OwnedFd::from(writer), events: sender }).unwrap();
+    Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }
 }
 
 fn lines_of(mut output: File) -> Receiver<String> {
@@ -83,10 +69,7 @@ impl Scene {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self
-                .lines
-                .recv_timeout(left)
-                .unwrap_or_else(|error| panic!("no line `{start}`: {error}"));
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|error| panic!("no line `{start}`: {error}"));
             if line.starts_with(start) {
                 return line;
             }
@@ -132,14 +115,8 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
         scene.machine.apply(Command::Pause).unwrap();
         // What was on its way out when the vCPUs parked still comes; then nothing.
         let late = scene.rest(Duration::from_millis(200));
-        last = late
-            .iter()
-            .rfind(|line| line.starts_with("TICK "))
-            .map_or(last, |line| tick(line));
-        assert!(
-            scene.rest(Duration::from_millis(200)).is_empty(),
-            "a paused guest printed"
-        );
+        last = late.iter().rfind(|line| line.starts_with("TICK ")).map_or(last, |line| tick(line));
+        assert!(scene.rest(Duration::from_millis(200)).is_empty(), "a paused guest printed");
         scene.machine.apply(Command::Resume).unwrap();
         let next = tick(&scene.wait_for("TICK "));
         assert!(next > last, "tick {next} after tick {last}");
@@ -154,11 +131,7 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
 
 #[test]
 fn no_kick_of_many_is_lost() {
-    let pauses = if std::env::var_os("HUSK_SOAK").is_some() {
-        2000
-    } else {
-        200
-    };
+    let pauses = if std::env::var_os("HUSK_SOAK").is_some() { 2000 } else { 200 };
     let mut scene = scene(4, "check=count end=poweroff", MemoryBacking::Memfd);
     scene.machine.apply(Command::Start).unwrap();
     scene.wait_for("TICK ");
@@ -174,10 +147,7 @@ fn no_kick_of_many_is_lost() {
 fn a_command_that_the_state_does_not_accept_changes_nothing() {
     let mut scene = scene(1, "end=halt", MemoryBacking::Anonymous);
     for command in [Command::Pause, Command::Resume, Command::PowerButton] {
-        assert!(
-            matches!(scene.machine.apply(command), Err(MachineError::Refused(_))),
-            "{command:?}"
-        );
+        assert!(matches!(scene.machine.apply(command), Err(MachineError::Refused(_))), "{command:?}");
         assert_eq!(scene.machine.state(), State::NotStarted);
     }
     scene.machine.apply(Command::Start).unwrap();
@@ -193,24 +163,10 @@ fn guest_memory_that_the_host_takes_away_ends_the_run_and_is_told() {
     let mut scene = scene(1, "check=count end=poweroff", MemoryBacking::Memfd);
     scene.machine.apply(Command::Start).unwrap();
     scene.wait_for("TICK ");
-    let memfd = scene
-        .machine
-        .memory()
-        .iter()
-        .next()
-        .unwrap()
-        .file_offset()
-        .unwrap()
-        .arc()
-        .clone();
+    let memfd = scene.machine.memory().iter().next().unwrap().file_offset().unwrap().arc().clone();
     memfd.set_len(0).unwrap();
-    let GuestEvent::Crashed(crash) = scene.wait_for_event() else {
-        panic!("the machine asked for something")
-    };
-    assert!(
-        matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault),
-        "{crash}"
-    );
+    let GuestEvent::Crashed(crash) = scene.wait_for_event() else { panic!("the machine asked for something") };
+    assert!(matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault), "{crash}");
     scene.machine.apply(Command::Stop).unwrap();
 }
 

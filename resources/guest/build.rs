@@ -22,14 +22,8 @@ const COMMON: &[&str] = &[
     "-Cstrip=symbols",
 ];
 
-const LINK: &[&str] = &[
-    "-nostdlib",
-    "-nostartfiles",
-    "-static",
-    "-no-pie",
-    "-Wl,--build-id=none",
-    "-Wl,-z,max-page-size=4096",
-];
+const LINK: &[&str] =
+    &["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096"];
 
 fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=resources/link");
@@ -57,9 +51,7 @@ fn build() -> io::Result<()> {
     let small = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("resources/guest/small");
     let library = out.join("libguest.rlib");
     finish(
-        rustc(&small.join("lib.rs"), &library)?
-            .args(["--crate-name=guest", "--crate-type=rlib"])
-            .spawn()?,
+        rustc(&small.join("lib.rs"), &library)?.args(["--crate-name=guest", "--crate-type=rlib"]).spawn()?,
         "lib.rs",
     )?;
 
@@ -73,19 +65,14 @@ fn build() -> io::Result<()> {
     for (name, source, script, flags) in guests {
         let elf = out.join(format!("guest-{name}"));
         let mut command = rustc(&small.join(source), &elf)?;
-        command
-            .arg(format!("--crate-name={name}"))
-            .arg("--crate-type=bin")
-            .args(flags);
+        command.arg(format!("--crate-name={name}")).arg("--crate-type=bin").args(flags);
         command.arg(format!("--extern=guest={}", library.display()));
         command.args(LINK.iter().map(|flag| format!("-Clink-arg={flag}")));
         command.arg(format!("-Clink-arg=-Wl,-T,{}", small.join(script).display()));
         compilers.push((name, command.spawn()?));
         println!("cargo:rustc-env=HUSK_GUEST_{}={}", name.to_uppercase(), elf.display());
     }
-    compilers
-        .into_iter()
-        .try_for_each(|(name, compiler)| finish(compiler, name))
+    compilers.into_iter().try_for_each(|(name, compiler)| finish(compiler, name))
 }
 
 fn rustc(source: &Path, output: &Path) -> io::Result<Command> {
@@ -102,9 +89,5 @@ fn variable(name: &str) -> io::Result<String> {
 
 fn finish(mut compiler: Child, what: &str) -> io::Result<()> {
     let status = compiler.wait()?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("rustc ended with {status} on {what}")))
-    }
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("rustc ended with {status} on {what}"))) }
 }

@@ -39,15 +39,8 @@ impl FromStr for DiskArg {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut words = text.split(',');
-        let path = words
-            .next()
-            .filter(|path| !path.is_empty())
-            .ok_or(DiskArgError::NoPath)?;
-        let mut disk = Self {
-            path: path.into(),
-            id: None,
-            read_only: false,
-        };
+        let path = words.next().filter(|path| !path.is_empty()).ok_or(DiskArgError::NoPath)?;
+        let mut disk = Self { path: path.into(), id: None, read_only: false };
         for word in words {
             match word.split_once('=') {
                 None if word == "ro" && disk.read_only => return Err(DiskArgError::Twice { word: "ro" }),
@@ -87,11 +80,7 @@ mod tests {
 
     #[test]
     fn options_come_in_any_order() {
-        let expected = Ok(DiskArg {
-            path: "x".into(),
-            id: Some("root".to_owned()),
-            read_only: true,
-        });
+        let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true });
         assert_eq!("x,ro,id=root".parse(), expected);
         assert_eq!("x,id=root,ro".parse(), expected);
     }
@@ -100,13 +89,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         assert_eq!(",ro".parse::<DiskArg>(), Err(DiskArgError::NoPath));
         assert_eq!("x,ro,ro".parse::<DiskArg>(), Err(DiskArgError::Twice { word: "ro" }));
-        assert_eq!(
-            "x,rw".parse::<DiskArg>(),
-            Err(DiskArgError::UnknownWord { word: "rw".to_owned() })
-        );
-        assert_eq!(
-            "x,".parse::<DiskArg>(),
-            Err(DiskArgError::UnknownWord { word: String::new() })
-        );
+        assert_eq!("x,rw".parse::<DiskArg>(), Err(DiskArgError::UnknownWord { word: "rw".to_owned() }));
+        assert_eq!("x,".parse::<DiskArg>(), Err(DiskArgError::UnknownWord { word: String::new() }));
     }
 }

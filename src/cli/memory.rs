@@ -32,9 +32,6 @@ impl FromStr for MemoryArg {
             Some((size, "shared")) => (size, MemoryBacking::Memfd),
             Some((_, word)) => return Err(MemoryArgError::UnknownWord { word: word.to_owned() }),
         };
-        Ok(Self(MemoryConfig {
-            size_bytes: parse_size(size)?,
-            backing,
-        }))
+        Ok(Self(MemoryConfig { size_bytes: parse_size(size)?, backing }))
     }
 }

@@ -71,12 +71,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn run(self) -> Result<ExitStatus, RunError> {
-        let disks = self
-            .disk
-            .into_iter()
-            .enumerate()
-            .map(|(index, disk)| disk.into_config(index))
-            .collect();
+        let disks = self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect();
         let config = VmConfig {
             cpus: self.cpus,
             memory: self.memory.0,
@@ -114,19 +109,11 @@ pub(crate) fn drive(config: VmConfig) -> Result<Finished, RunError> {
     let signals = Signals::block().map_err(host("take over termination signals"))?;
     let (events, received) = event_queue().map_err(host("create the event queue"))?;
     let output = duplicate(&io::stdout()).map_err(host("duplicate standard output"))?;
-    let machine = Machine::build(
-        config,
-        Wiring {
-            serial_output: output,
-            events,
-        },
-    )?;
+    let machine = Machine::build(config, Wiring { serial_output: output, events })?;
     let raw = RawTerminal::enter()?;
     let escape = if raw.is_some() { Escape::CtrlA } else { Escape::None };
     // A closed standard input is an input that is at its end.
-    let console = duplicate(&io::stdin())
-        .ok()
-        .map(|input| Console::new(input.into(), escape));
+    let console = duplicate(&io::stdin()).ok().map(|input| Console::new(input.into(), escape));
     let ended = ControlLoop::new(machine, received, signals, console)?.run();
     drop(raw);
     let (machine, outcome) = ended?;

@@ -45,12 +45,8 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
 
 fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64) -> Result<Row, BenchError> {
     let kernel = &artifacts.first;
-    let (husk, floor) = pairs(
-        FIRST_INSTRUCTION_PAIRS,
-        FIRST_BYTE,
-        || artifacts.husk(kernel, mib, 1),
-        || artifacts.floor(mib, 1),
-    )?;
+    let (husk, floor) =
+        pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || artifacts.husk(kernel, mib, 1), || artifacts.floor(mib, 1))?;
     let qemu = (0..QEMU_BOOTS)
         .map(|_| milliseconds(artifacts.qemu(kernel, mib, 1), FIRST_BYTE))
         .collect::<Result<Vec<_>, _>>()?;
@@ -62,30 +58,20 @@ fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64) -> Result<Row,
 fn each_further_vcpu(artifacts: &Artifacts) -> Result<Row, BenchError> {
     const MORE: u64 = 7;
     let slope = |many: Vec<f64>, one: Vec<f64>| {
-        median(many)
-            .zip(median(one))
-            .map(|(many, one)| (many - one) / f64::from(u32::try_from(MORE).unwrap_or(1)))
+        median(many).zip(median(one)).map(|(many, one)| (many - one) / f64::from(u32::try_from(MORE).unwrap_or(1)))
     };
     let husk = |vcpus| artifacts.husk(&artifacts.first, 128, vcpus);
     let floor = |vcpus| artifacts.floor(128, vcpus);
     let (many, one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || husk(1 + MORE), || husk(1))?;
     let (floor_many, floor_one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || floor(1 + MORE), || floor(1))?;
-    Ok(Row::less_is_better(
-        "boot-each-further-vcpu",
-        "ms",
-        slope(many, one),
-        None,
-        slope(floor_many, floor_one),
-    ))
+    Ok(Row::less_is_better("boot-each-further-vcpu", "ms", slope(many, one), None, slope(floor_many, floor_one)))
 }
 
 /// Memory of the monitor beyond its guest's: 128 MiB, one disk, the guest halted.
 fn footprint(artifacts: &Artifacts) -> Result<[Row; 2], BenchError> {
     let disk = artifacts.first.with_extension("scratch-disk");
-    std::fs::write(&disk, vec![0; 1 << 20]).map_err(|source| BenchError::Proc {
-        path: disk.display().to_string(),
-        source,
-    })?;
+    std::fs::write(&disk, vec![0; 1 << 20])
+        .map_err(|source| BenchError::Proc { path: disk.display().to_string(), source })?;
     let mut husk = artifacts.husk(&artifacts.first, 128, 1);
     husk.arg("--disk").arg(&disk);
     let mut qemu = artifacts.qemu(&artifacts.first, 128, 1);
@@ -96,10 +82,7 @@ fn footprint(artifacts: &Artifacts) -> Result<[Row; 2], BenchError> {
     let row = |name: &str, husk, qemu| Row::less_is_better(name, "MiB", Some(husk), Some((QEMU, qemu)), None);
     // A failure leaves a file of 1 MiB in target/.
     let _ = std::fs::remove_file(&disk);
-    Ok([
-        row("footprint-unique", husk.unique, qemu.unique),
-        row("footprint-resident", husk.resident, qemu.resident),
-    ])
+    Ok([row("footprint-unique", husk.unique, qemu.unique), row("footprint-resident", husk.resident, qemu.resident)])
 }
 
 struct Footprint {
@@ -128,10 +111,7 @@ fn memory_of(command: Command) -> Result<Footprint, BenchError> {
         }
     }
     let mib = |kib: u64| f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0;
-    Ok(Footprint {
-        unique: mib(unique),
-        resident: mib(resident),
-    })
+    Ok(Footprint { unique: mib(unique), resident: mib(resident) })
 }
 
 fn linux(artifacts: &Artifacts) -> Result<Row, BenchError> {
@@ -144,22 +124,8 @@ fn linux(artifacts: &Artifacts) -> Result<Row, BenchError> {
     let (husk, qemu) = pairs(
         LINUX_PAIRS,
         READY,
-        || {
-            initrd(
-                artifacts.husk(kernel, 128, 1),
-                "--initrd",
-                "--cmdline",
-                &artifacts.initramfs,
-            )
-        },
-        || {
-            initrd(
-                artifacts.qemu(kernel, 128, 1),
-                "-initrd",
-                "-append",
-                &artifacts.initramfs,
-            )
-        },
+        || initrd(artifacts.husk(kernel, 128, 1), "--initrd", "--cmdline", &artifacts.initramfs),
+        || initrd(artifacts.qemu(kernel, 128, 1), "-initrd", "-append", &artifacts.initramfs),
     )?;
     let qemu = median(qemu).map(|figure| (QEMU, figure));
     Ok(Row::less_is_better("linux-userspace", "ms", median(husk), qemu, None))
@@ -175,9 +141,7 @@ fn pairs(
     // One of each that does not count: the page cache is warm from then on.
     milliseconds(a(), wanted)?;
     milliseconds(b(), wanted)?;
-    (0..count)
-        .map(|_| Ok((milliseconds(a(), wanted)?, milliseconds(b(), wanted)?)))
-        .collect()
+    (0..count).map(|_| Ok((milliseconds(a(), wanted)?, milliseconds(b(), wanted)?))).collect()
 }
 
 fn milliseconds(command: Command, wanted: &str) -> Result<f64, BenchError> {

@@ -18,20 +18,11 @@ impl Measured {
     /// Starts `command` and waits for `wanted` on its standard output.
     pub(crate) fn start(mut command: Command, wanted: &str, limit: Duration) -> Result<Self, BenchError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let began = Instant::now();
-        let mut child = command.spawn().map_err(|source| BenchError::Start {
-            program: program.clone(),
-            source,
-        })?;
+        let mut child = command.spawn().map_err(|source| BenchError::Start { program: program.clone(), source })?;
         let mut output = child.stdout.take().expect("standard output is a pipe, as asked above");
-        let mut measured = Self {
-            child,
-            took: Duration::ZERO,
-        };
+        let mut measured = Self { child, took: Duration::ZERO };
         let (sender, receiver) = mpsc::channel();
         let pattern = wanted.as_bytes().to_vec();
         // A thread, so that a silent program runs into the limit; it ends with the program's output.

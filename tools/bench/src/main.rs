@@ -13,11 +13,8 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 1] = [(
-    "boot",
-    "exec to first guest instruction and to Linux's userspace; what a running VM costs",
-    boot::run,
-)];
+const BENCHES: [Bench; 1] =
+    [("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run)];
 
 /// Which rows are asked for: all, or those that the words after the benchmark's name begin.
 pub(crate) struct Wanted<'a>(&'a [&'a String]);
@@ -73,9 +70,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (flags, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with("--"));
     let json = flags.iter().any(|flag| *flag == "--json");
-    let bench = names
-        .first()
-        .and_then(|name| BENCHES.iter().find(|(known, ..)| known == name));
+    let bench = names.first().and_then(|name| BENCHES.iter().find(|(known, ..)| known == name));
     let Some((_, _, run)) = bench else {
         println!("usage: tools/dev bench NAME [ROW...] [--json]\n");
         BENCHES.iter().for_each(|(name, what, _)| println!("  {name:8} {what}"));
@@ -88,9 +83,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             eprintln!("bench: {error}{cause}");
             ExitCode::FAILURE
         }

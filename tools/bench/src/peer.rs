@@ -47,30 +47,13 @@ impl Artifacts {
             "-cpu",
             "host,arch-capabilities=off",
         ]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-serial",
-            "stdio",
-        ]);
-        command
-            .args(["-m", &mib.to_string(), "-smp", &vcpus.to_string(), "-kernel"])
-            .arg(kernel);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        command.args(["-m", &mib.to_string(), "-smp", &vcpus.to_string(), "-kernel"]).arg(kernel);
         command
     }
 }
 
 fn from_environment(variable: &str, what: &'static str) -> Result<PathBuf, BenchError> {
     let path = PathBuf::from(std::env::var_os(variable).unwrap_or_default());
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(BenchError::Missing {
-            what,
-            path: path.display().to_string(),
-        })
-    }
+    if path.is_file() { Ok(path) } else { Err(BenchError::Missing { what, path: path.display().to_string() }) }
 }

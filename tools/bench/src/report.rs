@@ -35,15 +35,7 @@ impl Row {
         let against = peer.map(|(_, figure)| figure).or(floor);
         let ratio = husk.zip(against).map(|(husk, against)| against / husk);
         let (peer_name, peer) = peer.unzip();
-        Self {
-            name: name.into(),
-            unit,
-            husk,
-            peer,
-            peer_name,
-            floor,
-            ratio,
-        }
+        Self { name: name.into(), unit, husk, peer, peer_name, floor, ratio }
     }
 }
 
@@ -56,26 +48,15 @@ impl Report {
         let mut table = String::new();
         let mut line = |cells: [&str; 6]| {
             let [name, unit, husk, peer, floor, ratio] = cells;
-            writeln!(
-                table,
-                "{name:28} {unit:>6} {husk:>10} {peer:>22} {floor:>10} {ratio:>7}"
-            )
-            .expect("a String takes every write");
+            writeln!(table, "{name:28} {unit:>6} {husk:>10} {peer:>22} {floor:>10} {ratio:>7}")
+                .expect("a String takes every write");
         };
         line(["figure", "unit", "husk", "peer", "floor", "ratio"]);
         let number = |figure: Option<f64>| figure.map_or("-".to_owned(), |figure| format!("{figure:.3}"));
         for row in &self.rows {
-            let peer = row.peer.map_or("-".to_owned(), |figure| {
-                format!("{figure:.3} {}", row.peer_name.unwrap_or_default())
-            });
-            line([
-                &row.name,
-                row.unit,
-                &number(row.husk),
-                &peer,
-                &number(row.floor),
-                &number(row.ratio),
-            ]);
+            let peer =
+                row.peer.map_or("-".to_owned(), |figure| format!("{figure:.3} {}", row.peer_name.unwrap_or_default()));
+            line([&row.name, row.unit, &number(row.husk), &peer, &number(row.floor), &number(row.ratio)]);
         }
         table.push_str("\nratio: husk against the peer, else against the floor; above 1 when husk is better");
         table

@@ -20,8 +20,6 @@ impl HostFacts {
         assert!(!failed, "sysinfo fails only for a bad address");
         // SAFETY: sysinfo succeeded, so it has written all of it.
         let facts = unsafe { facts.assume_init() };
-        Self {
-            memory_bytes: facts.totalram.saturating_mul(u64::from(facts.mem_unit)),
-        }
+        Self { memory_bytes: facts.totalram.saturating_mul(u64::from(facts.mem_unit)) }
     }
 }

@@ -217,10 +217,7 @@ impl VmConfig {
             }
         }
         match ids.get(SLOTS) {
-            Some(id) => Err(ConfigError::TooManyDevices {
-                id: (*id).to_owned(),
-                number: SLOTS + 1,
-            }),
+            Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),
         }
     }
@@ -236,10 +233,7 @@ impl MemoryConfig {
             return Err(ConfigError::MemoryNotWholeMib { bytes });
         }
         if bytes > host.memory_bytes {
-            return Err(ConfigError::MemoryBeyondHost {
-                asked: bytes,
-                host: host.memory_bytes,
-            });
+            return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
         }
         Ok(())
     }

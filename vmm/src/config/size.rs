@@ -47,14 +47,9 @@ mod tests {
 
     #[test]
     fn suffixes_are_binary_and_of_either_case() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("512", 512),
-            ("1k", 1 << 10),
-            ("512M", 512 << 20),
-            ("6g", 6 << 30),
-            ("2T", 2 << 40),
-        ] {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("1k", 1 << 10), ("512M", 512 << 20), ("6g", 6 << 30), ("2T", 2 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
     }
@@ -62,22 +57,14 @@ mod tests {
     #[test]
     fn what_is_no_number_is_refused_with_the_text() {
         for text in ["", "M", "-1", "+1", "1.5G", "1GB", "0x10", "1 G", "é", "1é"] {
-            assert_eq!(
-                parse_size(text),
-                Err(SizeError::Malformed { text: text.to_owned() }),
-                "{text}"
-            );
+            assert_eq!(parse_size(text), Err(SizeError::Malformed { text: text.to_owned() }), "{text}");
         }
     }
 
     #[test]
     fn what_overflows_is_refused() {
         for text in ["18446744073709551616", "16777216T"] {
-            assert_eq!(
-                parse_size(text),
-                Err(SizeError::TooLarge { text: text.to_owned() }),
-                "{text}"
-            );
+            assert_eq!(parse_size(text), Err(SizeError::TooLarge { text: text.to_owned() }), "{text}");
         }
     }
 }

@@ -39,11 +39,7 @@ impl Console {
     /// Reads from `input`.
     #[must_use]
     pub fn new(input: File, escape: Escape) -> Self {
-        Self {
-            input,
-            escape,
-            escaped: false,
-        }
+        Self { input, escape, escaped: false }
     }
 
     /// Reads at most `room` bytes. The source is readable: this does not block.

@@ -87,18 +87,8 @@ impl ControlLoop {
         signals: Signals,
         console: Option<Console>,
     ) -> Result<Self, ControlError> {
-        let epoll = Epoll::new().map_err(|source| ControlError::Wait {
-            what: "create an epoll",
-            source,
-        })?;
-        let mut control = Self {
-            machine,
-            events,
-            signals,
-            console,
-            input: Input::Ended,
-            epoll,
-        };
+        let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
+        let mut control = Self { machine, events, signals, console, input: Input::Ended, epoll };
         control.watch(control.events.wake().as_raw_fd(), Source::Guest)?;
         control.watch(control.signals.as_raw_fd(), Source::Signal)?;
         control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
@@ -136,10 +126,7 @@ impl ControlLoop {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(source) => {
-                    return Err(ControlError::Wait {
-                        what: "wait for events",
-                        source,
-                    });
+                    return Err(ControlError::Wait { what: "wait for events", source });
                 }
             };
             let woke = |source: Source| ready[..count].iter().any(|event| event.data() == source as u64);
@@ -215,21 +202,15 @@ impl ControlLoop {
     fn unwatch_console(&self) {
         if let Some(console) = &self.console {
             // A descriptor that epoll holds can be taken out.
-            let _ = self
-                .epoll
-                .ctl(ControlOperation::Delete, console.as_raw_fd(), EpollEvent::default());
+            let _ = self.epoll.ctl(ControlOperation::Delete, console.as_raw_fd(), EpollEvent::default());
         }
     }
 
     fn watch(&self, fd: RawFd, source: Source) -> Result<(), ControlError> {
-        self.add(fd, source).map_err(|source| ControlError::Wait {
-            what: "watch a descriptor",
-            source,
-        })
+        self.add(fd, source).map_err(|source| ControlError::Wait { what: "watch a descriptor", source })
     }
 
     fn add(&self, fd: RawFd, source: Source) -> io::Result<()> {
-        self.epoll
-            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
     }
 }

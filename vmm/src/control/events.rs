@@ -39,13 +39,7 @@ pub struct EventReceiver {
 pub fn event_queue() -> io::Result<(EventSender, EventReceiver)> {
     let (sender, receiver) = channel();
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-    Ok((
-        EventSender {
-            queue: sender,
-            wake: Arc::clone(&wake),
-        },
-        EventReceiver { queue: receiver, wake },
-    ))
+    Ok((EventSender { queue: sender, wake: Arc::clone(&wake) }, EventReceiver { queue: receiver, wake }))
 }
 
 impl EventSender {

@@ -93,20 +93,13 @@ mod tests {
         let commands = [C::Start, C::Pause, C::Resume, C::PowerButton, C::Stop];
         let table = [
             (S::NotStarted, [Some(S::Running), None, None, None, Some(S::Ended)]),
-            (
-                S::Running,
-                [None, Some(S::Paused), None, Some(S::Running), Some(S::Ended)],
-            ),
+            (S::Running, [None, Some(S::Paused), None, Some(S::Running), Some(S::Ended)]),
             (S::Paused, [None, None, Some(S::Running), None, Some(S::Ended)]),
             (S::Ended, [None; 5]),
         ];
         for (state, row) in table {
             for (command, next) in commands.into_iter().zip(row) {
-                assert_eq!(
-                    state.accepts(command),
-                    next.ok_or(Refusal { state, command }),
-                    "{state:?} {command:?}"
-                );
+                assert_eq!(state.accepts(command), next.ok_or(Refusal { state, command }), "{state:?} {command:?}");
             }
         }
     }

@@ -97,33 +97,13 @@ impl Machine {
         let (parts, created) = thread::scope(|scope| {
             let parts = scope.spawn(|| Parts::make(&kvm, config, &memory, count, wiring));
             let created = Created::make(&kvm, &memory, count);
-            (
-                parts
-                    .join()
-                    .expect("with panic = abort a thread returns or the process ends"),
-                created,
-            )
+            (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
         });
         // What is wrong with the user's files is told before what is wrong with the host.
-        let (
-            Parts {
-                kernel,
-                templates,
-                devices,
-            },
-            Created { vm, fds },
-        ) = (parts?, created?);
+        let (Parts { kernel, templates, devices }, Created { vm, fds }) = (parts?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
-        Ok(Self {
-            vcpus,
-            devices,
-            _vm: vm,
-            memory,
-            state: State::NotStarted,
-            first_entry: None,
-            ended: None,
-        })
+        Ok(Self { vcpus, devices, _vm: vm, memory, state: State::NotStarted, first_entry: None, ended: None })
     }
 }
 
@@ -145,11 +125,7 @@ impl Parts {
         let kernel = load(&config, memory, count)?;
         let templates = CpuTemplates::read(kvm, count)?;
         let devices = Devices::make(config, memory, wiring)?;
-        Ok(Self {
-            kernel,
-            templates,
-            devices,
-        })
+        Ok(Self { kernel, templates, devices })
     }
 }
 
@@ -157,13 +133,8 @@ impl Parts {
 fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Kernel, BuildError> {
     let boot = &config.boot;
     let kernel = match &boot.kernel {
-        KernelSource::BuiltIn(image) => {
-            boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry).map_err(|source| BuildError::Load {
-                role: "kernel",
-                path: "(built in)".into(),
-                source,
-            })?
-        }
+        KernelSource::BuiltIn(image) => boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry)
+            .map_err(|source| BuildError::Load { role: "kernel", path: "(built in)".into(), source })?,
         KernelSource::Path(path) => {
             let mut file = open("kernel", path)?;
             load_failed("kernel", path, boot::load_kernel(memory, &mut file, boot.entry))?
@@ -173,21 +144,11 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         None => None,
         Some(path) => {
             let mut file = open("initrd", path)?;
-            Some(load_failed(
-                "initrd",
-                path,
-                boot::load_initrd(memory, &mut file, &kernel),
-            )?)
+            Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
         }
     };
     let windows = Devices::windows(config);
-    let rsdp = acpi::write_tables(
-        memory,
-        &AcpiConfig {
-            cpus: count,
-            virtio_mmio: &windows,
-        },
-    )?;
+    let rsdp = acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &windows })?;
     boot::write_boot_data(memory, &kernel, initrd.as_ref(), config.cmdline(), Some(rsdp))
         .map_err(BuildError::BootData)?;
     Ok(kernel)
@@ -211,8 +172,7 @@ impl Created {
                 .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
                 .collect::<Result<_, _>>()
                 .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"));
-            pit.join()
-                .expect("with panic = abort a thread returns or the process ends")?;
+            pit.join().expect("with panic = abort a thread returns or the process ends")?;
             fds
         })?;
         Ok(Self { vm, fds })
@@ -231,17 +191,11 @@ impl CpuTemplates {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
-        let msrs = kvm
-            .get_msr_index_list()
-            .map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
         Ok(Self {
             supported: Arc::new(supported),
             msrs: Arc::new(msrs::boot(msrs.as_slice())),
-            model: CpuModel {
-                count,
-                tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
-                tsc_khz: None,
-            },
+            model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
         })
     }
 
@@ -250,10 +204,7 @@ impl CpuTemplates {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
         let model = self.model;
         Box::new(move |fd| {
-            let model = CpuModel {
-                tsc_khz: fd.get_tsc_khz().ok(),
-                ..model
-            };
+            let model = CpuModel { tsc_khz: fd.get_tsc_khz().ok(), ..model };
             let cpuid = cpuid::for_vcpu(&supported, index, &model)?;
             arch::vcpu::configure(fd, index, &cpuid, &msrs, index.is_boot().then_some(&kernel))?;
             Ok(())
@@ -286,17 +237,9 @@ fn start_vcpus(
 }
 
 fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
-    File::open(path).map_err(|source| BuildError::Open {
-        role,
-        path: path.to_owned(),
-        source,
-    })
+    File::open(path).map_err(|source| BuildError::Open { role, path: path.to_owned(), source })
 }
 
 fn load_failed<T>(role: &'static str, path: &Path, loaded: Result<T, LoadError>) -> Result<T, BuildError> {
-    loaded.map_err(|source| BuildError::Load {
-        role,
-        path: path.to_owned(),
-        source,
-    })
+    loaded.map_err(|source| BuildError::Load { role, path: path.to_owned(), source })
 }

@@ -93,10 +93,7 @@ impl Devices {
     /// The register windows of the devices that `config` asks for, in order.
     pub(super) fn windows(config: &VmConfig) -> Vec<VirtioMmioWindow> {
         let count = config.disks.len() + usize::from(config.has_entropy());
-        (0..=u8::MAX)
-            .map_while(layout::virtio_mmio_window)
-            .take(count)
-            .collect()
+        (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
     }
 
     /// Makes all devices and puts them on their buses. Every disk is opened and locked before the first device is made.
@@ -114,12 +111,7 @@ impl Devices {
         }
         if entropy {
             let thread = devices.io_thread(ENTROPY_ID)?;
-            devices.plug(
-                ENTROPY_ID.to_owned(),
-                next_window(),
-                Box::new(Rng::new(ENTROPY_ID, thread)),
-                memory,
-            )?;
+            devices.plug(ENTROPY_ID.to_owned(), next_window(), Box::new(Rng::new(ENTROPY_ID, thread)), memory)?;
         }
         Ok(devices)
     }
@@ -141,12 +133,11 @@ impl Devices {
             interrupt(transport.interrupt_line(), window.gsi, &format!("device `{id}`"))?;
             let register = IoEventAddress::Mmio(window.base.0 + MmioTransport::NOTIFY_OFFSET);
             for (queue, doorbell) in (0u32..).zip(transport.doorbells()) {
-                vm.register_ioevent(doorbell, &register, queue)
-                    .map_err(|source| DeviceError::Bind {
-                        what: format!("doorbell {queue} of device `{id}`"),
-                        gsi: window.gsi,
-                        source,
-                    })?;
+                vm.register_ioevent(doorbell, &register, queue).map_err(|source| DeviceError::Bind {
+                    what: format!("doorbell {queue} of device `{id}`"),
+                    gsi: window.gsi,
+                    source,
+                })?;
             }
         }
         Ok(())
@@ -179,19 +170,14 @@ impl Devices {
 
     /// Lets every device go on from where `pause` stopped it.
     pub(super) fn resume(&self) {
-        self.virtio
-            .iter()
-            .for_each(|slot| lock(&slot.transport).core().resume());
+        self.virtio.iter().for_each(|slot| lock(&slot.transport).core().resume());
     }
 
     /// Completes what is in flight for the last time, and waits until the console has taken the guest's last words.
     pub(super) fn finish(&self, limit: Duration) {
         self.pause();
         if !self.console.drain(Instant::now() + limit) {
-            log::warn!(
-                "the console did not take the guest's last output within {} ms",
-                limit.as_millis()
-            );
+            log::warn!("the console did not take the guest's last output within {} ms", limit.as_millis());
         }
     }
 
@@ -213,24 +199,13 @@ impl Devices {
             let ports = u64::from(port)..u64::from(port) + u64::from(length);
             insert(&pio, ports, device);
         };
-        place(
-            layout::SERIAL_PORT,
-            layout::SERIAL_PORT_LEN,
-            Arc::clone(&serial) as SharedDevice,
-        );
-        place(
-            layout::I8042_PORT,
-            layout::I8042_PORT_LEN,
-            shared(I8042::new(Arc::clone(&requests))),
-        );
+        place(layout::SERIAL_PORT, layout::SERIAL_PORT_LEN, Arc::clone(&serial) as SharedDevice);
+        place(layout::I8042_PORT, layout::I8042_PORT_LEN, shared(I8042::new(Arc::clone(&requests))));
         place(layout::CMOS_PORT, layout::CMOS_PORT_LEN, shared(Rtc::new()));
         place(layout::PM_PORT, layout::PM_PORT_LEN, shared(AcpiPm::new(requests)));
         Ok(Self {
             virtio: Vec::new(),
-            buses: Buses {
-                pio: Arc::new(pio),
-                mmio: Arc::new(Bus::new()),
-            },
+            buses: Buses { pio: Arc::new(pio), mmio: Arc::new(Bus::new()) },
             serial,
             serial_line,
             serial_room,
@@ -243,10 +218,8 @@ impl Devices {
     /// Each device has an I/O thread of its own.
     fn io_thread(&mut self, id: &str) -> Result<devices::virtio::worker::IoThreadHandle, DeviceError> {
         let name = format!("husk-io-{id}");
-        let thread = IoThread::spawn(&name).map_err(|source| DeviceError::Host {
-            what: format!("the I/O thread {name}"),
-            source,
-        })?;
+        let thread = IoThread::spawn(&name)
+            .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })?;
         let handle = thread.handle();
         self.io_threads.push(thread);
         Ok(handle)
@@ -263,11 +236,7 @@ impl Devices {
             .map_err(|source| DeviceError::Transport { id: id.clone(), source })?;
         let transport = Arc::new(Mutex::new(transport));
         let GuestAddress(base) = window.base;
-        insert(
-            &self.buses.mmio,
-            base..base + window.size,
-            Arc::clone(&transport) as SharedDevice,
-        );
+        insert(&self.buses.mmio, base..base + window.size, Arc::clone(&transport) as SharedDevice);
         self.virtio.push(VirtioSlot { id, window, transport });
         Ok(())
     }
@@ -275,19 +244,13 @@ impl Devices {
 
 impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.virtio.iter().map(|slot| (&slot.id, slot.window)))
-            .finish()
+        f.debug_list().entries(self.virtio.iter().map(|slot| (&slot.id, slot.window))).finish()
     }
 }
 
 fn open_disk(disk: DiskConfig) -> Result<(String, DiskImage), DeviceError> {
     let DiskConfig { id, source, read_only } = disk;
-    let access = if read_only {
-        DiskAccess::ReadOnly
-    } else {
-        DiskAccess::ReadWrite
-    };
+    let access = if read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
     let image = match source {
         DiskSource::Path(path) => DiskImage::open(&path, access),
         DiskSource::Open(file) => DiskImage::from_file(file, Path::new("(open file)"), access),
@@ -312,7 +275,5 @@ fn insert(bus: &Bus, range: Range<u64>, device: SharedDevice) {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared
-        .lock()
-        .expect("a thread panicked with a device's lock held, which aborts the process")
+    shared.lock().expect("a thread panicked with a device's lock held, which aborts the process")
 }

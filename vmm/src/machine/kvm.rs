@@ -85,20 +85,13 @@ pub(super) fn open(count: VcpuCount) -> Result<Kvm, KvmError> {
 /// The addresses that KVM uses for itself on some CPUs, and the interrupt controllers. Memory slots come first.
 pub(super) fn create_irqchip(vm: &VmFd) -> Result<(), KvmError> {
     let tss = usize::try_from(layout::KVM_TSS.0).expect("the 32-bit hole is below 4 GiB");
-    vm.set_tss_address(tss)
-        .map_err(failed("set the address of KVM's task state segment"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP.0)
-        .map_err(failed("set the address of KVM's identity map"))?;
-    vm.create_irq_chip()
-        .map_err(failed("create the interrupt controllers (KVM_CREATE_IRQCHIP)"))
+    vm.set_tss_address(tss).map_err(failed("set the address of KVM's task state segment"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP.0).map_err(failed("set the address of KVM's identity map"))?;
+    vm.create_irq_chip().map_err(failed("create the interrupt controllers (KVM_CREATE_IRQCHIP)"))
 }
 
 /// The timer of a PC. With the dummy speaker port, reads of port 0x61 stay in the kernel.
 pub(super) fn create_pit(vm: &VmFd) -> Result<(), KvmError> {
-    let config = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
-    vm.create_pit2(config)
-        .map_err(failed("create the interval timer (KVM_CREATE_PIT2)"))
+    let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(config).map_err(failed("create the interval timer (KVM_CREATE_PIT2)"))
 }

@@ -65,11 +65,7 @@ pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemory, MemoryError> {
         .map(|(address, length)| {
             let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
             offset += length;
-            (
-                address,
-                usize::try_from(length).expect("a 64-bit host addresses 64 bits"),
-                place,
-            )
+            (address, usize::try_from(length).expect("a 64-bit host addresses 64 bits"), place)
         })
         .collect();
     GuestMemory::from_ranges_with_files(ranges).map_err(|source| MemoryError::Map { bytes, source })

@@ -110,8 +110,7 @@ impl Machine {
     #[must_use]
     pub fn run_time(&self) -> Duration {
         let end = self.ended.unwrap_or_else(Instant::now);
-        self.first_entry
-            .map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
+        self.first_entry.map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
     }
 
     /// Devices first: a vCPU that runs finds them ready.

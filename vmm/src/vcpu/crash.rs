@@ -1,8 +1,5 @@
 //! What is said of a vCPU that cannot go on: enough to find the guest's instruction at 3 a.m.
-#![expect(
-    unsafe_code,
-    reason = "kvm_run is a union; the exit reason says which member is meant"
-)]
+#![expect(unsafe_code, reason = "kvm_run is a union; the exit reason says which member is meant")]
 
 use std::fmt;
 
@@ -76,12 +73,7 @@ pub struct CpuMode {
 impl Crash {
     pub(super) fn describe(vcpu: VcpuIndex, kind: CrashKind, fd: &VcpuFd) -> Self {
         let mode = fd.get_sregs().ok().map(|sregs| CpuMode::of(&sregs));
-        Self {
-            vcpu,
-            kind,
-            rip: fd.get_regs().ok().map(|regs| regs.rip),
-            mode,
-        }
+        Self { vcpu, kind, rip: fd.get_regs().ok().map(|regs| regs.rip), mode }
     }
 }
 
@@ -93,10 +85,7 @@ impl CrashKind {
         // SAFETY: KVM_EXIT_INTERNAL_ERROR was this vCPU's last exit, so `internal` is the member KVM wrote.
         let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
         if suberror != KVM_INTERNAL_ERROR_EMULATION {
-            return Self::Internal {
-                suberror,
-                data: Vec::new(),
-            };
+            return Self::Internal { suberror, data: Vec::new() };
         }
         // SAFETY: as above; `emulation_failure` is the same bytes for this suberror, and all its fields are integers.
         let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
@@ -104,15 +93,8 @@ impl CrashKind {
         let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
         let told =
             failure.ndata > 0 && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
-        let size = if told {
-            usize::from(instruction.insn_size).min(instruction.insn_bytes.len())
-        } else {
-            0
-        };
-        Self::Internal {
-            suberror,
-            data: instruction.insn_bytes[..size].to_vec(),
-        }
+        let size = if told { usize::from(instruction.insn_size).min(instruction.insn_bytes.len()) } else { 0 };
+        Self::Internal { suberror, data: instruction.insn_bytes[..size].to_vec() }
     }
 }
 
@@ -127,11 +109,7 @@ impl CpuMode {
             () => 16,
         };
         // The privilege level is that of SS (SDM 3A §5.5).
-        Self {
-            bits,
-            ring: sregs.ss.dpl,
-            paging: sregs.cr0 & CR0_PG != 0,
-        }
+        Self { bits, ring: sregs.ss.dpl, paging: sregs.cr0 & CR0_PG != 0 }
     }
 }
 
@@ -173,25 +151,13 @@ impl fmt::Display for CrashKind {
                     4 => "unexpected exit reason",
                     _ => "unknown",
                 };
-                write!(
-                    f,
-                    "guest crashed: KVM_EXIT_INTERNAL_ERROR, suberror {suberror} ({name})"
-                )
+                write!(f, "guest crashed: KVM_EXIT_INTERNAL_ERROR, suberror {suberror} ({name})")
             }
             Self::FailEntry { reason, cpu } => {
-                write!(
-                    f,
-                    "guest crashed: KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x} on host CPU {cpu}"
-                )
+                write!(f, "guest crashed: KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x} on host CPU {cpu}")
             }
-            Self::Memory {
-                address: Some(address),
-                size,
-            } => {
-                write!(
-                    f,
-                    "guest memory that the host cannot give: {size} bytes at guest address {address:#x} (EFAULT)"
-                )
+            Self::Memory { address: Some(address), size } => {
+                write!(f, "guest memory that the host cannot give: {size} bytes at guest address {address:#x} (EFAULT)")
             }
             Self::Memory { address: None, .. } => f.write_str("guest memory that the host cannot give (EFAULT)"),
             Self::Host { source } => write!(f, "KVM_RUN failed: {source}"),
@@ -208,16 +174,9 @@ mod tests {
     fn a_crash_says_vcpu_reason_place_mode_and_bytes() {
         let crash = Crash {
             vcpu: VcpuIndex::BOOT,
-            kind: CrashKind::Internal {
-                suberror: 1,
-                data: vec![0xcc, 0x90],
-            },
+            kind: CrashKind::Internal { suberror: 1, data: vec![0xcc, 0x90] },
             rip: Some(0x1000),
-            mode: Some(CpuMode {
-                bits: 64,
-                ring: 0,
-                paging: true,
-            }),
+            mode: Some(CpuMode { bits: 64, ring: 0, paging: true }),
         };
         assert_eq!(
             crash.to_string(),
@@ -226,10 +185,7 @@ mod tests {
         );
         let memory = Crash {
             vcpu: VcpuIndex::BOOT,
-            kind: CrashKind::Memory {
-                address: Some(0x20_0000),
-                size: 4096,
-            },
+            kind: CrashKind::Memory { address: Some(0x20_0000), size: 4096 },
             rip: None,
             mode: None,
         };

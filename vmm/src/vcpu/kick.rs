@@ -6,10 +6,7 @@
 //! - flag set after KVM_RUN looked: the signal comes later still, and ends the guest's run with EINTR;
 //! - flag taken by the vCPU thread: the ask was sent before, so the channel has it. The signal that follows costs one
 //!   spurious EINTR at most.
-#![expect(
-    unsafe_code,
-    reason = "maps kvm_run a second time, sends a thread a signal, installs the signal's handler"
-)]
+#![expect(unsafe_code, reason = "maps kvm_run a second time, sends a thread a signal, installs the signal's handler")]
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -65,9 +62,7 @@ impl KickPage {
         if page == libc::MAP_FAILED {
             return Err(KickError::Map(io::Error::last_os_error()));
         }
-        Ok(Self(
-            NonNull::new(page.cast()).expect("the kernel maps nothing at address 0 unasked"),
-        ))
+        Ok(Self(NonNull::new(page.cast()).expect("the kernel maps nothing at address 0 unasked")))
     }
 
     /// Whether a kick came since the last time.
@@ -112,10 +107,7 @@ pub(super) struct Kicker {
 impl Kicker {
     /// The thread must be joined no earlier than the last kick.
     pub(super) fn new(page: Arc<KickPage>, thread: &JoinHandle<()>) -> Self {
-        Self {
-            page,
-            thread: thread.as_pthread_t(),
-        }
+        Self { page, thread: thread.as_pthread_t() }
     }
 
     pub(super) fn kick(&self) {
@@ -136,10 +128,7 @@ pub(crate) fn install_kick_handler() -> Result<(), KickError> {
     // SAFETY: `action` is initialised and its handler is async-signal-safe, doing nothing.
     let installed = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     if installed != 0 {
-        return Err(KickError::Handler {
-            signal,
-            source: io::Error::last_os_error(),
-        });
+        return Err(KickError::Handler { signal, source: io::Error::last_os_error() });
     }
     Ok(())
 }

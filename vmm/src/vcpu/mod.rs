@@ -118,27 +118,14 @@ impl VcpuHandle {
         let (asks, asked) = channel();
         let (answer, answers) = channel();
         let counts = Arc::clone(&context.counts);
-        let vcpu = Vcpu {
-            fd,
-            context,
-            kicks: Arc::clone(&page),
-            asked,
-            answer,
-            first_run: None,
-        };
+        let vcpu = Vcpu { fd, context, kicks: Arc::clone(&page), asked, answer, first_run: None };
         let thread = std::thread::Builder::new()
             .name(format!("husk-vcpu{index}"))
             .stack_size(VCPU_STACK_BYTES)
             .spawn(move || vcpu.main(setup))
             .map_err(|source| VcpuThreadError::Spawn { index, source })?;
         let kicker = Kicker::new(page, &thread);
-        Ok(Self {
-            kicker,
-            asks,
-            answers,
-            thread: Some(thread),
-            counts,
-        })
+        Ok(Self { kicker, asks, answers, thread: Some(thread), counts })
     }
 
     /// Waits until the vCPU is set up. To be called once, before any ask.
@@ -174,9 +161,7 @@ impl VcpuHandle {
     }
 
     fn ask(&self, ask: Ask) {
-        self.asks
-            .send(ask)
-            .expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
+        self.asks.send(ask).expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
         self.kicker.kick();
     }
 
@@ -280,9 +265,7 @@ impl Vcpu {
             }
             (Ask::Park | Ask::Stop, phase) => phase,
         };
-        self.reply(Answer::Done {
-            first_run: self.first_run,
-        });
+        self.reply(Answer::Done { first_run: self.first_run });
         next
     }
 

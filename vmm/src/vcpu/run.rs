@@ -73,18 +73,10 @@ impl Vcpu {
             }
             Ok(VcpuExit::Intr) => Exit::Handled(ExitKind::Interrupted),
             Ok(VcpuExit::Shutdown) => Exit::Fatal(CrashKind::TripleFault),
-            Ok(VcpuExit::InternalError) => Exit::Fatal(CrashKind::Internal {
-                suberror: 0,
-                data: Vec::new(),
-            }),
+            Ok(VcpuExit::InternalError) => Exit::Fatal(CrashKind::Internal { suberror: 0, data: Vec::new() }),
             Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Fatal(CrashKind::FailEntry { reason, cpu }),
-            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => Exit::Fatal(CrashKind::Memory {
-                address: Some(gpa),
-                size,
-            }),
-            Ok(other) => Exit::Fatal(CrashKind::Unknown {
-                exit: format!("{other:?}"),
-            }),
+            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => Exit::Fatal(CrashKind::Memory { address: Some(gpa), size }),
+            Ok(other) => Exit::Fatal(CrashKind::Unknown { exit: format!("{other:?}") }),
             Err(error) => match error.errno() {
                 // EAGAIN: an application processor that waits for its SIPI came back for another reason.
                 libc::EINTR | libc::EAGAIN => Exit::Handled(ExitKind::Interrupted),

@@ -33,19 +33,13 @@ const CODE_ADDRESS: usize = 0x1000;
 const CODE: [u8; 5] = [0xba, 0xf8, 0x03, 0xee, 0xf4];
 
 fn main() -> io::Result<()> {
-    let mut arguments = std::env::args()
-        .skip(1)
-        .map(|argument| argument.parse::<usize>().map_err(io::Error::other));
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<usize>().map_err(io::Error::other));
     let mib = arguments.next().unwrap_or(Ok(128))?;
     let vcpus = arguments.next().unwrap_or(Ok(1))?;
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
     let kvm = kvm.as_raw_fd();
     let vm = call(kvm, KVM_CREATE_VM, 0)?;
-    let memory = map(
-        mib * MIB,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        -1,
-    )?;
+    let memory = map(mib * MIB, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)?;
     give_memory(vm, memory, mib * MIB)?;
     call(vm, KVM_SET_TSS_ADDR, 0xfeff_d000)?;
     pass(vm, KVM_SET_IDENTITY_MAP_ADDR, &mut 0xfeff_c000_u64)?;
@@ -67,20 +61,13 @@ fn main() -> io::Result<()> {
     sregs.cs.base = 0;
     sregs.cs.selector = 0;
     pass(boot, KVM_SET_SREGS, &mut sregs)?;
-    let mut regs = kvm_regs {
-        rip: CODE_ADDRESS as u64,
-        rax: u64::from(b'!'),
-        rflags: 2,
-        ..Default::default()
-    };
+    let mut regs = kvm_regs { rip: CODE_ADDRESS as u64, rax: u64::from(b'!'), rflags: 2, ..Default::default() };
     pass(boot, KVM_SET_REGS, &mut regs)?;
     call(boot, KVM_RUN, 0)?;
     // SAFETY: `run` maps the vCPU's kvm_run page, and the vCPU is not running.
     let reason = unsafe { (*run).exit_reason };
     if reason != KVM_EXIT_IO {
-        return Err(io::Error::other(format!(
-            "the guest's first exit is {reason}, not its port write"
-        )));
+        return Err(io::Error::other(format!("the guest's first exit is {reason}, not its port write")));
     }
     io::stdout().write_all(b"!")?;
     io::stdout().flush()?;
@@ -92,11 +79,8 @@ fn main() -> io::Result<()> {
 
 fn give_memory(vm: RawFd, memory: *mut c_void, bytes: usize) -> io::Result<()> {
     let low = bytes.min(HOLE_START);
-    let mut slot = kvm_userspace_memory_region {
-        memory_size: low as u64,
-        userspace_addr: memory as u64,
-        ..Default::default()
-    };
+    let mut slot =
+        kvm_userspace_memory_region { memory_size: low as u64, userspace_addr: memory as u64, ..Default::default() };
     pass(vm, KVM_SET_USER_MEMORY_REGION, &mut slot)?;
     if bytes > low {
         slot.slot = 1;
@@ -110,39 +94,18 @@ fn give_memory(vm: RawFd, memory: *mut c_void, bytes: usize) -> io::Result<()> {
 
 fn map(bytes: usize, flags: c_int, fd: RawFd) -> io::Result<*mut c_void> {
     // SAFETY: no fixed address is given, so nothing that exists is replaced.
-    let place = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            fd,
-            0,
-        )
-    };
-    if place == libc::MAP_FAILED {
-        Err(Error::last_os_error())
-    } else {
-        Ok(place)
-    }
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if place == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(place) }
 }
 
 fn call(fd: RawFd, request: c_ulong, value: c_ulong) -> io::Result<c_int> {
     // SAFETY: the requests made this way take a number, no pointer.
     let result = unsafe { libc::ioctl(fd, request, value) };
-    if result < 0 {
-        Err(Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
 }
 
 fn pass<T>(fd: RawFd, request: c_ulong, value: &mut T) -> io::Result<()> {
     // SAFETY: each request is made with the structure that its number's size field was computed from.
     let result = unsafe { libc::ioctl(fd, request, std::ptr::from_mut(value)) };
-    if result < 0 {
-        Err(Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
