@@ -10,10 +10,10 @@ struct StderrLog;
 
 static LOG: StderrLog = StderrLog;
 
-/// Sends records of level `warn` and worse to standard error, as `husk: level: text`. Once a process.
+/// Sends records of level `info` and worse to standard error, as `husk: level: text`. Once a process.
 pub(crate) fn install() {
     log::set_logger(&LOG).expect("the process installs its logger once");
-    log::set_max_level(LevelFilter::Warn);
+    log::set_max_level(LevelFilter::Info);
 }
 
 impl Log for StderrLog {

@@ -6,6 +6,9 @@ mod cli;
 mod demo;
 mod exit;
 mod logging;
+mod pty;
+mod serial;
+mod session;
 mod terminal;
 
 use std::process::ExitCode;

@@ -48,12 +48,17 @@ const FATAL_SIGNALS: [libc::c_int; 12] = [
 ];
 
 impl RawTerminal {
+    /// Whether standard input is a terminal.
+    pub(crate) fn is_possible() -> bool {
+        io::stdin().is_terminal()
+    }
+
     /// Puts standard input's terminal into raw mode; `None` if standard input is no terminal.
     ///
     /// # Errors
     /// The terminal refuses.
     pub(crate) fn enter() -> Result<Option<Self>, TerminalError> {
-        if !io::stdin().is_terminal() {
+        if !Self::is_possible() {
             return Ok(None);
         }
         assert!(!ACTIVE.load(Ordering::Relaxed), "the process has one terminal and puts it into raw mode once");

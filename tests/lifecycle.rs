@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    BootConfig, BootEntry, Entropy, HostFacts, KernelSource, MIB, MemoryBacking, MemoryConfig, VmConfig,
+    BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, MIB, MemoryBacking, MemoryConfig,
+    SerialTarget, VmConfig,
 };
 use vmm::control::{Command, EventReceiver, GuestEvent, State, event_queue};
 use vmm::machine::{Machine, MachineError, Wiring};
@@ -35,13 +36,15 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
             cmdline: Some(cmdline.to_owned()),
             entry: BootEntry::Auto,
         },
+        tables: HardwareTables::Acpi,
         disks: Vec::new(),
         entropy: Entropy::On,
+        serial: SerialTarget::Null,
     };
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (sender, events) = event_queue().unwrap();
-    let machine = Machine::build(config, Wiring { serial_output: OwnedFd::from(writer), events: sender }).unwrap();
+    let machine = Machine::build(&config, Wiring { serial_output: OwnedFd::from(writer), events: sender }).unwrap();
     Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }
 }
 

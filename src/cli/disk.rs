@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{DiskConfig, DiskSource};
+use vmm::config::{DiskConfig, DiskSource, RootDevice};
 
 /// One `--disk` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,7 @@ impl DiskArg {
             id: self.id.unwrap_or_else(|| format!("disk{index}")),
             source: DiskSource::Path(self.path),
             read_only: self.read_only,
+            root: RootDevice::No,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod disk;
+mod firecracker;
 mod memory;
 mod run;
 
@@ -10,19 +11,21 @@ use clap::{Parser, Subcommand};
 
 use crate::demo;
 use crate::exit::ExitStatus;
-
-pub(crate) use run::{Finished, RunError, drive};
+use crate::session::RunError;
 
 /// A minimal virtual machine monitor on /dev/kvm.
 #[derive(Debug, Parser)]
 #[command(
     name = "husk",
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "Example: husk run --kernel vmlinux --disk root.img --memory 1G --cpus 2"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    firecracker: firecracker::FirecrackerArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,8 +48,9 @@ pub(crate) fn parse() -> Cli {
 impl Cli {
     pub(crate) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         match self.command {
-            Command::Demo => demo::run(started),
-            Command::Run(args) => args.run(),
+            Some(Command::Demo) => demo::run(started),
+            Some(Command::Run(args)) => args.run(),
+            None => self.firecracker.run(),
         }
     }
 }

@@ -1,51 +1,23 @@
 //! `husk run`: a VM booted at once, its serial console on the terminal.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use clap::Args;
-use thiserror::Error;
-use vmm::config::{BootConfig, BootEntry, ConfigError, Entropy, HostFacts, KernelSource, VmConfig};
-use vmm::control::{Console, ControlError, ControlLoop, Escape, Outcome, Signals, event_queue};
-use vmm::machine::{BuildError, Machine, Wiring};
+use vmm::config::{BootConfig, BootEntry, Entropy, HardwareTables, KernelSource, SerialTarget, VmConfig};
+use vmm::control::Escape;
 
 use super::disk::DiskArg;
+use super::firecracker::read_config_file;
 use super::memory::MemoryArg;
 use crate::exit::ExitStatus;
-use crate::terminal::{RawTerminal, TerminalError};
-
-/// What keeps a VM from running.
-#[derive(Debug, Error)]
-pub(crate) enum RunError {
-    /// The configuration breaks a limit.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The machine cannot be assembled.
-    #[error(transparent)]
-    Build(#[from] BuildError),
-    /// The machine cannot be kept running.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The terminal cannot be the console.
-    #[error(transparent)]
-    Terminal(#[from] TerminalError),
-    /// A descriptor that the process itself needs.
-    #[error("cannot {what}")]
-    Host {
-        /// What was attempted.
-        what: &'static str,
-        /// What the host said.
-        source: io::Error,
-    },
-}
+use crate::session::{OnReboot, RunError, Session};
 
 /// Arguments of `husk run`.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Kernel image: an ELF file, entered by PVH or by the 64-bit Linux boot protocol.
-    #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config_file")]
+    kernel: Option<PathBuf>,
     /// File that the kernel finds in memory as its initial RAM disk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -67,68 +39,72 @@ pub(super) struct RunArgs {
     /// How the kernel is entered: `auto` is PVH if the image has its note, else linux64.
     #[arg(long, value_name = "auto|pvh|linux64", default_value = "auto")]
     boot_entry: BootEntry,
+    /// `off` gives an MP table and `virtio_mmio.device=` words instead of ACPI tables.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_acpi)]
+    acpi: HardwareTables,
+    /// The other end of the serial port; a file gets output only, a pty's path is printed.
+    #[arg(long, value_name = "stdio|FILE|pty|null", default_value = "stdio", value_parser = parse_serial)]
+    serial: SerialTarget,
+    /// What a guest that resets itself gets: the end of husk, or the same machine again.
+    #[arg(long, value_name = "exit|restart", default_value = "exit")]
+    on_reboot: OnReboot,
+    /// Firecracker's configuration file, in place of the options that describe the machine.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "rng",
+        "boot_entry", "acpi", "serial"])]
+    config_file: Option<PathBuf>,
 }
 
 impl RunArgs {
     pub(super) fn run(self) -> Result<ExitStatus, RunError> {
-        let disks = self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect();
-        let config = VmConfig {
+        let on_reboot = self.on_reboot;
+        let config = match self.config_file {
+            Some(path) => read_config_file(&path)?,
+            None => self.into_config(),
+        };
+        Session::new(config, Escape::CtrlA, on_reboot).run().map(|finished| finished.report())
+    }
+
+    fn into_config(self) -> VmConfig {
+        VmConfig {
             cpus: self.cpus,
             memory: self.memory.0,
             boot: BootConfig {
-                kernel: KernelSource::Path(self.kernel),
+                kernel: KernelSource::Path(self.kernel.expect("clap requires it where there is no --config-file")),
                 initrd: self.initrd,
                 cmdline: self.cmdline,
                 entry: self.boot_entry,
             },
-            disks,
+            tables: self.acpi,
+            disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
             entropy: self.rng,
-        };
-        let finished = drive(config)?;
-        Ok(match finished.outcome {
-            Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => ExitStatus::Success,
-            Outcome::Crashed(crash) => {
-                eprintln!("husk: {crash}");
-                ExitStatus::GuestCrashed
-            }
-        })
+            serial: self.serial,
+        }
     }
 }
 
-/// A machine whose life is over, and how it ended.
-pub(crate) struct Finished {
-    pub(crate) machine: Machine,
-    pub(crate) outcome: Outcome,
-}
-
-/// Assembles a machine with its console on this process's standard streams and runs it to its end.
-pub(crate) fn drive(config: VmConfig) -> Result<Finished, RunError> {
-    let host = |what| move |source| RunError::Host { what, source };
-    config.validate(HostFacts::read())?;
-    // Before any thread is made, so that all of them inherit the mask and only the control loop takes the signals.
-    let signals = Signals::block().map_err(host("take over termination signals"))?;
-    let (events, received) = event_queue().map_err(host("create the event queue"))?;
-    let output = duplicate(&io::stdout()).map_err(host("duplicate standard output"))?;
-    let machine = Machine::build(config, Wiring { serial_output: output, events })?;
-    let raw = RawTerminal::enter()?;
-    let escape = if raw.is_some() { Escape::CtrlA } else { Escape::None };
-    // A closed standard input is an input that is at its end.
-    let console = duplicate(&io::stdin()).ok().map(|input| Console::new(input.into(), escape));
-    let ended = ControlLoop::new(machine, received, signals, console)?.run();
-    drop(raw);
-    let (machine, outcome) = ended?;
-    Ok(Finished { machine, outcome })
-}
-
-fn duplicate(stream: &impl AsFd) -> io::Result<OwnedFd> {
-    stream.as_fd().try_clone_to_owned()
-}
-
-fn parse_entropy(text: &str) -> Result<Entropy, String> {
+fn parse_entropy(text: &str) -> Result<Entropy, &'static str> {
     match text {
         "on" => Ok(Entropy::On),
         "off" => Ok(Entropy::Off),
         "auto" => Ok(Entropy::IfRoom),
-        _ => Err("use on, off or auto".to_owned()),
+        _ => Err("use on, off or auto"),
+    }
+}
+
+fn parse_acpi(text: &str) -> Result<HardwareTables, &'static str> {
+    match text {
+        "on" => Ok(HardwareTables::Acpi),
+        "off" => Ok(HardwareTables::Mp),
+        _ => Err("use on or off"),
+    }
+}
+
+fn parse_serial(text: &str) -> Result<SerialTarget, &'static str> {
+    match text {
+        "stdio" => Ok(SerialTarget::Stdio),
+        "pty" => Ok(SerialTarget::Pty),
+        "null" => Ok(SerialTarget::Null),
+        "" => Err("use stdio, pty, null or the path of a file"),
+        path => Ok(SerialTarget::File(path.into())),
     }
 }

@@ -5,14 +5,15 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use vmm::config::{
-    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, KernelSource, MIB, MemoryBacking, MemoryConfig, VmConfig,
+    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB, MemoryBacking,
+    MemoryConfig, RootDevice, SerialTarget, VmConfig,
 };
-use vmm::control::Outcome;
+use vmm::control::{Escape, Outcome};
 use vmm::memfd;
 use vmm::vcpu::ExitKind;
 
-use crate::cli::{Finished, RunError, drive};
 use crate::exit::ExitStatus;
+use crate::session::{Finished, OnReboot, RunError, Session};
 
 /// Built by resources/guest/build.rs.
 const GUEST: &[u8] = include_bytes!(env!("HUSK_GUEST_DEMO"));
@@ -25,18 +26,11 @@ const DISK_BYTES: u64 = 16 * MIB;
 pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
     let disk = memfd::create("husk-demo-disk", DISK_BYTES)
         .map_err(|source| RunError::Host { what: "create the scratch disk (memfd)", source })?;
-    let finished = drive(config(disk))?;
-    match &finished.outcome {
-        Outcome::PoweredOff => {
-            summarize(&finished, started).map_err(|source| RunError::Host { what: "print the summary", source })?;
-            Ok(ExitStatus::Success)
-        }
-        Outcome::Stopped | Outcome::Reset => Ok(ExitStatus::Success),
-        Outcome::Crashed(crash) => {
-            eprintln!("husk: {crash}");
-            Ok(ExitStatus::GuestCrashed)
-        }
+    let finished = Session::new(config(disk), Escape::CtrlA, OnReboot::Exit).run()?;
+    if let Outcome::PoweredOff = finished.outcome {
+        summarize(&finished, started).map_err(|source| RunError::Host { what: "print the summary", source })?;
     }
+    Ok(finished.report())
 }
 
 fn config(disk: File) -> VmConfig {
@@ -44,8 +38,15 @@ fn config(disk: File) -> VmConfig {
         cpus: CPUS,
         memory: MemoryConfig { size_bytes: MEMORY_BYTES, backing: MemoryBacking::Anonymous },
         boot: BootConfig { kernel: KernelSource::BuiltIn(GUEST), initrd: None, cmdline: None, entry: BootEntry::Auto },
-        disks: vec![DiskConfig { id: "scratch".to_owned(), source: DiskSource::Open(disk), read_only: false }],
+        tables: HardwareTables::Acpi,
+        disks: vec![DiskConfig {
+            id: "scratch".to_owned(),
+            source: DiskSource::Open(disk),
+            read_only: false,
+            root: RootDevice::No,
+        }],
         entropy: Entropy::On,
+        serial: SerialTarget::Stdio,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a VM is: the description a user gives, and [`validate`](VmConfig::validate), the only place where its limits
 //! live. Nothing here opens, maps or creates anything but a look at the host's facts.
 
+mod cmdline;
+pub mod firecracker;
 mod host;
 mod size;
 
@@ -8,9 +10,11 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use arch::VcpuCount;
-use arch::layout::{CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX};
+use arch::layout::{self, CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX, VirtioMmioWindow};
 use arch::topology::VcpuCountError;
 use thiserror::Error;
+
+use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
 pub use host::HostFacts;
@@ -32,10 +36,38 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// What the machine starts with.
     pub boot: BootConfig,
+    /// The tables that tell the kernel what hardware there is.
+    pub tables: HardwareTables,
     /// virtio-blk devices, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// Whether the machine has a virtio-rng device.
     pub entropy: Entropy,
+    /// What is at the other end of the serial port.
+    pub serial: SerialTarget,
+}
+
+/// The tables that tell the kernel what hardware there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HardwareTables {
+    /// ACPI alone: the DSDT names the devices.
+    Acpi,
+    /// An Intel MP table for the CPUs, and `virtio_mmio.device=` words for the devices.
+    Mp,
+    /// All of it, as Firecracker does; a kernel takes what it knows.
+    AcpiAndMp,
+}
+
+/// What is at the other end of the serial port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialTarget {
+    /// This process's standard output and input.
+    Stdio,
+    /// A file, which is made or emptied, or a named pipe; there is no input.
+    File(PathBuf),
+    /// A new pseudo-terminal, whose path is printed.
+    Pty,
+    /// Nothing.
+    Null,
 }
 
 /// Guest memory.
@@ -87,6 +119,19 @@ pub struct DiskConfig {
     pub source: DiskSource,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether the kernel finds its root file system here.
+    pub root: RootDevice,
+}
+
+/// Whether a disk holds the root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootDevice {
+    /// It does not, or the user's command line says where it is.
+    No,
+    /// The disk is the file system. It must be the first disk.
+    Whole,
+    /// The partition with this unique id is.
+    Partition(String),
 }
 
 /// What holds a disk's bytes.
@@ -182,10 +227,8 @@ impl VmConfig {
     pub fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
         VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         self.memory.validate(host)?;
-        if let Some(cmdline) = &self.boot.cmdline {
-            validate_cmdline(cmdline)?;
-        }
-        self.validate_devices()
+        self.validate_devices()?;
+        validate_cmdline(&self.cmdline())
     }
 
     /// Whether the machine gets an entropy device, [`Entropy::IfRoom`] decided.
@@ -198,10 +241,25 @@ impl VmConfig {
         }
     }
 
+    /// The registers and interrupts of the machine's devices, in order: the disks, then the entropy device.
+    #[must_use]
+    pub fn windows(&self) -> Vec<VirtioMmioWindow> {
+        let count = self.disks.len() + usize::from(self.has_entropy());
+        (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
+    }
+
     /// The command line that the kernel gets.
     #[must_use]
-    pub fn cmdline(&self) -> &str {
-        self.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE)
+    pub fn cmdline(&self) -> String {
+        let words = self.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE);
+        let root = self.disks.iter().find_map(|disk| match &disk.root {
+            RootDevice::No => None,
+            RootDevice::Whole => Some(Root { partuuid: None, read_only: disk.read_only }),
+            RootDevice::Partition(id) => Some(Root { partuuid: Some(id), read_only: disk.read_only }),
+        });
+        let windows = self.windows();
+        let devices: &[_] = if self.tables == HardwareTables::Acpi { &[] } else { &windows };
+        cmdline::compose(words, &Additions { root: root.filter(|_| self.boot.initrd.is_none()), devices })
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {

@@ -7,13 +7,20 @@ fn config() -> VmConfig {
         cpus: 1,
         memory: MemoryConfig { size_bytes: 512 * MIB, backing: MemoryBacking::Anonymous },
         boot: BootConfig { kernel: KernelSource::BuiltIn(b""), initrd: None, cmdline: None, entry: BootEntry::Auto },
+        tables: HardwareTables::Acpi,
         disks: Vec::new(),
         entropy: Entropy::IfRoom,
+        serial: SerialTarget::Stdio,
     }
 }
 
 fn disk(id: &str) -> DiskConfig {
-    DiskConfig { id: id.to_owned(), source: DiskSource::Path("/nowhere".into()), read_only: false }
+    DiskConfig {
+        id: id.to_owned(),
+        source: DiskSource::Path("/nowhere".into()),
+        read_only: false,
+        root: RootDevice::No,
+    }
 }
 
 #[test]
@@ -53,6 +60,16 @@ fn a_command_line_fits_with_its_nul_and_has_none_inside() {
     assert_eq!(with("x".repeat(CMDLINE_MAX - 1)), Ok(()));
     assert_eq!(with("x".repeat(CMDLINE_MAX)), Err(ConfigError::CmdlineTooLong { length: CMDLINE_MAX }));
     assert_eq!(with("a\0b".to_owned()), Err(ConfigError::CmdlineNul { offset: 1 }));
+}
+
+#[test]
+fn the_words_that_husk_adds_count_too() {
+    let mut config = VmConfig { tables: HardwareTables::Mp, entropy: Entropy::On, ..config() };
+    let added = " virtio_mmio.device=4K@0xd0000000:5".len();
+    config.boot.cmdline = Some("x".repeat(CMDLINE_MAX - 1 - added));
+    assert_eq!(config.validate(HOST), Ok(()));
+    config.boot.cmdline = Some("x".repeat(CMDLINE_MAX - added));
+    assert_eq!(config.validate(HOST), Err(ConfigError::CmdlineTooLong { length: CMDLINE_MAX }));
 }
 
 #[test]

@@ -44,11 +44,11 @@ pub enum Outcome {
 
 /// The loop and what it waits for.
 #[derive(Debug)]
-pub struct ControlLoop {
+pub struct ControlLoop<'a> {
     machine: Machine,
     events: EventReceiver,
-    signals: Signals,
-    console: Option<Console>,
+    signals: &'a Signals,
+    console: Option<&'a mut Console>,
     input: Input,
     epoll: Epoll,
 }
@@ -76,7 +76,7 @@ enum Source {
     SerialRoom = 3,
 }
 
-impl ControlLoop {
+impl<'a> ControlLoop<'a> {
     /// Prepares to run `machine`, with `console` feeding its serial port.
     ///
     /// # Errors
@@ -84,8 +84,8 @@ impl ControlLoop {
     pub fn new(
         machine: Machine,
         events: EventReceiver,
-        signals: Signals,
-        console: Option<Console>,
+        signals: &'a Signals,
+        console: Option<&'a mut Console>,
     ) -> Result<Self, ControlError> {
         let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
         let mut control = Self { machine, events, signals, console, input: Input::Ended, epoll };

@@ -24,7 +24,7 @@ use super::Machine;
 use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
-use crate::config::{KernelSource, VmConfig};
+use crate::config::{HardwareTables, KernelSource, VmConfig};
 use crate::control::{EventSender, State};
 use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler};
 
@@ -88,7 +88,7 @@ impl Machine {
     ///
     /// # Errors
     /// A file, the host or KVM does not give what it takes; what was made by then is gone again.
-    pub fn build(config: VmConfig, wiring: Wiring) -> Result<Self, BuildError> {
+    pub fn build(config: &VmConfig, wiring: Wiring) -> Result<Self, BuildError> {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
@@ -117,12 +117,12 @@ struct Parts {
 impl Parts {
     fn make(
         kvm: &Kvm,
-        config: VmConfig,
+        config: &VmConfig,
         memory: &Arc<GuestMemory>,
         count: VcpuCount,
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
-        let kernel = load(&config, memory, count)?;
+        let kernel = load(config, memory, count)?;
         let templates = CpuTemplates::read(kvm, count)?;
         let devices = Devices::make(config, memory, wiring)?;
         Ok(Self { kernel, templates, devices })
@@ -147,10 +147,13 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
             Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
         }
     };
-    let windows = Devices::windows(config);
-    let rsdp = acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &windows })?;
-    boot::write_boot_data(memory, &kernel, initrd.as_ref(), config.cmdline(), Some(rsdp))
-        .map_err(BuildError::BootData)?;
+    let rsdp = match config.tables {
+        HardwareTables::Mp => None,
+        HardwareTables::Acpi | HardwareTables::AcpiAndMp => {
+            Some(acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &config.windows() })?)
+        }
+    };
+    boot::write_boot_data(memory, &kernel, initrd.as_ref(), &config.cmdline(), rsdp).map_err(BuildError::BootData)?;
     Ok(kernel)
 }
 

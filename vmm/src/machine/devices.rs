@@ -58,7 +58,7 @@ pub enum DeviceError {
         source: TransportError,
     },
     /// KVM does not bind an interrupt or a doorbell.
-    #[error("cannot bind {what} (GSI {gsi})")]
+    #[error("cannot bind {what} ({gsi})")]
     Bind {
         /// What was to be bound.
         what: String,
@@ -90,26 +90,18 @@ struct VirtioSlot {
 }
 
 impl Devices {
-    /// The register windows of the devices that `config` asks for, in order.
-    pub(super) fn windows(config: &VmConfig) -> Vec<VirtioMmioWindow> {
-        let count = config.disks.len() + usize::from(config.has_entropy());
-        (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
-    }
-
     /// Makes all devices and puts them on their buses. Every disk is opened and locked before the first device is made.
-    pub(super) fn make(config: VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
-        let windows = Self::windows(&config);
-        let entropy = config.has_entropy();
-        let images = config.disks.into_iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+    pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
+        let images = config.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
         let mut devices = Self::legacy(wiring)?;
-        let mut windows = windows.into_iter();
+        let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
         for (id, image) in images {
             let thread = devices.io_thread(&id)?;
             let block = Blk::new(DiskName::new(&id), Box::new(FileBackend::new(image)), thread);
             devices.plug(id, next_window(), Box::new(block), memory)?;
         }
-        if entropy {
+        if config.has_entropy() {
             let thread = devices.io_thread(ENTROPY_ID)?;
             devices.plug(ENTROPY_ID.to_owned(), next_window(), Box::new(Rng::new(ENTROPY_ID, thread)), memory)?;
         }
@@ -248,12 +240,17 @@ impl std::fmt::Debug for Devices {
     }
 }
 
-fn open_disk(disk: DiskConfig) -> Result<(String, DiskImage), DeviceError> {
-    let DiskConfig { id, source, read_only } = disk;
-    let access = if read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let image = match source {
-        DiskSource::Path(path) => DiskImage::open(&path, access),
-        DiskSource::Open(file) => DiskImage::from_file(file, Path::new("(open file)"), access),
+fn open_disk(disk: &DiskConfig) -> Result<(String, DiskImage), DeviceError> {
+    let id = disk.id.clone();
+    let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+    let image = match &disk.source {
+        DiskSource::Path(path) => DiskImage::open(path, access),
+        DiskSource::Open(file) => {
+            let file = file
+                .try_clone()
+                .map_err(|source| DeviceError::Host { what: format!("a descriptor for disk `{id}`"), source })?;
+            DiskImage::from_file(file, Path::new("(open file)"), access)
+        }
     };
     match image {
         Ok(image) => Ok((id, image)),

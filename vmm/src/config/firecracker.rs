@@ -1,0 +1,288 @@
+//! Firecracker's configuration: the bodies of its API and its configuration file, field for field (its OpenAPI document,
+//! version 1.17.0, is the authority), and what of them husk cannot honour yet.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use super::{
+    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB, MemoryBacking,
+    MemoryConfig, RootDevice, SerialTarget, VmConfig,
+};
+
+/// The kernel command line where `boot_args` is absent.
+pub const DEFAULT_BOOT_ARGS: &str =
+    "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
+
+/// A configuration file that husk does not take.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// Not JSON, or not of the shape that the document gives.
+    #[error("{path}: {message}")]
+    Shape {
+        /// The field, from the top: `drives[0].path_on_host`; `.` is the whole file.
+        path: String,
+        /// What is wrong with it, and where.
+        message: String,
+    },
+    /// A section or a field that husk cannot honour yet.
+    #[error("{path}: {value} is not supported yet: remove it")]
+    NotYet {
+        /// The field.
+        path: String,
+        /// What it asks for.
+        value: String,
+    },
+    /// A field whose value cannot be.
+    #[error("{path}: {problem}")]
+    Value {
+        /// The field.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// The file. A key whose value is null counts as absent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ConfigFile {
+    boot_source: BootSource,
+    machine_config: Option<MachineConfiguration>,
+    cpu_config: Option<Value>,
+    drives: Option<Vec<Drive>>,
+    network_interfaces: Option<Vec<Value>>,
+    entropy: Option<EntropyDevice>,
+    serial: Option<SerialDevice>,
+    balloon: Option<Value>,
+    vsock: Option<Value>,
+    logger: Option<Value>,
+    metrics: Option<Value>,
+    mmds_config: Option<Value>,
+    pmem: Option<Value>,
+    memory_hotplug: Option<Value>,
+}
+
+/// `BootSource`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BootSource {
+    kernel_image_path: PathBuf,
+    initrd_path: Option<PathBuf>,
+    boot_args: Option<String>,
+}
+
+/// `MachineConfiguration`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MachineConfiguration {
+    vcpu_count: u64,
+    mem_size_mib: u64,
+    #[serde(default)]
+    smt: bool,
+    #[serde(default)]
+    track_dirty_pages: bool,
+    #[serde(default)]
+    huge_pages: HugePages,
+    cpu_template: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+enum HugePages {
+    #[default]
+    None,
+    Transparent,
+    #[serde(rename = "2M")]
+    TwoMib,
+}
+
+/// `Drive`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drive {
+    drive_id: String,
+    is_root_device: bool,
+    path_on_host: Option<PathBuf>,
+    is_read_only: Option<bool>,
+    partuuid: Option<String>,
+    /// `Unsafe` lets a flush be lost; husk's flush is durable whichever is asked for.
+    #[serde(default, rename = "cache_type")]
+    _cache_type: CacheType,
+    #[serde(default)]
+    io_engine: IoEngine,
+    rate_limiter: Option<Value>,
+    socket: Option<Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+enum CacheType {
+    #[default]
+    Unsafe,
+    Writeback,
+}
+
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+enum IoEngine {
+    #[default]
+    Sync,
+    Async,
+}
+
+/// `EntropyDevice`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntropyDevice {
+    rate_limiter: Option<Value>,
+}
+
+/// `SerialDevice`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SerialDevice {
+    serial_out_path: Option<PathBuf>,
+    rate_limiter: Option<Value>,
+}
+
+/// Reads a configuration file's text.
+///
+/// # Errors
+/// The field that is wrong, and what is wrong with it.
+pub fn parse(text: &str) -> Result<VmConfig, FileError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let file: ConfigFile = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| FileError::Shape { path: error.path().to_string(), message: error.inner().to_string() })?;
+    json.end().map_err(|error| FileError::Shape { path: ".".to_owned(), message: error.to_string() })?;
+    file.into_config()
+}
+
+impl ConfigFile {
+    fn into_config(self) -> Result<VmConfig, FileError> {
+        let sections = [
+            ("balloon", self.balloon),
+            ("vsock", self.vsock),
+            ("logger", self.logger),
+            ("metrics", self.metrics),
+            ("mmds-config", self.mmds_config),
+            ("pmem", self.pmem),
+            ("memory-hotplug", self.memory_hotplug),
+            ("cpu-config", self.cpu_config),
+            ("network-interfaces", self.network_interfaces.map(Value::Array)),
+        ];
+        for (name, section) in sections {
+            not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
+        }
+        let machine = self.machine_config.unwrap_or_default();
+        machine.check()?;
+        if let Some(entropy) = &self.entropy {
+            not_yet("entropy.rate_limiter", entropy.rate_limiter.clone())?;
+        }
+        Ok(VmConfig {
+            cpus: machine.vcpu_count,
+            memory: MemoryConfig {
+                size_bytes: machine.mem_size_mib.saturating_mul(MIB),
+                backing: MemoryBacking::Anonymous,
+            },
+            boot: BootConfig {
+                kernel: KernelSource::Path(self.boot_source.kernel_image_path),
+                initrd: self.boot_source.initrd_path,
+                cmdline: Some(self.boot_source.boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned())),
+                entry: BootEntry::Auto,
+            },
+            tables: HardwareTables::AcpiAndMp,
+            disks: disks(self.drives.unwrap_or_default())?,
+            entropy: if self.entropy.is_some() { Entropy::On } else { Entropy::Off },
+            serial: self.serial.map_or(Ok(SerialTarget::Stdio), SerialDevice::into_target)?,
+        })
+    }
+}
+
+impl Default for MachineConfiguration {
+    /// What a machine is before anybody configures it.
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+            cpu_template: None,
+        }
+    }
+}
+
+impl MachineConfiguration {
+    fn check(&self) -> Result<(), FileError> {
+        let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
+        not_yet("machine-config.smt", asked(self.smt, "true"))?;
+        not_yet("machine-config.track_dirty_pages", asked(self.track_dirty_pages, "true"))?;
+        not_yet("machine-config.huge_pages", asked(self.huge_pages == HugePages::TwoMib, "2M"))?;
+        not_yet("machine-config.huge_pages", asked(self.huge_pages == HugePages::Transparent, "Transparent"))?;
+        let template = self.cpu_template.as_deref().unwrap_or("None");
+        not_yet("machine-config.cpu_template", asked(template != "None", template))
+    }
+}
+
+impl SerialDevice {
+    fn into_target(self) -> Result<SerialTarget, FileError> {
+        not_yet("serial.rate_limiter", self.rate_limiter)?;
+        Ok(self.serial_out_path.map_or(SerialTarget::Stdio, SerialTarget::File))
+    }
+}
+
+/// The drives, the root drive first: it is `/dev/vda` wherever it stands in the file.
+fn disks(drives: Vec<Drive>) -> Result<Vec<DiskConfig>, FileError> {
+    let mut disks = Vec::with_capacity(drives.len());
+    let mut has_root = false;
+    for (index, drive) in drives.into_iter().enumerate() {
+        let field = |name: &str| format!("drives[{index}].{name}");
+        let is_root = drive.is_root_device;
+        if is_root && has_root {
+            return Err(FileError::Value {
+                path: field("is_root_device"),
+                problem: "another drive is the root device",
+            });
+        }
+        has_root |= is_root;
+        let disk = drive.into_config(field)?;
+        disks.insert(if is_root { 0 } else { disks.len() }, disk);
+    }
+    Ok(disks)
+}
+
+impl Drive {
+    fn into_config(self, field: impl Fn(&str) -> String) -> Result<DiskConfig, FileError> {
+        not_yet(&field("rate_limiter"), self.rate_limiter)?;
+        not_yet(&field("socket"), self.socket)?;
+        let asynchronous = (self.io_engine == IoEngine::Async).then(|| Value::String("Async".to_owned()));
+        not_yet(&field("io_engine"), asynchronous)?;
+        let missing = |name: &str| FileError::Value { path: field(name), problem: "is missing: a drive needs it" };
+        let root = match (self.is_root_device, self.partuuid) {
+            (false, _) => RootDevice::No,
+            (true, None) => RootDevice::Whole,
+            (true, Some(partuuid)) => RootDevice::Partition(partuuid),
+        };
+        Ok(DiskConfig {
+            id: self.drive_id,
+            source: DiskSource::Path(self.path_on_host.ok_or_else(|| missing("path_on_host"))?),
+            read_only: self.is_read_only.ok_or_else(|| missing("is_read_only"))?,
+            root,
+        })
+    }
+}
+
+/// Refuses what is there and cannot be honoured.
+fn not_yet(path: &str, value: Option<Value>) -> Result<(), FileError> {
+    match value {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::String(value)) => Err(FileError::NotYet { path: path.to_owned(), value }),
+        Some(Value::Array(_) | Value::Object(_)) => {
+            Err(FileError::NotYet { path: path.to_owned(), value: "this section".to_owned() })
+        }
+        Some(value) => Err(FileError::NotYet { path: path.to_owned(), value: value.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
