@@ -185,12 +185,16 @@ impl<'a> Walk<'a> {
         len: u16,
         first: u16,
     ) -> Result<Option<Descriptor>, QueueError> {
-        let mut index = first;
-        // A chain without a loop visits no entry twice.
-        for _ in 0..len {
+        let (mut index, mut visited) = (first, 0);
+        loop {
             if index >= len {
                 return Err(QueueError::DescriptorIndex { index, len: len.into() });
             }
+            // A chain without a loop visits no entry twice.
+            if visited == len {
+                return Err(QueueError::Loop { head: self.chain.head });
+            }
+            visited += 1;
             let descriptor = Descriptor::load(table, usize::from(index));
             if descriptor.flags & INDIRECT != 0 {
                 // virtio 1.3 §2.7.5.3.1: negotiated, and the last of its chain.
@@ -205,7 +209,6 @@ impl<'a> Walk<'a> {
             }
             index = descriptor.next;
         }
-        Err(QueueError::Loop { head: self.chain.head })
     }
 
     /// virtio 1.3 §2.7.5.3.2: the write flag of the descriptor that refers to the table means nothing.
