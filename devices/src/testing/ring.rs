@@ -5,16 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use arch::GuestMemory;
-use virtio_bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
-};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use crate::virtio::abi::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, descriptor};
 use crate::virtio::queue::QueueConfig;
 
 const DESCRIPTOR_BYTES: u64 = 16;
-const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
-const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
 const MAPPED: &str = "the rings of a test lie in guest memory";
 
 /// A descriptor as a driver writes it, right or wrong.
@@ -32,11 +28,11 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// The chain goes on.
-    pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+    pub const NEXT: u16 = descriptor::NEXT;
     /// The device writes.
-    pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+    pub const WRITE: u16 = descriptor::WRITE;
     /// The buffer is a table of descriptors.
-    pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+    pub const INDIRECT: u16 = descriptor::INDIRECT;
 
     fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
@@ -246,7 +242,7 @@ impl DriverRing {
             let event = self.load(self.used.unchecked_add(4 + 8 * u64::from(self.size)));
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
-            old != new && self.load(self.used) & NO_NOTIFY == 0
+            old != new && self.load(self.used) & USED_NO_NOTIFY == 0
         }
     }
 
@@ -277,7 +273,7 @@ impl DriverRing {
     /// Asks for no interrupts, where flags can.
     pub fn refuse_interrupts(&self) {
         self.memory
-            .store(NO_INTERRUPT.to_le(), self.avail, Ordering::SeqCst)
+            .store(AVAIL_NO_INTERRUPT.to_le(), self.avail, Ordering::SeqCst)
             .expect(MAPPED);
     }
 

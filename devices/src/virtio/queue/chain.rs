@@ -3,12 +3,12 @@
 //! Each descriptor is copied once; everything after that is about the copy.
 
 use arch::GuestMemory;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory, VolatileSlice};
 
 use super::ring::Ring;
 use super::{QUEUE_SIZE_MAX, QueueError};
+use crate::virtio::abi::descriptor::{INDIRECT, NEXT, WRITE};
 
 /// Bytes of a descriptor (virtio 1.3 §2.7.5).
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
@@ -16,10 +16,6 @@ pub(super) const DESCRIPTOR_BYTES: usize = 16;
 /// The most segments of a chain: one system call takes 1024 (`IOV_MAX`), and a device's header and status come
 /// beside the data.
 pub const CHAIN_SEGMENTS_MAX: usize = 1026;
-
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// Some bytes of guest memory, checked to be in one mapping of it.
 ///
