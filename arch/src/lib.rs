@@ -1,1 +1,29 @@
-//! arch
+//! What the machine is: guest memory, the address map, interrupt numbers, boot protocols, CPUs, ACPI.
+//!
+//! Everything here is a pure function over guest memory or a few ioctls on a vCPU: no thread, no lock, no device.
+//! Whatever another architecture would replace is under `x86_64`.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`memory`] | the one alias for guest memory |
+//! | [`gsi`] | interrupt numbers |
+//! | [`topology`] | how many vCPUs there are and which one is meant |
+//! | [`layout`] | the address map: memory, ports, interrupt lines |
+//! | [`boot`] | kernel, initrd, command line, and the structures that a kernel finds at its entry |
+//! | [`cpuid`] | what CPUID answers |
+//! | [`msrs`] | the MSRs that firmware would have set |
+//! | [`vcpu`] | the state of a vCPU before its first instruction |
+//! | [`acpi`] | the tables that name the hardware |
+
+pub mod gsi;
+pub mod memory;
+pub mod topology;
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use gsi::Gsi;
+pub use memory::{GuestAddress, GuestMemory};
+pub use topology::{VcpuCount, VcpuIndex};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{acpi, boot, cpuid, layout, msrs, vcpu};

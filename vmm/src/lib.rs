@@ -1,1 +1,15 @@
-//! vmm
+//! The machine and its life. This crate owns the VM file descriptor and every thread of the process.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`config`] | what a VM is; `validate` is the only place where limits live |
+//! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
+//! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
+//! | [`memfd`] | files that live in memory |
+//! | [`control`] | commands, the lifecycle table and the control loop |
+
+pub mod config;
+pub mod control;
+pub mod machine;
+pub mod memfd;
+pub mod vcpu;

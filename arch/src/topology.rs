@@ -1,0 +1,98 @@
+//! How many vCPUs a machine has, and which one is meant.
+
+use std::fmt;
+
+/// The most vCPUs that a machine can have. One LAPIC entry each in the MADT, and KVM's default APIC ID space is not the
+/// limit: this is what husk is tested with.
+pub const VCPU_COUNT_MAX: u8 = 64;
+
+/// The number of vCPUs of a machine: 1 to [`VCPU_COUNT_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VcpuCount(u8);
+
+/// A number of vCPUs that no machine can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{requested} vCPUs are not possible: ask for 1 to {VCPU_COUNT_MAX}")]
+pub struct VcpuCountError {
+    /// What was asked for.
+    pub requested: u64,
+}
+
+impl VcpuCount {
+    /// A single vCPU.
+    pub const ONE: Self = Self(1);
+
+    /// Checks a requested number of vCPUs.
+    ///
+    /// # Errors
+    /// [`VcpuCountError`] if it is 0 or above [`VCPU_COUNT_MAX`].
+    pub fn new(requested: u64) -> Result<Self, VcpuCountError> {
+        match u8::try_from(requested) {
+            Ok(count @ 1..=VCPU_COUNT_MAX) => Ok(Self(count)),
+            _ => Err(VcpuCountError { requested }),
+        }
+    }
+
+    /// The number of vCPUs.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Every vCPU, the boot CPU first.
+    pub fn indices(self) -> impl Iterator<Item = VcpuIndex> {
+        (0..self.0).map(VcpuIndex)
+    }
+}
+
+impl fmt::Display for VcpuCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One vCPU of a machine, counted from 0. It is also the KVM vCPU id, the APIC ID and the ACPI processor UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuIndex(u8);
+
+impl VcpuIndex {
+    /// The vCPU that starts the kernel; the others wait until it wakes them.
+    pub const BOOT: Self = Self(0);
+
+    /// The index, below the machine's [`VcpuCount`].
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Whether this is the vCPU that starts the kernel.
+    pub const fn is_boot(self) -> bool {
+        self.0 == Self::BOOT.0
+    }
+}
+
+impl fmt::Display for VcpuIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_outside_the_limits_is_refused_with_its_value() {
+        for requested in [0, 65, 256, 257, u64::MAX] {
+            assert_eq!(VcpuCount::new(requested), Err(VcpuCountError { requested }));
+        }
+        for requested in [1, 3, 64] {
+            assert_eq!(u64::from(VcpuCount::new(requested).unwrap().get()), requested);
+        }
+    }
+
+    #[test]
+    fn indices_start_with_the_boot_cpu_and_cover_the_count() {
+        let indices: Vec<_> = VcpuCount::new(3).unwrap().indices().collect();
+        assert_eq!(indices.iter().map(|i| i.get()).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(indices[0].is_boot() && !indices[1].is_boot());
+    }
+}

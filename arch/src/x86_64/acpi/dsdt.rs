@@ -1,0 +1,160 @@
+//! The DSDT: the devices that a kernel cannot find by probing, as AML.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    ResourceTemplate, Scope,
+};
+
+use super::{AcpiConfig, AcpiError};
+use crate::gsi::Gsi;
+use crate::layout::{
+    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, PM_PORT, PM_PORT_LEN, PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT,
+    SERIAL_PORT_LEN, VirtioMmioWindow,
+};
+use crate::topology::VcpuIndex;
+
+/// 2: integers have 64 bits.
+pub(super) const REVISION: u8 = 2;
+/// What a control method power button is notified with when it is pressed (ACPI 6.5 §4.8.3.1.2).
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// What the DSDT has behind its header.
+pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
+    let mut devices = Vec::with_capacity(64 * (usize::from(config.cpus.get()) + config.virtio_mmio.len() + 8));
+    for index in config.cpus.indices() {
+        processor(&mut devices, index);
+    }
+    serial(&mut devices);
+    clock(&mut devices);
+    power_management(&mut devices);
+    power_button(&mut devices);
+    event_device(&mut devices);
+    for (index, window) in config.virtio_mmio.iter().enumerate() {
+        virtio_mmio(&mut devices, index, window)?;
+    }
+    let mut body = Scope::raw(Path::new("\\_SB_"), devices);
+    // The sleep type of power off, in the first element; the others are for registers that are not here.
+    Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&PM_SLEEP_TYPE_S5, &0_u8, &0_u8, &0_u8]),
+    )
+    .to_aml_bytes(&mut body);
+    Ok(body)
+}
+
+fn processor(sink: &mut Vec<u8>, index: VcpuIndex) {
+    let uid = index.get();
+    Device::new(
+        Path::new(&format!("C{uid:03X}")),
+        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn serial(sink: &mut Vec<u8>) {
+    let resources: [&dyn Aml; 2] = [&ports(SERIAL_PORT, SERIAL_PORT_LEN), &edge_interrupt(SERIAL_GSI)];
+    Device::new(
+        "COM1".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &1_u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// No interrupt: the clock has no alarm.
+fn clock(sink: &mut Vec<u8>) {
+    Device::new(
+        "RTC_".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&ports(CMOS_PORT, CMOS_PORT_LEN)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// Keeps other devices off the ports that only the FADT names.
+fn power_management(sink: &mut Vec<u8>) {
+    Device::new(
+        "PM__".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+            &Name::new("_UID".into(), &1_u8),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&ports(PM_PORT, PM_PORT_LEN)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn power_button(sink: &mut Vec<u8>) {
+    Device::new(
+        "PWRB".into(),
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// ACPI 6.5 §5.6.9. An interrupt on its line runs `_EVT` with the GSI; the power button is the one event on it.
+fn event_device(sink: &mut Vec<u8>) {
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &0_u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&edge_interrupt(GED_GSI)])),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&If::new(
+                    &Equal::new(&Arg(0), &GED_GSI.get()),
+                    vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                )],
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn virtio_mmio(sink: &mut Vec<u8>, index: usize, window: &VirtioMmioWindow) -> Result<(), AcpiError> {
+    let end = window.base.0.checked_add(window.size).filter(|&end| end <= 1 << 32);
+    let above = AcpiError::WindowAbove4Gib {
+        index,
+        base: window.base,
+    };
+    let (Some(_), Ok(base), Ok(size)) = (end, u32::try_from(window.base.0), u32::try_from(window.size)) else {
+        return Err(above);
+    };
+    let resources: [&dyn Aml; 2] = [&Memory32Fixed::new(true, base, size), &edge_interrupt(window.gsi)];
+    Device::new(
+        Path::new(&format!("V{index:03X}")),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &index),
+            // The device sees what the CPU wrote, with no flush in between.
+            &Name::new("_CCA".into(), &ONE),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
+        ],
+    )
+    .to_aml_bytes(sink);
+    Ok(())
+}
+
+fn ports(first: u16, count: u16) -> IO {
+    IO::new(first, first, 1, u8::try_from(count).expect("a block of ports is small"))
+}
+
+/// Consumed by the device, edge triggered, active high, not shared.
+fn edge_interrupt(gsi: Gsi) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi.get())
+}

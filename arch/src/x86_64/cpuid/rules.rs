@@ -1,0 +1,171 @@
+//! The table of what husk changes in KVM's CPUID answers. One line is one field of one register, in the order of the
+//! manuals: Intel SDM 2A "CPUID", AMD APM 3 appendix E.
+
+use kvm_bindings::kvm_cpuid_entry2;
+
+use super::Cpu;
+
+/// Whose manual defines a field. A field of one vendor is reserved on the other's CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    Any,
+    Intel,
+    Amd,
+}
+
+impl Scope {
+    /// Which vendor's rules hold for these leaves. Unknown vendors get only the rules for all.
+    pub(super) fn of_vendor(entries: &[kvm_cpuid_entry2]) -> Self {
+        let Some(leaf) = entries.iter().find(|entry| entry.function == 0) else {
+            return Self::Any;
+        };
+        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        match name.as_flattened() {
+            b"GenuineIntel" => Self::Intel,
+            b"AuthenticAMD" | b"HygonGenuine" => Self::Amd,
+            _ => Self::Any,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+use Register::{Eax, Ebx, Ecx, Edx};
+
+/// What a field becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// This number.
+    Is(u32),
+    /// At least this number.
+    AtLeast(u32),
+    /// The vCPU's APIC ID.
+    ApicId,
+    /// How many APIC IDs the package sets aside, a power of two.
+    ApicIds,
+    /// How many bits of the APIC ID are the core's.
+    ApicIdBits,
+    /// How many vCPUs there are, less one.
+    CountMinusOne,
+    /// 1 if there is more than one vCPU.
+    Several,
+    /// 1 if the timer's capability is there.
+    TscDeadlineTimer,
+    /// How many core IDs the package sets aside, less one, in every subleaf that describes a cache.
+    CacheCoreIds,
+    /// How many APIC IDs share the cache that this subleaf describes, less one.
+    CacheSharers,
+}
+use Value::{
+    ApicId, ApicIdBits, ApicIds, AtLeast, CacheCoreIds, CacheSharers, CountMinusOne, Is, Several, TscDeadlineTimer,
+};
+
+/// One field: bits `high..=low` of a register in every subleaf of a leaf.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    pub(super) leaf: u32,
+    scope: Scope,
+    register: Register,
+    high: u32,
+    low: u32,
+    value: Value,
+}
+
+const fn rule(leaf: u32, scope: Scope, register: Register, (high, low): (u32, u32), value: Value) -> Rule {
+    assert!(high < 32 && low <= high);
+    Rule {
+        leaf,
+        scope,
+        register,
+        high,
+        low,
+        value,
+    }
+}
+
+#[rustfmt::skip]
+pub(super) const RULES: &[Rule] = &[
+    //   leaf         whose          register  bits      becomes             field
+    rule(0x0000_0000, Scope::Any,    Eax,      (31, 0),  AtLeast(0xb)),   // last basic leaf: topology is there
+    rule(0x0000_0001, Scope::Any,    Ebx,      (31, 24), ApicId),         // initial APIC ID
+    rule(0x0000_0001, Scope::Any,    Ebx,      (23, 16), ApicIds),        // addressable IDs in the package
+    rule(0x0000_0001, Scope::Any,    Ebx,      (15, 8),  Is(8)),          // CLFLUSH line, in 8 bytes
+    rule(0x0000_0001, Scope::Any,    Ecx,      (21, 21), Is(1)),          // x2APIC: KVM's LAPIC has it
+    rule(0x0000_0001, Scope::Any,    Ecx,      (24, 24), TscDeadlineTimer), // LAPIC timer by TSC deadline
+    rule(0x0000_0001, Scope::Any,    Ecx,      (31, 31), Is(1)),          // a hypervisor is present
+    rule(0x0000_0001, Scope::Any,    Edx,      (28, 28), Several),        // HTT: bits 23:16 of EBX count
+    rule(0x0000_0004, Scope::Intel,  Eax,      (31, 26), CacheCoreIds),   // addressable core IDs, less one
+    rule(0x0000_0004, Scope::Intel,  Eax,      (25, 14), CacheSharers),   // IDs that share this cache, less one
+    rule(0x8000_0001, Scope::Amd,    Ecx,      (1, 1),   Several),        // CmpLegacy: several cores, no threads
+    rule(0x8000_0008, Scope::Amd,    Ecx,      (7, 0),   CountMinusOne),  // NC: threads in the package, less one
+    rule(0x8000_0008, Scope::Amd,    Ecx,      (15, 12), ApicIdBits),     // ApicIdSize
+    rule(0x8000_001d, Scope::Amd,    Eax,      (25, 14), CacheSharers),   // threads that share this cache, less one
+    rule(0x8000_001e, Scope::Amd,    Eax,      (31, 0),  ApicId),         // extended APIC ID
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (7, 0),   ApicId),         // core ID
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (15, 8),  Is(0)),          // threads of a core, less one
+    rule(0x8000_001e, Scope::Amd,    Ecx,      (10, 0),  Is(0)),          // node 0 of one
+];
+
+impl Rule {
+    /// Writes the field, if it is one of this vCPU's vendor.
+    pub(super) fn apply(&self, entry: &mut kvm_cpuid_entry2, cpu: &Cpu<'_>) {
+        if self.scope != Scope::Any && self.scope != cpu.scope {
+            return;
+        }
+        let mask = (u32::MAX >> (31 - self.high + self.low)) << self.low;
+        let cache = Cache::of(entry.eax);
+        let register = self.register.of(entry);
+        if let Some(value) = self.value.of((*register & mask) >> self.low, cache, cpu) {
+            *register = (*register & !mask) | ((value << self.low) & mask);
+        }
+    }
+}
+
+impl Register {
+    fn of(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
+        match self {
+            Eax => &mut entry.eax,
+            Ebx => &mut entry.ebx,
+            Ecx => &mut entry.ecx,
+            Edx => &mut entry.edx,
+        }
+    }
+}
+
+/// What EAX of a cache leaf says about its cache.
+#[derive(Clone, Copy)]
+struct Cache {
+    level: u32,
+}
+
+impl Cache {
+    /// `None` behind the last cache (SDM 2A CPUID leaf 04H, EAX bits 4:0 and 7:5).
+    fn of(eax: u32) -> Option<Self> {
+        (eax & 0x1f != 0).then_some(Self { level: eax >> 5 & 0x7 })
+    }
+}
+
+impl Value {
+    /// The field's new value, or `None` to leave it. `cache` has a meaning for the values that only cache leaves have.
+    fn of(self, old: u32, cache: Option<Cache>, cpu: &Cpu<'_>) -> Option<u32> {
+        let ids = 1 << cpu.core_id_bits();
+        Some(match self {
+            Is(value) => value,
+            AtLeast(value) => old.max(value),
+            ApicId => cpu.apic_id(),
+            ApicIds => ids,
+            ApicIdBits => cpu.core_id_bits(),
+            CountMinusOne => cpu.count() - 1,
+            Several => u32::from(cpu.count() > 1),
+            TscDeadlineTimer => u32::from(cpu.model.tsc_deadline_timer),
+            CacheCoreIds => cache.map(|_| ids - 1)?,
+            // The first two levels belong to a core, what is above to the package.
+            CacheSharers => cache.map(|cache| if cache.level < 3 { 0 } else { ids - 1 })?,
+        })
+    }
+}

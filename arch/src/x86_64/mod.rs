@@ -1,0 +1,8 @@
+//! The x86-64 machine.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
+pub mod layout;
+pub mod msrs;
+pub mod vcpu;

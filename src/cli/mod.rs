@@ -1,0 +1,46 @@
+//! The command line: one file a subcommand.
+
+mod disk;
+mod memory;
+mod run;
+
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+
+use crate::demo;
+use crate::exit::ExitStatus;
+
+pub(crate) use run::{Finished, RunError, drive};
+
+/// A minimal virtual machine monitor on /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(name = "husk", version, after_help = "Example: husk run --kernel vmlinux --disk root.img --memory 1G --cpus 2")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot the guest that is built into this program and show the machine working.
+    #[command(after_help = "Example: husk demo")]
+    Demo,
+    /// Boot a VM with its serial console on this terminal (Ctrl-A x quits).
+    #[command(after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M")]
+    Run(run::RunArgs),
+}
+
+/// Reads the command line; a usage error ends the process with exit code 2.
+pub(crate) fn parse() -> Cli {
+    Cli::parse()
+}
+
+impl Cli {
+    pub(crate) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
+        match self.command {
+            Command::Demo => demo::run(started),
+            Command::Run(args) => args.run(),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `husk demo`: the guest that is built into this program, on a machine with two CPUs and a scratch disk in memory.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use vmm::config::{
+    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, KernelSource, MIB, MemoryBacking, MemoryConfig, VmConfig,
+};
+use vmm::control::Outcome;
+use vmm::memfd;
+use vmm::vcpu::ExitKind;
+
+use crate::cli::{Finished, RunError, drive};
+use crate::exit::ExitStatus;
+
+/// Built by resources/guest/build.rs.
+const GUEST: &[u8] = include_bytes!(env!("HUSK_GUEST_DEMO"));
+
+const CPUS: u64 = 2;
+const MEMORY_BYTES: u64 = 128 * MIB;
+const DISK_BYTES: u64 = 16 * MIB;
+
+/// Boots the guest and prints, after its own lines, what husk saw of it.
+pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
+    let disk = memfd::create("husk-demo-disk", DISK_BYTES)
+        .map_err(|source| RunError::Host { what: "create the scratch disk (memfd)", source })?;
+    let finished = drive(config(disk))?;
+    match &finished.outcome {
+        Outcome::PoweredOff => {
+            summarize(&finished, started)
+                .map_err(|source| RunError::Host { what: "print the summary", source })?;
+            Ok(ExitStatus::Success)
+        }
+        Outcome::Stopped | Outcome::Reset => Ok(ExitStatus::Success),
+        Outcome::Crashed(crash) => {
+            eprintln!("husk: {crash}");
+            Ok(ExitStatus::GuestCrashed)
+        }
+    }
+}
+
+fn config(disk: File) -> VmConfig {
+    VmConfig {
+        cpus: CPUS,
+        memory: MemoryConfig { size_bytes: MEMORY_BYTES, backing: MemoryBacking::Anonymous },
+        boot: BootConfig {
+            kernel: KernelSource::BuiltIn(GUEST),
+            initrd: None,
+            cmdline: None,
+            entry: BootEntry::Auto,
+        },
+        disks: vec![DiskConfig { id: "scratch".to_owned(), source: DiskSource::Open(disk), read_only: false }],
+        entropy: Entropy::On,
+    }
+}
+
+fn summarize(finished: &Finished, started: Instant) -> io::Result<()> {
+    let machine = &finished.machine;
+    let mut out = io::stdout().lock();
+    writeln!(out, "husk: the guest powered off")?;
+    if let Some(first) = machine.first_entry() {
+        let to_first = first.saturating_duration_since(started);
+        writeln!(out, "  start to first guest instruction  {:8.2} ms", to_first.as_secs_f64() * 1e3)?;
+    }
+    writeln!(out, "  run time                          {:8.2} ms", machine.run_time().as_secs_f64() * 1e3)?;
+    let exits = ExitKind::ALL.map(|(kind, name)| (machine.exits(kind), name));
+    writeln!(out, "  exits to husk                     {:8}", exits.iter().map(|(count, _)| count).sum::<u64>())?;
+    for (count, name) in exits.into_iter().filter(|(count, _)| *count > 0) {
+        writeln!(out, "    {name:12}                    {count:8}")?;
+    }
+    out.flush()
+}

@@ -1,0 +1,143 @@
+//! `tools/dev bench boot`.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::BenchError;
+use crate::child::Measured;
+use crate::peer::Artifacts;
+use crate::report::Row;
+use crate::stats::median;
+
+const FIRST_INSTRUCTION_PAIRS: usize = 31;
+const QEMU_BOOTS: usize = 5;
+const LINUX_PAIRS: usize = 3;
+const LIMIT: Duration = Duration::from_secs(60);
+/// What the one-instruction guest writes.
+const FIRST_BYTE: &str = "!";
+const QEMU: &str = "qemu-microvm";
+/// The Linux guest's words: what these machines need, and the rest for speed (resources/guest/linux/README.md).
+const LINUX_CMDLINE: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
+                             reboot=k panic=-1 husk.end=poweroff";
+
+pub(crate) fn run() -> Result<Vec<Row>, BenchError> {
+    let artifacts = Artifacts::find()?;
+    let mut rows = Vec::new();
+    for (name, mib) in [("128m", 128), ("1g", 1024), ("6g", 6144)] {
+        rows.push(first_instruction(&artifacts, &format!("boot-{name}"), mib, 1)?);
+    }
+    rows.push(each_further_vcpu(&artifacts)?);
+    rows.extend(footprint(&artifacts)?);
+    rows.push(linux(&artifacts)?);
+    Ok(rows)
+}
+
+fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64, vcpus: u64) -> Result<Row, BenchError> {
+    let kernel = &artifacts.first;
+    let (husk, floor) = pairs(
+        FIRST_INSTRUCTION_PAIRS,
+        FIRST_BYTE,
+        || artifacts.husk(kernel, mib, vcpus),
+        || artifacts.floor(mib, vcpus),
+    )?;
+    let qemu = (0..QEMU_BOOTS)
+        .map(|_| milliseconds(artifacts.qemu(kernel, mib, vcpus), FIRST_BYTE))
+        .collect::<Result<Vec<_>, _>>()?;
+    let qemu = median(qemu).map(|figure| (QEMU, figure));
+    Ok(Row::less_is_better(name, "ms", median(husk), qemu, median(floor)))
+}
+
+/// What a vCPU adds: a machine of eight against a machine of one, over the seven more.
+fn each_further_vcpu(artifacts: &Artifacts) -> Result<Row, BenchError> {
+    const MORE: u64 = 7;
+    let slope = |many: Vec<f64>, one: Vec<f64>| {
+        median(many).zip(median(one)).map(|(many, one)| (many - one) / f64::from(u32::try_from(MORE).unwrap_or(1)))
+    };
+    let husk = |vcpus| artifacts.husk(&artifacts.first, 128, vcpus);
+    let floor = |vcpus| artifacts.floor(128, vcpus);
+    let (many, one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || husk(1 + MORE), || husk(1))?;
+    let (floor_many, floor_one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || floor(1 + MORE), || floor(1))?;
+    Ok(Row::less_is_better("boot-each-further-vcpu", "ms", slope(many, one), None, slope(floor_many, floor_one)))
+}
+
+/// Memory of the monitor beyond its guest's: 128 MiB, one disk, the guest halted.
+fn footprint(artifacts: &Artifacts) -> Result<[Row; 2], BenchError> {
+    let disk = artifacts.first.with_extension("scratch-disk");
+    std::fs::write(&disk, vec![0; 1 << 20])
+        .map_err(|source| BenchError::Proc { path: disk.display().to_string(), source })?;
+    let mut husk = artifacts.husk(&artifacts.first, 128, 1);
+    husk.arg("--disk").arg(&disk);
+    let mut qemu = artifacts.qemu(&artifacts.first, 128, 1);
+    let drive = format!("if=none,id=d,format=raw,file={}", disk.display());
+    qemu.args(["-drive", &drive, "-device", "virtio-blk-device,drive=d"]);
+    let husk = memory_of(husk)?;
+    let qemu = memory_of(qemu)?;
+    let row = |name: &str, husk, qemu| Row::less_is_better(name, "MiB", Some(husk), Some((QEMU, qemu)), None);
+    // A failure leaves a file of 1 MiB in target/.
+    let _ = std::fs::remove_file(&disk);
+    Ok([row("footprint-unique", husk.unique, qemu.unique), row("footprint-resident", husk.resident, qemu.resident)])
+}
+
+struct Footprint {
+    unique: f64,
+    resident: f64,
+}
+
+/// Adds up /proc/PID/smaps but for the mapping that is the guest's memory, the only one of its size or more.
+fn memory_of(command: Command) -> Result<Footprint, BenchError> {
+    const GUEST_KIB: u64 = 128 << 10;
+    let measured = Measured::start(command, FIRST_BYTE, LIMIT)?;
+    let path = format!("/proc/{}/smaps", measured.pid());
+    let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Proc { path, source })?;
+    let mut in_guest_memory = false;
+    let (mut unique, mut resident) = (0, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(key), Some(kib)) = (words.next(), words.next().and_then(|word| word.parse::<u64>().ok())) else {
+            continue;
+        };
+        match key {
+            "Size:" => in_guest_memory = kib >= GUEST_KIB,
+            "Rss:" if !in_guest_memory => resident += kib,
+            "Private_Clean:" | "Private_Dirty:" if !in_guest_memory => unique += kib,
+            _ => {}
+        }
+    }
+    let mib = |kib: u64| f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0;
+    Ok(Footprint { unique: mib(unique), resident: mib(resident) })
+}
+
+fn linux(artifacts: &Artifacts) -> Result<Row, BenchError> {
+    const READY: &str = "GUEST READY";
+    let initrd = |mut command: Command, flag: &str, append: &str, initramfs: &Path| {
+        command.arg(flag).arg(initramfs).args([append, LINUX_CMDLINE]);
+        command
+    };
+    let kernel = &artifacts.vmlinux;
+    let (husk, qemu) = pairs(
+        LINUX_PAIRS,
+        READY,
+        || initrd(artifacts.husk(kernel, 128, 1), "--initrd", "--cmdline", &artifacts.initramfs),
+        || initrd(artifacts.qemu(kernel, 128, 1), "-initrd", "-append", &artifacts.initramfs),
+    )?;
+    let qemu = median(qemu).map(|figure| (QEMU, figure));
+    Ok(Row::less_is_better("linux-userspace", "ms", median(husk), qemu, None))
+}
+
+/// A B A B: the two in turn, in milliseconds to `wanted`.
+fn pairs(
+    count: usize,
+    wanted: &str,
+    a: impl Fn() -> Command,
+    b: impl Fn() -> Command,
+) -> Result<(Vec<f64>, Vec<f64>), BenchError> {
+    // One of each that does not count: the page cache is warm from then on.
+    milliseconds(a(), wanted)?;
+    milliseconds(b(), wanted)?;
+    (0..count).map(|_| Ok((milliseconds(a(), wanted)?, milliseconds(b(), wanted)?))).collect()
+}
+
+fn milliseconds(command: Command, wanted: &str) -> Result<f64, BenchError> {
+    Measured::start(command, wanted, LIMIT).map(|measured| measured.took.as_secs_f64() * 1e3)
+}

@@ -1,0 +1,82 @@
+//! `tools/dev bench`: husk beside the floor and beside other monitors, in one run, and a ratio of medians.
+
+mod boot;
+mod child;
+mod peer;
+mod report;
+mod stats;
+
+use std::process::ExitCode;
+
+use report::{Report, Row};
+
+/// A benchmark: its name, what it measures, and how.
+type Bench = (&'static str, &'static str, fn() -> Result<Vec<Row>, BenchError>);
+
+const BENCHES: [Bench; 1] =
+    [("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run)];
+
+/// What keeps a benchmark from giving a figure.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    /// A file that `tools/dev` should have built is missing.
+    #[error("{what} is not at {path}: run this through tools/dev bench")]
+    Missing {
+        /// What it is.
+        what: &'static str,
+        /// Where it should be.
+        path: String,
+    },
+    /// A program cannot be started.
+    #[error("cannot start {program}")]
+    Start {
+        /// Its path.
+        program: String,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// A program did not print what marks the end of the measurement.
+    #[error("{program} did not print `{wanted}` within {seconds} s; it printed: {printed}")]
+    Silent {
+        /// Its path.
+        program: String,
+        /// What was waited for.
+        wanted: String,
+        /// For how long.
+        seconds: u64,
+        /// What came instead.
+        printed: String,
+    },
+    /// A figure cannot be read from /proc.
+    #[error("cannot read {path}")]
+    Proc {
+        /// The file.
+        path: String,
+        /// What the host said.
+        source: std::io::Error,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (flags, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with("--"));
+    let json = flags.iter().any(|flag| *flag == "--json");
+    let bench = names.first().and_then(|name| BENCHES.iter().find(|(known, ..)| known == name));
+    let Some((_, _, run)) = bench else {
+        println!("usage: tools/dev bench NAME [--json]\n");
+        BENCHES.iter().for_each(|(name, what, _)| println!("  {name:8} {what}"));
+        return ExitCode::from(if names.is_empty() { 0 } else { 2 });
+    };
+    match run() {
+        Ok(rows) => {
+            let report = Report { rows };
+            println!("{}", if json { report.json() } else { report.table() });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            eprintln!("bench: {error}{cause}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What a VM is: the description a user gives, and [`validate`](VmConfig::validate), the only place where its limits
+//! live. Nothing here opens, maps or creates anything but a look at the host's facts.
+
+mod size;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use arch::layout::{CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX};
+use arch::topology::VcpuCountError;
+use arch::VcpuCount;
+use thiserror::Error;
+
+pub use arch::boot::BootEntry;
+pub use size::{SizeError, parse_size};
+
+/// Bytes in one MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// The kernel command line when the user gives none: console on the serial port, and a panic or a reboot ends the
+/// machine through the keyboard controller.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// A whole VM.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// Number of virtual CPUs.
+    pub cpus: u64,
+    /// Guest memory.
+    pub memory: MemoryConfig,
+    /// What the machine starts with.
+    pub boot: BootConfig,
+    /// virtio-blk devices, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
+    /// Whether the machine has a virtio-rng device.
+    pub entropy: Entropy,
+}
+
+/// Guest memory.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryConfig {
+    /// Size in bytes; a whole number of MiB.
+    pub size_bytes: u64,
+    /// What stands behind it.
+    pub backing: MemoryBacking,
+}
+
+/// What stands behind guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// Private anonymous pages: boots fastest and costs least.
+    Anonymous,
+    /// A memfd mapped shared, which another process can be handed.
+    Memfd,
+}
+
+/// What the machine starts with.
+#[derive(Debug)]
+pub struct BootConfig {
+    /// The kernel image.
+    pub kernel: KernelSource,
+    /// A file that is placed in memory for the kernel.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line, in place of [`DEFAULT_CMDLINE`].
+    pub cmdline: Option<String>,
+    /// How the kernel is entered.
+    pub entry: BootEntry,
+}
+
+/// Where the kernel image comes from.
+#[derive(Debug)]
+pub enum KernelSource {
+    /// A file.
+    Path(PathBuf),
+    /// An image that is part of the program.
+    BuiltIn(&'static [u8]),
+}
+
+/// One virtio-blk device.
+#[derive(Debug)]
+pub struct DiskConfig {
+    /// The name in messages and thread names: letters, digits, `_` and `-`.
+    pub id: String,
+    /// What holds its bytes.
+    pub source: DiskSource,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// What holds a disk's bytes.
+#[derive(Debug)]
+pub enum DiskSource {
+    /// A file or block device.
+    Path(PathBuf),
+    /// An open file of which husk is the only user (the demo's scratch disk).
+    Open(File),
+}
+
+/// Whether the machine has a virtio-rng device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entropy {
+    /// It has none.
+    Off,
+    /// It has one.
+    On,
+    /// It has one if the disks leave a device slot.
+    IfRoom,
+}
+
+/// Facts of the host that a configuration is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct HostFacts {
+    /// Physical memory, in bytes (`MemTotal` of /proc/meminfo).
+    pub memory_bytes: u64,
+}
+
+/// A configuration that breaks a limit.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The number of vCPUs is out of range.
+    #[error("cpus: {0}")]
+    Cpus(VcpuCountError),
+    /// Memory of no size.
+    #[error("memory: 0 bytes: a machine needs at least 1M")]
+    NoMemory,
+    /// Memory that is not a whole number of MiB.
+    #[error("memory: {bytes} bytes is not a whole number of MiB: use {0}M or {1}M", bytes / MIB, bytes / MIB + 1)]
+    MemoryNotWholeMib {
+        /// What was asked.
+        bytes: u64,
+    },
+    /// More memory than the host has.
+    #[error("memory: {0} MiB is more than this host's {1} MiB (MemTotal): use at most {1}M", asked / MIB, host / MIB)]
+    MemoryBeyondHost {
+        /// What was asked, in bytes.
+        asked: u64,
+        /// What the host has, in bytes.
+        host: u64,
+    },
+    /// The command line does not fit into its place.
+    #[error("cmdline: {length} bytes is longer than the {0} that a kernel takes: shorten it", CMDLINE_MAX - 1)]
+    CmdlineTooLong {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The command line has a byte that ends it early.
+    #[error("cmdline: has a NUL byte at offset {offset}: remove it")]
+    CmdlineNul {
+        /// Where.
+        offset: usize,
+    },
+    /// A device id that cannot be one.
+    #[error("disk id `{id}`: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
+    BadId {
+        /// The id.
+        id: String,
+    },
+    /// Two devices share an id.
+    #[error("disk id `{id}` is used twice: give each its own with id=")]
+    DoubleId {
+        /// The id.
+        id: String,
+    },
+    /// More devices than interrupts.
+    #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23)")]
+    TooManyDevices {
+        /// The first device that finds no slot.
+        id: String,
+        /// Its number, counted from 1.
+        number: usize,
+    },
+}
+
+const SLOTS: usize = VIRTIO_MMIO_DEVICES_MAX as usize;
+
+/// The length of a device id is bounded by what fits into messages and metric labels.
+pub const ID_LENGTH_MAX: usize = 64;
+
+/// The id of the entropy device.
+pub const ENTROPY_ID: &str = "rng";
+
+impl VmConfig {
+    /// Holds the description against every limit, before anything is created.
+    ///
+    /// # Errors
+    /// The first limit that is broken, with the value and what would do.
+    pub fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
+        VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
+        self.memory.validate(host)?;
+        if let Some(cmdline) = &self.boot.cmdline {
+            validate_cmdline(cmdline)?;
+        }
+        self.validate_devices()
+    }
+
+    /// Whether the machine gets an entropy device, [`Entropy::IfRoom`] decided.
+    #[must_use]
+    pub fn has_entropy(&self) -> bool {
+        match self.entropy {
+            Entropy::Off => false,
+            Entropy::On => true,
+            Entropy::IfRoom => self.disks.len() < SLOTS,
+        }
+    }
+
+    /// The command line that the kernel gets.
+    #[must_use]
+    pub fn cmdline(&self) -> &str {
+        self.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE)
+    }
+
+    fn validate_devices(&self) -> Result<(), ConfigError> {
+        let entropy = self.has_entropy().then_some(ENTROPY_ID);
+        let ids: Vec<&str> = self.disks.iter().map(|disk| disk.id.as_str()).chain(entropy).collect();
+        for (index, id) in ids.iter().enumerate() {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+            if id.is_empty() || id.len() > ID_LENGTH_MAX || !id.bytes().all(plain) {
+                return Err(ConfigError::BadId { id: (*id).to_owned() });
+            }
+            if ids[..index].contains(id) {
+                return Err(ConfigError::DoubleId { id: (*id).to_owned() });
+            }
+        }
+        match ids.get(SLOTS) {
+            Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl MemoryConfig {
+    fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
+        let bytes = self.size_bytes;
+        if bytes == 0 {
+            return Err(ConfigError::NoMemory);
+        }
+        if !bytes.is_multiple_of(MIB) {
+            return Err(ConfigError::MemoryNotWholeMib { bytes });
+        }
+        if bytes > host.memory_bytes {
+            return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
+        }
+        Ok(())
+    }
+}
+
+impl HostFacts {
+    /// Reads them from the running kernel. A host that does not say has no limit.
+    #[must_use]
+    pub fn read() -> Self {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse::<u64>().ok());
+        Self { memory_bytes: kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024)) }
+    }
+}
+
+fn validate_cmdline(cmdline: &str) -> Result<(), ConfigError> {
+    if cmdline.len() >= CMDLINE_MAX {
+        return Err(ConfigError::CmdlineTooLong { length: cmdline.len() });
+    }
+    match cmdline.bytes().position(|byte| byte == 0) {
+        Some(offset) => Err(ConfigError::CmdlineNul { offset }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

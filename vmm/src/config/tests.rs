@@ -1,0 +1,78 @@
+use super::*;
+
+const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30 };
+
+fn config() -> VmConfig {
+    VmConfig {
+        cpus: 1,
+        memory: MemoryConfig { size_bytes: 512 * MIB, backing: MemoryBacking::Anonymous },
+        boot: BootConfig { kernel: KernelSource::BuiltIn(b""), initrd: None, cmdline: None, entry: BootEntry::Auto },
+        disks: Vec::new(),
+        entropy: Entropy::IfRoom,
+    }
+}
+
+fn disk(id: &str) -> DiskConfig {
+    DiskConfig { id: id.to_owned(), source: DiskSource::Path("/nowhere".into()), read_only: false }
+}
+
+#[test]
+fn cpus_are_between_one_and_the_limit() {
+    for (cpus, fits) in [(0, false), (1, true), (64, true), (65, false), (u64::MAX, false)] {
+        let verdict = VmConfig { cpus, ..config() }.validate(HOST);
+        let refused = ConfigError::Cpus(VcpuCountError { requested: cpus });
+        assert_eq!(verdict, if fits { Ok(()) } else { Err(refused) });
+    }
+}
+
+#[test]
+fn memory_is_some_whole_mebibytes_that_the_host_has() {
+    let with = |size_bytes| {
+        let memory = MemoryConfig { size_bytes, ..config().memory };
+        VmConfig { memory, ..config() }.validate(HOST)
+    };
+    assert_eq!(with(0), Err(ConfigError::NoMemory));
+    assert_eq!(with(MIB), Ok(()));
+    assert_eq!(with(MIB + 1), Err(ConfigError::MemoryNotWholeMib { bytes: MIB + 1 }));
+    assert_eq!(with(HOST.memory_bytes), Ok(()));
+    let beyond = HOST.memory_bytes + MIB;
+    assert_eq!(with(beyond), Err(ConfigError::MemoryBeyondHost { asked: beyond, host: HOST.memory_bytes }));
+    assert_eq!(
+        with(MIB + 1).unwrap_err().to_string(),
+        "memory: 1048577 bytes is not a whole number of MiB: use 1M or 2M"
+    );
+}
+
+#[test]
+fn a_command_line_fits_with_its_nul_and_has_none_inside() {
+    let with = |cmdline: String| {
+        let mut config = config();
+        config.boot.cmdline = Some(cmdline);
+        config.validate(HOST)
+    };
+    assert_eq!(with("x".repeat(CMDLINE_MAX - 1)), Ok(()));
+    assert_eq!(with("x".repeat(CMDLINE_MAX)), Err(ConfigError::CmdlineTooLong { length: CMDLINE_MAX }));
+    assert_eq!(with("a\0b".to_owned()), Err(ConfigError::CmdlineNul { offset: 1 }));
+}
+
+#[test]
+fn the_twentieth_device_is_refused_by_name() {
+    let with = |count: usize, entropy| {
+        let disks = (0..count).map(|index| disk(&format!("d{index}"))).collect();
+        VmConfig { disks, entropy, ..config() }.validate(HOST)
+    };
+    assert_eq!(with(19, Entropy::IfRoom), Ok(()));
+    assert_eq!(with(20, Entropy::IfRoom), Err(ConfigError::TooManyDevices { id: "d19".to_owned(), number: 20 }));
+    assert_eq!(with(19, Entropy::On), Err(ConfigError::TooManyDevices { id: "rng".to_owned(), number: 20 }));
+}
+
+#[test]
+fn ids_are_plain_and_unique() {
+    let with = |ids: &[&str]| VmConfig { disks: ids.iter().map(|id| disk(id)).collect(), ..config() }.validate(HOST);
+    assert_eq!(with(&["a", "b_1-x"]), Ok(()));
+    assert_eq!(with(&["a", "a"]), Err(ConfigError::DoubleId { id: "a".to_owned() }));
+    assert_eq!(with(&["rng"]), Err(ConfigError::DoubleId { id: "rng".to_owned() }));
+    for id in ["", "a/b", "é", &"x".repeat(65)] {
+        assert_eq!(with(&[id]), Err(ConfigError::BadId { id: id.to_owned() }));
+    }
+}

@@ -1,0 +1,242 @@
+//! The one way in which a machine comes to be.
+//!
+//! Three strands, since each waits for something else: this thread asks KVM for the VM, its memory, interrupt
+//! controllers and vCPUs; a second reads the kernel into guest memory, writes the tables and makes the devices; a third
+//! creates the timer, which waits for a grace period in the kernel. Each vCPU thread sets its own vCPU up.
+
+use std::fs::File;
+use std::io::{self, Cursor};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use arch::acpi::{self, AcpiConfig, AcpiError};
+use arch::boot::{self, Kernel, LoadError};
+use arch::cpuid::{self, CpuModel};
+use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use thiserror::Error;
+
+use super::devices::{DeviceError, Devices};
+use super::kvm::{self, KvmError, failed};
+use super::memory::{self, MemoryError};
+use super::Machine;
+use crate::config::{KernelSource, VmConfig};
+use crate::control::{EventSender, State};
+use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler};
+
+/// What a machine is connected to.
+#[derive(Debug)]
+pub struct Wiring {
+    /// Where the bytes of its serial port go.
+    pub serial_output: OwnedFd,
+    /// Where its news goes.
+    pub events: EventSender,
+}
+
+/// What keeps a machine from being assembled.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// KVM does not give it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Its memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A file cannot be opened.
+    #[error("cannot open {role} {}", path.display())]
+    Open {
+        /// What the file is for.
+        role: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A file cannot be loaded.
+    #[error("cannot load {role} {}", path.display())]
+    Load {
+        /// What the file is for.
+        role: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
+    },
+    /// What the kernel is told does not fit.
+    #[error("cannot write the boot data")]
+    BootData(#[source] LoadError),
+    /// The ACPI tables do not fit.
+    #[error("cannot write the ACPI tables")]
+    Acpi(#[from] AcpiError),
+    /// A device cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A vCPU cannot be interrupted.
+    #[error("cannot prepare to interrupt vCPUs")]
+    Kick(#[from] KickError),
+    /// A vCPU cannot be set up.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuThreadError),
+}
+
+impl Machine {
+    /// Assembles the machine that `config`, which has been validated, describes. Its vCPUs wait, parked.
+    ///
+    /// # Errors
+    /// A file, the host or KVM does not give what it takes; what was made by then is gone again.
+    pub fn build(config: VmConfig, wiring: Wiring) -> Result<Self, BuildError> {
+        install_kick_handler()?;
+        let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
+        let events = wiring.events.clone();
+        let memory = Arc::new(memory::map(&config.memory)?);
+        let (parts, created) = thread::scope(|scope| {
+            let parts = scope.spawn(|| Parts::make(config, &memory, count, wiring));
+            let created = Created::make(&memory, count);
+            (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
+        });
+        // What is wrong with the user's files is told before what is wrong with the host.
+        let (Parts { kernel, devices }, Created { vm, fds, templates }) = (parts?, created?);
+        devices.connect(&vm)?;
+        let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
+        Ok(Self { vcpus, devices, _vm: vm, memory, state: State::NotStarted, first_entry: None, ended: None })
+    }
+}
+
+/// What is made without KVM.
+struct Parts {
+    kernel: Kernel,
+    devices: Devices,
+}
+
+impl Parts {
+    fn make(
+        config: VmConfig,
+        memory: &Arc<GuestMemory>,
+        count: VcpuCount,
+        wiring: Wiring,
+    ) -> Result<Self, BuildError> {
+        let kernel = load(&config, memory, count)?;
+        let devices = Devices::make(config, memory, wiring)?;
+        Ok(Self { kernel, devices })
+    }
+}
+
+/// Reads the kernel and what it is told into guest memory.
+fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Kernel, BuildError> {
+    let boot = &config.boot;
+    let kernel = match &boot.kernel {
+        KernelSource::BuiltIn(image) => boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry)
+            .map_err(|source| BuildError::Load { role: "kernel", path: "(built in)".into(), source })?,
+        KernelSource::Path(path) => {
+            let mut file = open("kernel", path)?;
+            load_failed("kernel", path, boot::load_kernel(memory, &mut file, boot.entry))?
+        }
+    };
+    let initrd = match &boot.initrd {
+        None => None,
+        Some(path) => {
+            let mut file = open("initrd", path)?;
+            Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
+        }
+    };
+    let windows = Devices::windows(config);
+    let rsdp = acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &windows })?;
+    boot::write_boot_data(memory, &kernel, initrd.as_ref(), config.cmdline(), Some(rsdp)).map_err(BuildError::BootData)?;
+    Ok(kernel)
+}
+
+/// What KVM makes: the VM with memory, interrupt controllers and timer, and its vCPUs.
+struct Created {
+    vm: VmFd,
+    fds: Vec<(VcpuIndex, VcpuFd)>,
+    templates: CpuTemplates,
+}
+
+/// What every vCPU's registers start from.
+struct CpuTemplates {
+    supported: Arc<CpuId>,
+    msrs: Arc<Msrs>,
+    model: CpuModel,
+}
+
+impl Created {
+    fn make(memory: &GuestMemory, count: VcpuCount) -> Result<Self, BuildError> {
+        let kvm = kvm::open(count)?;
+        let vm = kvm.create_vm().map_err(failed("create a VM (KVM_CREATE_VM)"))?;
+        memory::register(&vm, memory)?;
+        kvm::create_irqchip(&vm)?;
+        thread::scope(|scope| {
+            let pit = scope.spawn(|| kvm::create_pit(&vm));
+            let templates = CpuTemplates::read(&kvm, count)?;
+            let fds = count
+                .indices()
+                .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
+                .collect::<Result<_, _>>()
+                .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"))?;
+            pit.join().expect("with panic = abort a thread returns or the process ends")?;
+            Ok((templates, fds))
+        })
+        .map(|(templates, fds)| Self { vm, fds, templates })
+    }
+}
+
+impl CpuTemplates {
+    fn read(kvm: &Kvm, count: VcpuCount) -> Result<Self, KvmError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
+        let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        Ok(Self {
+            supported: Arc::new(supported),
+            msrs: Arc::new(msrs::boot(msrs.as_slice())),
+            model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
+        })
+    }
+
+    /// What the thread of vCPU `index` does first. The boot CPU enters `kernel`; the others wait for its start-up IPI.
+    fn setup(&self, index: VcpuIndex, kernel: Kernel) -> Setup {
+        let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
+        let model = self.model;
+        Box::new(move |fd| {
+            let model = CpuModel { tsc_khz: fd.get_tsc_khz().ok(), ..model };
+            let cpuid = cpuid::for_vcpu(&supported, index, &model)?;
+            arch::vcpu::configure(fd, index, &cpuid, &msrs, index.is_boot().then_some(&kernel))?;
+            Ok(())
+        })
+    }
+}
+
+/// Starts every vCPU's thread, then waits until each has set its vCPU up.
+fn start_vcpus(
+    fds: Vec<(VcpuIndex, VcpuFd)>,
+    templates: &CpuTemplates,
+    kernel: Kernel,
+    devices: &Devices,
+    events: &EventSender,
+) -> Result<Vec<VcpuHandle>, BuildError> {
+    let handles = fds
+        .into_iter()
+        .map(|(index, fd)| {
+            let context = VcpuContext {
+                index,
+                buses: devices.buses(),
+                counts: Arc::new(ExitCounts::default()),
+                events: events.clone(),
+            };
+            VcpuHandle::spawn(fd, context, templates.setup(index, kernel))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    handles.iter().try_for_each(VcpuHandle::wait_set_up)?;
+    Ok(handles)
+}
+
+fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
+    File::open(path).map_err(|source| BuildError::Open { role, path: path.to_owned(), source })
+}
+
+fn load_failed<T>(role: &'static str, path: &Path, loaded: Result<T, LoadError>) -> Result<T, BuildError> {
+    loaded.map_err(|source| BuildError::Load { role, path: path.to_owned(), source })
+}

@@ -1,0 +1,279 @@
+//! The machine's devices: made, put on their buses, bound to their interrupts and doorbells, paused and ended in order.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use arch::layout::{self, VirtioMmioWindow};
+use arch::{GuestMemory, Gsi};
+use devices::RequestSink;
+use devices::backend::block::{DiskAccess, DiskImage, DiskImageError, FileBackend};
+use devices::bus::{Bus, BusError, SharedDevice};
+use devices::legacy::{AcpiPm, ConsoleOutput, I8042, PowerButton, Rtc, Serial, SerialError};
+use devices::virtio::VirtioDevice;
+use devices::virtio::blk::{Blk, DiskName};
+use devices::virtio::rng::Rng;
+use devices::virtio::transport::{MmioTransport, TransportError};
+use devices::virtio::worker::IoThread;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use thiserror::Error;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::build::Wiring;
+use crate::config::{DiskConfig, DiskSource, ENTROPY_ID, VmConfig};
+use crate::control::{EventSender, GuestEvent};
+use crate::vcpu::Buses;
+
+/// What keeps a device from being made or connected.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// A disk cannot be opened.
+    #[error("disk `{id}`")]
+    Disk {
+        /// The device.
+        id: String,
+        /// Why.
+        source: DiskImageError,
+    },
+    /// The host gives no thread or descriptor.
+    #[error("cannot create {what}")]
+    Host {
+        /// What was to be made.
+        what: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The serial port cannot be made.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// A virtio transport cannot be made.
+    #[error("device `{id}`")]
+    Transport {
+        /// The device.
+        id: String,
+        /// Why.
+        source: TransportError,
+    },
+    /// KVM does not bind an interrupt or a doorbell.
+    #[error("cannot bind {what} (GSI {gsi})")]
+    Bind {
+        /// What was to be bound.
+        what: String,
+        /// The interrupt of the device.
+        gsi: Gsi,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// All devices of a machine.
+pub(super) struct Devices {
+    // The order of the fields is the order of their drop: a transport stops its device while its I/O thread lives.
+    virtio: Vec<VirtioSlot>,
+    buses: Buses,
+    serial: Arc<Mutex<Serial>>,
+    serial_line: EventFd,
+    serial_room: EventFd,
+    power_button: PowerButton,
+    console: ConsoleOutput,
+    io_threads: Vec<IoThread>,
+}
+
+/// A virtio device with its place in the machine.
+struct VirtioSlot {
+    id: String,
+    window: VirtioMmioWindow,
+    transport: Arc<Mutex<MmioTransport>>,
+}
+
+impl Devices {
+    /// The register windows of the devices that `config` asks for, in order.
+    pub(super) fn windows(config: &VmConfig) -> Vec<VirtioMmioWindow> {
+        let count = config.disks.len() + usize::from(config.has_entropy());
+        (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
+    }
+
+    /// Makes all devices and puts them on their buses. Every disk is opened and locked before the first device is made.
+    pub(super) fn make(config: VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
+        let windows = Self::windows(&config);
+        let entropy = config.has_entropy();
+        let images = config.disks.into_iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+        let mut devices = Self::legacy(wiring)?;
+        let mut windows = windows.into_iter();
+        let mut next_window = || windows.next().expect("windows() counts the same devices");
+        for (id, image) in images {
+            let thread = devices.io_thread(&id)?;
+            let block = Blk::new(DiskName::new(&id), Box::new(FileBackend::new(image)), thread);
+            devices.plug(id, next_window(), Box::new(block), memory)?;
+        }
+        if entropy {
+            let thread = devices.io_thread(ENTROPY_ID)?;
+            devices.plug(ENTROPY_ID.to_owned(), next_window(), Box::new(Rng::new(ENTROPY_ID, thread)), memory)?;
+        }
+        Ok(devices)
+    }
+
+    /// Binds every interrupt to its GSI and every doorbell to its register, so that neither costs a vCPU an exit to
+    /// user space.
+    pub(super) fn connect(&self, vm: &VmFd) -> Result<(), DeviceError> {
+        let interrupt = |line: &EventFd, gsi: Gsi, what: &str| {
+            vm.register_irqfd(line, gsi.get()).map_err(|source| DeviceError::Bind {
+                what: format!("the interrupt of {what}"),
+                gsi,
+                source,
+            })
+        };
+        interrupt(&self.serial_line, layout::SERIAL_GSI, "the serial port")?;
+        interrupt(self.power_button.interrupt_line(), layout::GED_GSI, "the power button")?;
+        for VirtioSlot { id, window, transport } in &self.virtio {
+            let transport = lock(transport);
+            interrupt(transport.interrupt_line(), window.gsi, &format!("device `{id}`"))?;
+            let register = IoEventAddress::Mmio(window.base.0 + MmioTransport::NOTIFY_OFFSET);
+            for (queue, doorbell) in (0u32..).zip(transport.doorbells()) {
+                vm.register_ioevent(doorbell, &register, queue).map_err(|source| DeviceError::Bind {
+                    what: format!("doorbell {queue} of device `{id}`"),
+                    gsi: window.gsi,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn buses(&self) -> Buses {
+        self.buses.clone()
+    }
+
+    pub(super) fn press_power_button(&self) {
+        self.power_button.press();
+    }
+
+    pub(super) fn serial_input_room(&self) -> usize {
+        lock(&self.serial).room()
+    }
+
+    pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
+        lock(&self.serial).push(bytes)
+    }
+
+    pub(super) fn serial_room(&self) -> &EventFd {
+        &self.serial_room
+    }
+
+    /// Completes what is in flight in every device, and lets none take more.
+    pub(super) fn pause(&self) {
+        self.virtio.iter().for_each(|slot| lock(&slot.transport).core().pause());
+    }
+
+    /// Lets every device go on from where `pause` stopped it.
+    pub(super) fn resume(&self) {
+        self.virtio.iter().for_each(|slot| lock(&slot.transport).core().resume());
+    }
+
+    /// Completes what is in flight for the last time, and waits until the console has taken the guest's last words.
+    pub(super) fn finish(&self, limit: Duration) {
+        self.pause();
+        if !self.console.drain(Instant::now() + limit) {
+            log::warn!("the console did not take the guest's last output within {} ms", limit.as_millis());
+        }
+    }
+
+    fn legacy(wiring: Wiring) -> Result<Self, DeviceError> {
+        let host = |what: &str| {
+            let what = what.to_owned();
+            move |source| DeviceError::Host { what, source }
+        };
+        let console = ConsoleOutput::spawn("husk-io-console", wiring.serial_output)
+            .map_err(host("the console's thread"))?;
+        let serial = Serial::new(console.writer())?;
+        let clone = |line: &EventFd| line.try_clone().map_err(host("an eventfd"));
+        let (serial_line, serial_room) = (clone(serial.interrupt_line())?, clone(serial.room_event())?);
+        let power_button = PowerButton::new().map_err(host("the power button's eventfd"))?;
+        let serial = Arc::new(Mutex::new(serial));
+        let requests = request_sink(wiring.events);
+        let pio = Bus::new();
+        let place = |port: u16, length: u16, device: SharedDevice| {
+            let ports = u64::from(port)..u64::from(port) + u64::from(length);
+            insert(&pio, ports, device);
+        };
+        place(layout::SERIAL_PORT, layout::SERIAL_PORT_LEN, Arc::clone(&serial) as SharedDevice);
+        place(layout::I8042_PORT, layout::I8042_PORT_LEN, shared(I8042::new(Arc::clone(&requests))));
+        place(layout::CMOS_PORT, layout::CMOS_PORT_LEN, shared(Rtc::new()));
+        place(layout::PM_PORT, layout::PM_PORT_LEN, shared(AcpiPm::new(requests)));
+        Ok(Self {
+            virtio: Vec::new(),
+            buses: Buses { pio: Arc::new(pio), mmio: Arc::new(Bus::new()) },
+            serial,
+            serial_line,
+            serial_room,
+            power_button,
+            console,
+            io_threads: Vec::new(),
+        })
+    }
+
+    /// Each device has an I/O thread of its own.
+    fn io_thread(&mut self, id: &str) -> Result<devices::virtio::worker::IoThreadHandle, DeviceError> {
+        let name = format!("husk-io-{id}");
+        let thread = IoThread::spawn(&name)
+            .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })?;
+        let handle = thread.handle();
+        self.io_threads.push(thread);
+        Ok(handle)
+    }
+
+    fn plug(
+        &mut self,
+        id: String,
+        window: VirtioMmioWindow,
+        device: Box<dyn VirtioDevice>,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<(), DeviceError> {
+        let transport = MmioTransport::new(&id, device, Arc::clone(memory))
+            .map_err(|source| DeviceError::Transport { id: id.clone(), source })?;
+        let transport = Arc::new(Mutex::new(transport));
+        let GuestAddress(base) = window.base;
+        insert(&self.buses.mmio, base..base + window.size, Arc::clone(&transport) as SharedDevice);
+        self.virtio.push(VirtioSlot { id, window, transport });
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.virtio.iter().map(|slot| (&slot.id, slot.window))).finish()
+    }
+}
+
+fn open_disk(disk: DiskConfig) -> Result<(String, DiskImage), DeviceError> {
+    let DiskConfig { id, source, read_only } = disk;
+    let access = if read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+    let image = match source {
+        DiskSource::Path(path) => DiskImage::open(&path, access),
+        DiskSource::Open(file) => DiskImage::from_file(file, Path::new("(open file)"), access),
+    };
+    match image {
+        Ok(image) => Ok((id, image)),
+        Err(source) => Err(DeviceError::Disk { id, source }),
+    }
+}
+
+fn request_sink(events: EventSender) -> RequestSink {
+    Arc::new(move |request| events.send(GuestEvent::Request(request)))
+}
+
+fn shared(device: impl devices::bus::BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+fn insert(bus: &Bus, range: Range<u64>, device: SharedDevice) {
+    let inserted: Result<(), BusError> = bus.insert(range, device);
+    inserted.expect("the address map keeps devices apart, by the assertions beside it");
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("a thread panicked with a device's lock held, which aborts the process")
+}

@@ -1,0 +1,147 @@
+//! The machine: what it is made of, and the one right order in which each command touches its parts. Owned by the
+//! control loop's thread; every other thread of the process is reached, and joined, through it.
+
+mod build;
+mod devices;
+mod kvm;
+mod memory;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arch::GuestMemory;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use build::{BuildError, Wiring};
+pub use devices::DeviceError;
+use devices::Devices;
+pub use kvm::KvmError;
+pub use memory::MemoryError;
+
+use crate::control::{Command, Refusal, State};
+use crate::vcpu::{ExitKind, VcpuHandle};
+
+/// A machine, from its assembly to its end.
+///
+/// The order of the fields is the order of their drop: the vCPUs end before the devices they reach, and guest memory
+/// outlives everything that touches it.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vec<VcpuHandle>,
+    devices: Devices,
+    /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
+    _vm: VmFd,
+    memory: Arc<GuestMemory>,
+    state: State,
+    first_entry: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+/// What a machine cannot do.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// Its present state does not accept the command.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl Machine {
+    /// Does what `command` says, all of it before this returns.
+    ///
+    /// # Errors
+    /// The present state does not accept it, or the host fails it.
+    pub fn apply(&mut self, command: Command) -> Result<State, MachineError> {
+        let next = self.state.accepts(command)?;
+        match command {
+            Command::Start | Command::Resume => self.run(),
+            Command::Pause => self.park(),
+            Command::PowerButton => self.devices.press_power_button(),
+            Command::Stop => self.stop(),
+        }
+        self.state = next;
+        Ok(next)
+    }
+
+    /// Where the machine is in its life.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The machine's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The bytes that the serial port can take from the console now.
+    #[must_use]
+    pub fn serial_input_room(&self) -> usize {
+        self.devices.serial_input_room()
+    }
+
+    /// Gives the serial port what was typed; it takes as much as [`serial_input_room`](Self::serial_input_room) said,
+    /// and returns how much that was.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.devices.serial_input(bytes)
+    }
+
+    /// Readable after the guest has read from its serial port.
+    #[must_use]
+    pub fn serial_room(&self) -> &EventFd {
+        self.devices.serial_room()
+    }
+
+    /// Exits of all vCPUs so far, of one kind.
+    #[must_use]
+    pub fn exits(&self, kind: ExitKind) -> u64 {
+        self.vcpus.iter().map(|vcpu| vcpu.counts().get(kind)).sum()
+    }
+
+    /// When vCPU 0 first entered the guest.
+    #[must_use]
+    pub fn first_entry(&self) -> Option<Instant> {
+        self.first_entry
+    }
+
+    /// How long the machine has existed for its guest, its pauses included.
+    #[must_use]
+    pub fn run_time(&self) -> Duration {
+        let end = self.ended.unwrap_or_else(Instant::now);
+        self.first_entry.map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
+    }
+
+    /// Devices first: a vCPU that runs finds them ready.
+    fn run(&mut self) {
+        self.devices.resume();
+        self.vcpus.iter().for_each(VcpuHandle::ask_run);
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let entered = vcpu.wait_done();
+            if index == 0 && self.first_entry.is_none() {
+                self.first_entry = entered;
+            }
+        }
+    }
+
+    /// vCPUs first: with nobody to ring a doorbell, drained devices stay drained.
+    fn park(&mut self) {
+        self.vcpus.iter().for_each(VcpuHandle::ask_park);
+        for vcpu in &self.vcpus {
+            vcpu.wait_done();
+        }
+        self.devices.pause();
+    }
+
+    fn stop(&mut self) {
+        if self.state == State::Running {
+            self.park();
+        }
+        self.ended = Some(Instant::now());
+        self.devices.finish(SERIAL_DRAIN_DEADLINE);
+    }
+}
+
+/// How long the end of a machine waits for the console to take the guest's last words.
+const SERIAL_DRAIN_DEADLINE: Duration = Duration::from_secs(1);

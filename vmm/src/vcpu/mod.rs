@@ -1,0 +1,282 @@
+//! The vCPU thread. It owns one vCPU's file descriptor, runs it, and answers every ask, also after the vCPU has ended.
+//! It takes no lock but a bus device's own, and never waits for a backend.
+
+mod crash;
+mod exits;
+mod kick;
+mod run;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use arch::VcpuIndex;
+use arch::cpuid::CpuidError;
+use arch::vcpu::VcpuError;
+use devices::bus::Bus;
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+
+use crate::control::{EventSender, GuestEvent};
+
+pub use crash::{Crash, CrashKind, CpuMode};
+pub use exits::{ExitCounts, ExitKind};
+pub use kick::KickError;
+use kick::{KickPage, Kicker};
+pub(crate) use kick::install_kick_handler;
+use run::Turn;
+
+/// What a vCPU thread cannot start or do.
+#[derive(Debug, Error)]
+pub enum VcpuThreadError {
+    /// Its thread cannot be created.
+    #[error("cannot start the thread of vCPU {index}")]
+    Spawn {
+        /// Which vCPU.
+        index: VcpuIndex,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Its kick page cannot be mapped.
+    #[error("cannot prepare to interrupt vCPU {index}")]
+    Kick {
+        /// Which vCPU.
+        index: VcpuIndex,
+        /// What failed.
+        source: KickError,
+    },
+    /// Its registers cannot be set.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+/// What keeps a vCPU from its state before the first instruction.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// What CPUID shall answer cannot be said.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// KVM does not take it.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+}
+
+/// What a vCPU is asked. Each ask is answered once it is so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// Run the guest.
+    Run,
+    /// Leave the guest and wait.
+    Park,
+    /// End the thread.
+    Stop,
+}
+
+/// The two buses that a vCPU's exits reach.
+#[derive(Clone)]
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+}
+
+/// What a vCPU thread works with besides its file descriptor.
+pub(crate) struct VcpuContext {
+    pub(crate) index: VcpuIndex,
+    pub(crate) buses: Buses,
+    pub(crate) counts: Arc<ExitCounts>,
+    pub(crate) events: EventSender,
+}
+
+/// What a thread does to its vCPU before the first ask: the boot registers, or a saved state.
+pub(crate) type Setup = Box<dyn FnOnce(&VcpuFd) -> Result<(), SetupError> + Send>;
+
+/// The owner's end of a vCPU thread.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    kicker: Kicker,
+    asks: Sender<Ask>,
+    answers: Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+    counts: Arc<ExitCounts>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    SetUp(Result<(), SetupError>),
+    Done { first_run: Option<Instant> },
+}
+
+impl VcpuHandle {
+    /// Starts the thread `husk-vcpuN`; it sets its vCPU up and then waits, parked.
+    pub(crate) fn spawn(fd: VcpuFd, context: VcpuContext, setup: Setup) -> Result<Self, VcpuThreadError> {
+        let index = context.index;
+        let page = Arc::new(KickPage::map(&fd).map_err(|source| VcpuThreadError::Kick { index, source })?);
+        let (asks, asked) = channel();
+        let (answer, answers) = channel();
+        let counts = Arc::clone(&context.counts);
+        let vcpu = Vcpu { fd, context, kicks: Arc::clone(&page), asked, answer, first_run: None };
+        let thread = std::thread::Builder::new()
+            .name(format!("husk-vcpu{index}"))
+            .stack_size(VCPU_STACK_BYTES)
+            .spawn(move || vcpu.main(setup))
+            .map_err(|source| VcpuThreadError::Spawn { index, source })?;
+        let kicker = Kicker::new(page, &thread);
+        Ok(Self { kicker, asks, answers, thread: Some(thread), counts })
+    }
+
+    /// Waits until the vCPU is set up. To be called once, before any ask.
+    pub(crate) fn wait_set_up(&self) -> Result<(), VcpuThreadError> {
+        match self.answer() {
+            Answer::SetUp(done) => done.map_err(VcpuThreadError::Setup),
+            Answer::Done { .. } => unreachable!("a vCPU thread answers its setup before any ask"),
+        }
+    }
+
+    /// Asks without waiting, so that all vCPUs can be asked before the first is waited for.
+    pub(crate) fn ask_run(&self) {
+        self.ask(Ask::Run);
+    }
+
+    /// Asks without waiting; the vCPU is interrupted if it runs.
+    pub(crate) fn ask_park(&self) {
+        self.ask(Ask::Park);
+    }
+
+    /// Waits for the answer to the oldest ask that has none yet: when the vCPU first entered the guest, if it has.
+    pub(crate) fn wait_done(&self) -> Option<Instant> {
+        match self.answer() {
+            Answer::Done { first_run } => first_run,
+            Answer::SetUp(_) => unreachable!("wait_set_up took the answer to the setup"),
+        }
+    }
+
+    /// The exits of this vCPU so far, by kind.
+    #[must_use]
+    pub fn counts(&self) -> &ExitCounts {
+        &self.counts
+    }
+
+    fn ask(&self, ask: Ask) {
+        self.asks.send(ask).expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
+        self.kicker.kick();
+    }
+
+    fn answer(&self) -> Answer {
+        self.answers.recv().expect("a vCPU thread answers before it ends")
+    }
+}
+
+impl Drop for VcpuHandle {
+    /// Ends the thread and waits for it: no vCPU outlives its owner.
+    fn drop(&mut self) {
+        if self.asks.send(Ask::Stop).is_ok() {
+            self.kicker.kick();
+        }
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok(), "a vCPU thread does not unwind");
+        }
+    }
+}
+
+/// Stack of a vCPU thread: its deepest path is a device's register access.
+const VCPU_STACK_BYTES: usize = 256 << 10;
+
+/// Whether the guest is being run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for an ask.
+    Parked,
+    /// In and out of the guest.
+    Running,
+    /// The guest cannot be run any more; asks are still answered.
+    Ended,
+}
+
+/// The thread's own side.
+struct Vcpu {
+    fd: VcpuFd,
+    context: VcpuContext,
+    kicks: Arc<KickPage>,
+    asked: Receiver<Ask>,
+    answer: Sender<Answer>,
+    first_run: Option<Instant>,
+}
+
+impl Vcpu {
+    fn main(mut self, setup: Setup) {
+        let set_up = setup(&self.fd);
+        let usable = set_up.is_ok();
+        self.reply(Answer::SetUp(set_up));
+        let mut phase = if usable { Phase::Parked } else { Phase::Ended };
+        while let Some(next) = self.step(phase) {
+            phase = next;
+        }
+    }
+
+    /// One ask answered or one turn through the guest; `None` ends the thread.
+    fn step(&mut self, phase: Phase) -> Option<Phase> {
+        match self.next_ask(phase) {
+            NextAsk::Stop => return None,
+            NextAsk::Ask(ask) => return Some(self.take(ask, phase)),
+            NextAsk::Nothing => {}
+        }
+        match self.turn() {
+            Turn::Again => Some(Phase::Running),
+            Turn::Crashed(crash) => {
+                self.context.events.send(GuestEvent::Crashed(crash));
+                Some(Phase::Ended)
+            }
+        }
+    }
+
+    /// A vCPU that does not run blocks here. A running one looks only after a kick: `KickPage::take` clears the flag
+    /// before the channel is read, and an asker sends before it sets the flag, so no ask is left behind.
+    fn next_ask(&self, phase: Phase) -> NextAsk {
+        let asked = match phase {
+            Phase::Parked | Phase::Ended => self.asked.recv().ok(),
+            Phase::Running if self.kicks.take() => match self.asked.try_recv() {
+                Ok(ask) => Some(ask),
+                Err(std::sync::mpsc::TryRecvError::Empty) => return NextAsk::Nothing,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => None,
+            },
+            Phase::Running => return NextAsk::Nothing,
+        };
+        match asked {
+            None | Some(Ask::Stop) => NextAsk::Stop,
+            Some(ask) => NextAsk::Ask(ask),
+        }
+    }
+
+    fn take(&mut self, ask: Ask, phase: Phase) -> Phase {
+        let next = match (ask, phase) {
+            (_, Phase::Ended) => Phase::Ended,
+            (Ask::Run, _) => {
+                self.first_run.get_or_insert_with(Instant::now);
+                Phase::Running
+            }
+            (Ask::Park, Phase::Running) => {
+                self.complete_exit();
+                Phase::Parked
+            }
+            (Ask::Park | Ask::Stop, phase) => phase,
+        };
+        self.reply(Answer::Done { first_run: self.first_run });
+        next
+    }
+
+    /// The owner may already be gone, as after a build that failed; then nobody waits for the answer.
+    fn reply(&self, answer: Answer) {
+        let _ = self.answer.send(answer);
+    }
+}
+
+enum NextAsk {
+    Nothing,
+    Ask(Ask),
+    Stop,
+}
