@@ -12,8 +12,8 @@ use std::ptr;
 use std::sync::Arc;
 
 use arch::GuestMemory;
+use vm_memory::GuestMemoryBackend;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::Segment;
 
@@ -100,14 +100,12 @@ impl GuestBuffers {
     /// Records that the kernel wrote into all pieces.
     pub fn mark_written(&self) {
         for segment in &self.segments {
-            let (region, start) = self
+            let len = usize::try_from(segment.len()).expect("32 bits fit");
+            let slice = self
                 .memory
-                .to_region_addr(segment.address())
-                .expect("the chain was checked");
-            let offset = usize::try_from(start.raw_value()).expect("64 bits fit");
-            region
-                .bitmap()
-                .mark_dirty(offset, usize::try_from(segment.len()).expect("32 bits fit"));
+                .get_slice(segment.address(), len)
+                .expect("the chain was checked to be in memory");
+            slice.bitmap().mark_dirty(0, len);
         }
     }
 
