@@ -11,6 +11,7 @@
 
 mod chain;
 mod config;
+mod map;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use chain::{CHAIN_SEGMENTS_MAX, Chain, Segment};
 use chain::{DescriptorTable, Walk};
 pub use config::{QUEUE_SIZE_MAX, QueueConfig, QueueConfigError, QueueState};
+use map::MemoryMap;
 use ring::Ring;
 
 use super::abi::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY};
@@ -120,6 +122,7 @@ pub struct ReadyQueue {
     size: u16,
     event_idx: bool,
     memory: Arc<GuestMemory>,
+    map: MemoryMap,
     table: DescriptorTable,
     avail: Ring,
     used: Ring,
@@ -183,7 +186,7 @@ impl ReadyQueue {
         let head = self
             .avail
             .load_u16(ENTRIES + AVAIL_ENTRY_BYTES * entry, Ordering::Relaxed);
-        if let Err(error) = Walk::new(&self.memory, &self.table, head, chain).run() {
+        if let Err(error) = Walk::new(&self.memory, &mut self.map, &self.table, head, chain).run() {
             return Err(self.retire(error));
         }
         self.next_avail = self.next_avail.wrapping_add(1);

@@ -4,8 +4,9 @@
 
 use arch::GuestMemory;
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
+use super::map::{Mapped, MemoryMap};
 use super::ring::Ring;
 use super::{QUEUE_SIZE_MAX, QueueError};
 use crate::virtio::abi::descriptor::{INDIRECT, NEXT, WRITE};
@@ -154,14 +155,26 @@ impl Descriptor {
 /// One walk through one chain.
 pub(super) struct Walk<'a> {
     memory: &'a GuestMemory,
+    map: &'a mut MemoryMap,
     table: &'a DescriptorTable,
     chain: &'a mut Chain,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(memory: &'a GuestMemory, table: &'a DescriptorTable, head: u16, chain: &'a mut Chain) -> Self {
+    pub(super) fn new(
+        memory: &'a GuestMemory,
+        map: &'a mut MemoryMap,
+        table: &'a DescriptorTable,
+        head: u16,
+        chain: &'a mut Chain,
+    ) -> Self {
         chain.restart(head);
-        Self { memory, table, chain }
+        Self {
+            memory,
+            map,
+            table,
+            chain,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<(), QueueError> {
@@ -257,29 +270,22 @@ impl<'a> Walk<'a> {
     /// mappings becomes a segment in each. Returns how many.
     fn push_mapped(&mut self, address: u64, len: u32) -> Result<usize, QueueError> {
         let outside = QueueError::OutsideMemory { address, len };
-        let (mut next, mut left, mut pushed) = (GuestAddress(address), len, 0);
+        let (mut next, mut left, mut pushed) = (address, len, 0);
         while left > 0 {
             if self.chain.segments.len() == CHAIN_SEGMENTS_MAX {
                 return Err(QueueError::TooManySegments { head: self.chain.head });
             }
-            let (region, start) = self.memory.to_region_addr(next).ok_or(outside)?;
-            let here = u32::try_from(region.len() - start.raw_value())
-                .unwrap_or(u32::MAX)
-                .min(left);
-            let slice = region
-                .get_slice(start, usize::try_from(here).expect("32 bits fit"))
-                .map_err(|_| outside)?;
-            let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
+            let Mapped { host, room } = self.map.find(next).ok_or(outside)?;
+            let here = u32::try_from(room).unwrap_or(u32::MAX).min(left);
             self.chain.segments.push(Segment {
-                address: next,
+                address: GuestAddress(next),
                 len: here,
                 host,
             });
             pushed += 1;
             left -= here;
-            if left > 0 {
-                next = next.checked_add(here.into()).ok_or(outside)?;
-            }
+            // The end of a mapping does not wrap.
+            next += u64::from(here);
         }
         Ok(pushed)
     }
