@@ -1,1 +1,29 @@
-//! A driver for tests.
+//! A guest without a guest: a driver that talks to a device through its registers and rings, as a kernel's would, and
+//! can break every rule that a hostile one would.
+//!
+//! Whatever it waits for, it waits for with a deadline, and panics when that passes.
+
+mod driver;
+mod ring;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arch::GuestMemory;
+use vm_memory::GuestAddress;
+
+pub use driver::FakeDriver;
+pub use ring::{Buffer, Descriptor, DriverRing, Used};
+
+/// How long a test waits for something that must happen.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Guest memory of two regions with a hole between them, both of `region_bytes`.
+///
+/// # Panics
+/// If the host has not that much.
+pub fn memory_with_hole(region_bytes: usize) -> Arc<GuestMemory> {
+    let upper = GuestAddress(1 << 32);
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), region_bytes), (upper, region_bytes)]);
+    Arc::new(memory.expect("the host has memory for a test"))
+}

@@ -6,6 +6,7 @@
 //! | a [`VirtioDevice`] | as the transport, with its lock held | never |
 //! | a [`worker::Worker`] | its I/O thread | its own |
 
+pub(crate) mod abi;
 pub mod blk;
 mod buffers;
 mod counters;

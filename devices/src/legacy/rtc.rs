@@ -186,7 +186,7 @@ impl Rtc {
             return self.encode(hour);
         }
         let half = if hour >= 12 { HOURS_PM } else { 0 };
-        let twelfth = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelfth = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(twelfth) | half
     }
 

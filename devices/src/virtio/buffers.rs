@@ -12,8 +12,8 @@ use std::ptr;
 use std::sync::Arc;
 
 use arch::GuestMemory;
+use vm_memory::GuestMemoryBackend;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::Segment;
 
@@ -100,14 +100,12 @@ impl GuestBuffers {
     /// Records that the kernel wrote into all pieces.
     pub fn mark_written(&self) {
         for segment in &self.segments {
-            let (region, start) = self
+            let len = usize::try_from(segment.len()).expect("32 bits fit");
+            let slice = self
                 .memory
-                .to_region_addr(segment.address())
-                .expect("the chain was checked");
-            let offset = usize::try_from(start.raw_value()).expect("64 bits fit");
-            region
-                .bitmap()
-                .mark_dirty(offset, usize::try_from(segment.len()).expect("32 bits fit"));
+                .get_slice(segment.address(), len)
+                .expect("the chain was checked to be in memory");
+            slice.bitmap().mark_dirty(0, len);
         }
     }
 
@@ -118,5 +116,121 @@ impl GuestBuffers {
         });
         self.segments.push(segment);
         self.len += u64::from(segment.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::block::{
+        BlockAction, BlockBackend, BlockOperation, DiskAccess, DiskImage, Durability, FileBackend, Submission, Token,
+    };
+    use crate::testing::{Buffer, DriverRing, memory_with_hole};
+    use crate::virtio::queue::{Chain, QueueState};
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use vm_memory::{Bytes, GuestAddress};
+
+    /// A chain of one buffer each at `pieces`.
+    fn chain(memory: &Arc<GuestMemory>, pieces: &[(u64, u32)]) -> Chain {
+        let mut driver = DriverRing::new(memory.clone(), GuestAddress(0x1000), 8, false);
+        let buffers: Vec<_> = pieces
+            .iter()
+            .map(|(at, len)| Buffer::Writable(GuestAddress(*at), *len))
+            .collect();
+        driver.add(&buffers);
+        let mut queue = driver.config(0, 8).validate(memory, 0, QueueState::default()).unwrap();
+        let mut chain = Chain::new();
+        assert_eq!(queue.pop(&mut chain), Ok(true));
+        chain
+    }
+
+    #[test]
+    fn a_part_of_a_chain_is_cut_out_at_any_byte() {
+        let memory = memory_with_hole(1 << 16);
+        let pieces = [(0x4000, 10), (0x5000, 20), (0x6000, 30)];
+        let chain = chain(&memory, &pieces);
+        let all: Vec<u64> = pieces.iter().flat_map(|(at, len)| *at..*at + u64::from(*len)).collect();
+        let mut buffers = GuestBuffers::new(memory);
+        for skip in 0..=60 {
+            for len in 0..=70 {
+                let fits = buffers.fill(chain.writable(), skip, len);
+                assert_eq!(fits, skip + len <= 60 || len == 0, "{skip} {len}");
+                let expected = if fits { u64::from(len) } else { 0 };
+                assert_eq!(buffers.len(), expected);
+                let told = buffers.segments().iter();
+                let told: Vec<u64> = told
+                    .flat_map(|part| part.address().0..part.address().0 + u64::from(part.len()))
+                    .collect();
+                let start = usize::try_from(skip).unwrap();
+                let part = &all[start.min(60)..(start + usize::try_from(expected).unwrap()).min(60)];
+                assert_eq!(told, part);
+            }
+        }
+    }
+
+    #[test]
+    fn an_operation_keeps_the_memory_that_its_completion_touches() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[0x5a; 512], 0).unwrap();
+        let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite).unwrap();
+        let mut backend = FileBackend::new(image);
+        let memory = memory_with_hole(1 << 16);
+        let mut buffers = GuestBuffers::new(memory.clone());
+        assert!(buffers.fill(chain(&memory, &[(0x4000, 512)]).writable(), 0, 512));
+        // The guest, its queue and its memory go; the operation is the only one left.
+        drop(memory);
+        let operation = BlockOperation {
+            action: BlockAction::Read,
+            offset: 0,
+            buffers,
+        };
+        let Submission::Done(done) = backend.submit(Token(7), operation) else {
+            panic!("it is synchronous")
+        };
+        done.result.unwrap();
+        let mut bytes = [0; 512];
+        done.operation
+            .buffers
+            .memory()
+            .read_slice(&mut bytes, GuestAddress(0x4000))
+            .unwrap();
+        assert_eq!(bytes, [0x5a; 512]);
+        assert_eq!(done.token, Token(7));
+    }
+
+    #[test]
+    fn transfers_of_every_shape_move_every_byte() {
+        for durability in [Durability::Cached, Durability::Durable] {
+            for pieces in [vec![(0x4000, 1024)], vec![(0x4000, 1), (0x5000, 511), (0x6000, 512)]] {
+                let file = tempfile::tempfile().unwrap();
+                file.set_len(4096).unwrap();
+                let image =
+                    DiskImage::from_file(file.try_clone().unwrap(), Path::new("scratch"), DiskAccess::ReadWrite);
+                let mut backend = FileBackend::new(image.unwrap());
+                let memory = memory_with_hole(1 << 16);
+                for (at, len) in &pieces {
+                    memory
+                        .write_slice(&vec![0x33; usize::try_from(*len).unwrap()], GuestAddress(*at))
+                        .unwrap();
+                }
+                let mut buffers = GuestBuffers::new(memory.clone());
+                assert!(buffers.fill(chain(&memory, &pieces).writable(), 0, 1024));
+                let operation = BlockOperation {
+                    action: BlockAction::Write(durability),
+                    offset: 1536,
+                    buffers,
+                };
+                let Submission::Done(done) = backend.submit(Token(0), operation) else {
+                    panic!("it is synchronous")
+                };
+                done.result.unwrap();
+                let mut disk = [0; 4096];
+                file.read_exact_at(&mut disk, 0).unwrap();
+                assert_eq!(disk[..1536], [0; 1536]);
+                assert_eq!(disk[1536..2560], [0x33; 1024]);
+                assert_eq!(disk[2560..], [0; 1536]);
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@
 
 mod chain;
 mod config;
+mod map;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -24,19 +25,16 @@ use thiserror::Error;
 pub use chain::{CHAIN_SEGMENTS_MAX, Chain, Segment};
 use chain::{DescriptorTable, Walk};
 pub use config::{QUEUE_SIZE_MAX, QueueConfig, QueueConfigError, QueueState};
+use map::MemoryMap;
 use ring::Ring;
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+
+use super::abi::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY};
 
 const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
 const AVAIL_ENTRY_BYTES: usize = 2;
 const USED_ENTRY_BYTES: usize = 8;
-
-/// The used ring's flag that asks the driver for silence.
-const USED_NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
-/// The available ring's flag that asks the device for silence.
-const AVAIL_NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
 
 /// What a driver did to its ring that no driver may do.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -124,6 +122,7 @@ pub struct ReadyQueue {
     size: u16,
     event_idx: bool,
     memory: Arc<GuestMemory>,
+    map: MemoryMap,
     table: DescriptorTable,
     avail: Ring,
     used: Ring,
@@ -187,7 +186,7 @@ impl ReadyQueue {
         let head = self
             .avail
             .load_u16(ENTRIES + AVAIL_ENTRY_BYTES * entry, Ordering::Relaxed);
-        if let Err(error) = Walk::new(&self.memory, &self.table, head, chain).run() {
+        if let Err(error) = Walk::new(&self.memory, &mut self.map, &self.table, head, chain).run() {
             return Err(self.retire(error));
         }
         self.next_avail = self.next_avail.wrapping_add(1);

@@ -190,3 +190,117 @@ fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Buffer, Descriptor, FakeDriver, memory_with_hole};
+    use crate::virtio::transport::MmioTransport;
+    use crate::virtio::worker::IoThread;
+    use std::sync::atomic::Ordering;
+    use vm_memory::GuestAddress;
+
+    struct Bench {
+        driver: FakeDriver,
+        counters: Arc<DeviceCounters>,
+        _thread: IoThread,
+    }
+
+    fn bench() -> Bench {
+        let thread = IoThread::spawn("husk-io-test").unwrap();
+        let rng = Rng::new("rng0", thread.handle());
+        let counters = rng.counters();
+        let memory = memory_with_hole(4 << 20);
+        let transport = MmioTransport::new("rng0", Box::new(rng), memory.clone()).unwrap();
+        let mut driver = FakeDriver::new(transport, memory);
+        driver.initialize(u64::MAX, &[16]);
+        Bench {
+            driver,
+            counters,
+            _thread: thread,
+        }
+    }
+
+    #[test]
+    fn buffers_are_filled_to_their_end_and_not_further() {
+        let mut bench = bench();
+        let data = bench.driver.allocate(256);
+        let (first, second) = (
+            Buffer::Writable(data, 100),
+            Buffer::Writable(GuestAddress(data.0 + 100), 28),
+        );
+        let used = bench.driver.run(0, &[first, second]);
+        assert_eq!(used.written, 128);
+        let bytes = bench.driver.bytes_at(data, 256);
+        // A run of 16 zero bytes in 128 random ones has a chance of 2^-121.
+        assert!(bytes[..128].chunks(16).all(|chunk| chunk.iter().any(|byte| *byte != 0)));
+        assert_eq!(bytes[128..], [0; 128]);
+        let again = bench.driver.run(0, &[first, second]);
+        assert_eq!(again.written, 128);
+        assert_ne!(bench.driver.bytes_at(data, 128), bytes[..128]);
+    }
+
+    #[test]
+    fn a_request_of_any_size_gets_a_bounded_answer() {
+        let mut bench = bench();
+        let data = bench.driver.allocate(2 << 20);
+        let used = bench.driver.run(0, &[Buffer::Writable(data, 2 << 20); 8]);
+        assert_eq!(usize::try_from(used.written).unwrap(), BYTES_PER_REQUEST_MAX);
+        assert_eq!(bench.driver.bytes_at(data, 8192)[BYTES_PER_REQUEST_MAX..], [0; 4096]);
+        assert_eq!(bench.counters.bytes.load(Ordering::Relaxed), 4096);
+    }
+
+    #[test]
+    fn a_request_with_nothing_to_write_into_comes_back_empty() {
+        let mut bench = bench();
+        let data = bench.driver.allocate(16);
+        assert_eq!(bench.driver.run(0, &[Buffer::Readable(data, 16)]).written, 0);
+    }
+
+    #[test]
+    fn a_full_ring_is_served_and_served_again_after_pause_and_reset() {
+        let mut bench = bench();
+        for round in 0..3 {
+            let data = bench.driver.allocate(16);
+            for _ in 0..16 {
+                bench.driver.queues[0].add(&[Buffer::Writable(data, 8)]);
+            }
+            bench.driver.kick(0);
+            let transport = bench.driver.transport().clone();
+            transport.lock().unwrap().core().pause();
+            transport.lock().unwrap().core().resume();
+            for _ in 0..16 {
+                assert_eq!(bench.driver.wait_used(0).written, 8);
+            }
+            if round == 1 {
+                bench.driver.initialize(0, &[16]);
+            }
+        }
+        assert_eq!(bench.counters.requests.load(Ordering::Relaxed), 48);
+    }
+
+    #[test]
+    fn a_broken_ring_asks_for_reset() {
+        let mut bench = bench();
+        bench.driver.queues[0].write_descriptor(
+            3,
+            Descriptor {
+                address: u64::MAX,
+                len: 8,
+                flags: 2,
+                next: 0,
+            },
+        );
+        bench.driver.queues[0].make_available(3);
+        bench.driver.kick(0);
+        bench.driver.wait_needs_reset();
+        assert_eq!(bench.counters.retired_queues.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_configuration_space_is_empty() {
+        let bench = bench();
+        assert_eq!(bench.driver.config(0), [0; 8]);
+        assert_eq!(bench.driver.read(0x08), 4);
+    }
+}

@@ -339,3 +339,6 @@ enum Wish {
     GoOn,
     End,
 }
+
+#[cfg(test)]
+mod tests;

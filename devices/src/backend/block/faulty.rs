@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{BlockBackend, BlockOperation, Completion, DiskGeometry, Submission, Token};
+use super::{BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, Submission, Token};
+use crate::bus::lock;
 
 /// What the backend does beside its work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,7 +26,7 @@ pub struct FaultyBackend<B> {
     count: u64,
     pending: VecDeque<(Token, BlockOperation)>,
     wake: EventFd,
-    submitted: Arc<AtomicU64>,
+    taken: Arc<Mutex<Vec<BlockAction>>>,
 }
 
 impl<B: BlockBackend> FaultyBackend<B> {
@@ -42,13 +42,13 @@ impl<B: BlockBackend> FaultyBackend<B> {
             count: 0,
             pending: VecDeque::new(),
             wake,
-            submitted: Arc::default(),
+            taken: Arc::default(),
         }
     }
 
-    /// How many operations were taken.
-    pub fn submitted(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.submitted)
+    /// The operations that were taken, in order.
+    pub fn taken(&self) -> Arc<Mutex<Vec<BlockAction>>> {
+        Arc::clone(&self.taken)
     }
 
     fn perform(&mut self, token: Token, operation: BlockOperation) -> Completion {
@@ -77,7 +77,7 @@ impl<B: BlockBackend> BlockBackend for FaultyBackend<B> {
         if self.fault.depth > 0 && self.pending.len() == self.fault.depth {
             return Submission::Full(operation);
         }
-        self.submitted.fetch_add(1, Ordering::Relaxed);
+        lock(&self.taken).push(operation.action);
         if self.fault.depth == 0 {
             return Submission::Done(self.perform(token, operation));
         }

@@ -249,17 +249,15 @@ fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageErr
 }
 
 fn whole_file(access: DiskAccess) -> libc::flock {
-    const SHARED: libc::c_short = libc::F_RDLCK as libc::c_short;
-    const EXCLUSIVE: libc::c_short = libc::F_WRLCK as libc::c_short;
-    const FROM_START: libc::c_short = libc::SEEK_SET as libc::c_short;
+    let short = |constant| libc::c_short::try_from(constant).expect("constants of a field of 16 bits");
     let kind = match access {
-        DiskAccess::ReadOnly => SHARED,
-        DiskAccess::ReadWrite => EXCLUSIVE,
+        DiskAccess::ReadOnly => short(libc::F_RDLCK),
+        DiskAccess::ReadWrite => short(libc::F_WRLCK),
     };
     // A length of 0 reaches to the end, wherever it moves; OFD locks want the process to be 0.
     libc::flock {
         l_type: kind,
-        l_whence: FROM_START,
+        l_whence: short(libc::SEEK_SET),
         l_start: 0,
         l_len: 0,
         l_pid: 0,
@@ -271,5 +269,136 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use tempfile::TempDir;
+
+    fn folder_with_disk(bytes: u64) -> (TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        (folder, path)
+    }
+
+    fn refusal(path: &Path, access: DiskAccess) -> DiskImageError {
+        DiskImage::open(path, access).unwrap_err()
+    }
+
+    #[test]
+    fn a_file_is_a_disk_of_its_size() {
+        let (_folder, path) = folder_with_disk(3 * 512);
+        for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
+            let image = DiskImage::open(&path, access).unwrap();
+            let geometry = image.geometry();
+            assert_eq!((geometry.sectors, geometry.access), (3, access));
+            assert!(geometry.physical_block_bytes.is_power_of_two() && geometry.physical_block_bytes >= 512);
+            let fd = image.file().as_raw_fd();
+            // SAFETY: F_GETFL takes an open descriptor, and no memory.
+            let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+            assert_eq!(flags & libc::O_NONBLOCK, 0);
+            // SAFETY: F_GETFD takes an open descriptor, and no memory.
+            let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+            assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+        }
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_its_name_and_nothing_is_created() {
+        for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
+            let (folder, path) = folder_with_disk(0);
+            let absent = folder.path().join("absent");
+            assert!(matches!(refusal(&absent, access), DiskImageError::Absent(_)));
+            assert!(!absent.exists());
+            assert!(matches!(
+                refusal(&path.join("below"), access),
+                DiskImageError::Absent(_)
+            ));
+            assert!(matches!(refusal(folder.path(), access), DiskImageError::Directory(_)));
+            assert!(matches!(refusal(&path, access), DiskImageError::Empty(_)));
+            for bytes in [1, 511, 513, 1025] {
+                let (_folder, path) = folder_with_disk(bytes);
+                let refused = refusal(&path, access);
+                assert!(matches!(refused, DiskImageError::Unaligned { bytes: told, .. } if told == bytes));
+            }
+            assert!(matches!(
+                refusal(Path::new("/dev/null"), access),
+                DiskImageError::Kind(_)
+            ));
+            let socket = folder.path().join("socket");
+            let _listener = UnixListener::bind(&socket).unwrap();
+            assert!(matches!(refusal(&socket, access), DiskImageError::Kind(_)));
+            let pipe = folder.path().join("pipe");
+            let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+            assert!(made.success());
+            assert!(matches!(refusal(&pipe, access), DiskImageError::Kind(_)));
+        }
+    }
+
+    #[test]
+    fn writers_exclude_everybody_and_readers_share() {
+        let (_folder, path) = folder_with_disk(512);
+        let writer = DiskImage::open(&path, DiskAccess::ReadWrite).unwrap();
+        for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
+            let refused = refusal(&path, access);
+            assert!(
+                matches!(refused, DiskImageError::Locked { pid: None, .. }),
+                "{refused:?}"
+            );
+            assert!(refused.to_string().ends_with("is locked by another process"));
+        }
+        drop(writer);
+        let _reader = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
+        let _another = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
+        assert!(matches!(
+            refusal(&path, DiskAccess::ReadWrite),
+            DiskImageError::Locked { .. }
+        ));
+    }
+
+    #[test]
+    fn a_process_that_holds_an_old_style_lock_is_named() {
+        let (_folder, path) = folder_with_disk(512);
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut request = whole_file(DiskAccess::ReadWrite);
+        // SAFETY: F_SETLK reads a flock = `request`, which is one and lives across the call.
+        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw mut request) };
+        assert_eq!(locked, 0);
+        let refused = refusal(&path, DiskAccess::ReadOnly);
+        let us = std::process::id();
+        assert!(
+            matches!(refused, DiskImageError::Locked { pid: Some(pid), .. } if pid == us),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_disk_that_we_may_not_open_is_refused_by_what_for() {
+        // Root may open everything, but nobody writes to a read-only file system or to a running program.
+        let (_folder, path) = folder_with_disk(512);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+        let source = io::Error::from_raw_os_error(libc::EACCES);
+        let refused = open_error(&path, DiskAccess::ReadWrite, source);
+        assert!(matches!(refused, DiskImageError::Permission { .. }));
+        assert!(refused.to_string().ends_with("for reading and writing"));
+    }
+
+    #[test]
+    fn block_sizes_that_make_no_sense_are_not_passed_on() {
+        for (told, passed) in [
+            (0, 512),
+            (1, 512),
+            (512, 512),
+            (4096, 4096),
+            (6000, 512),
+            (1 << 30, 1 << 20),
+        ] {
+            assert_eq!(sane_block_bytes(told), passed);
+        }
     }
 }

@@ -2,39 +2,38 @@
 
 use arch::GuestMemory;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::backend::block::{DiskAccess, DiskGeometry, SECTOR_BYTES};
+use crate::virtio::abi::{BLK_ID_BYTES, blk_status};
 use crate::virtio::queue::{Chain, Segment};
 
 /// Bytes of a disk's serial number.
-pub const SERIAL_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+pub const SERIAL_BYTES: usize = BLK_ID_BYTES;
 
 /// Type, a reserved word, and the sector.
 pub(super) const HEADER_BYTES: usize = 16;
-pub(super) const HEADER_LEN: u32 = HEADER_BYTES as u32;
+pub(super) const HEADER_LEN: u32 = 16;
 /// The status is the last writable byte.
 pub(super) const STATUS_LEN: u32 = 1;
-const SERIAL_LEN: u32 = VIRTIO_BLK_ID_BYTES;
+pub(super) const SERIAL_LEN: u32 = VIRTIO_BLK_ID_BYTES;
 
 /// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Status {
-    Ok = VIRTIO_BLK_S_OK as u8,
-    IoError = VIRTIO_BLK_S_IOERR as u8,
-    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
+    Ok,
+    IoError,
+    Unsupported,
 }
 
 impl Status {
     pub(super) fn byte(self) -> u8 {
         match self {
-            Self::Ok => const { Self::Ok as u8 },
-            Self::IoError => const { Self::IoError as u8 },
-            Self::Unsupported => const { Self::Unsupported as u8 },
+            Self::Ok => blk_status::OK,
+            Self::IoError => blk_status::IOERR,
+            Self::Unsupported => blk_status::UNSUPP,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::request::{self, HEADER_LEN, Request, STATUS_LEN, Status};
+use super::request::{self, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
 use super::{DiskName, SERIAL_BYTES};
 use crate::backend::block::{
     BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, Durability, Submission, Token,
@@ -282,7 +282,7 @@ impl BlkWorker {
                 .expect("the chain was checked to be in memory");
             rest = later;
         }
-        const { SERIAL_BYTES as u32 }
+        SERIAL_LEN
     }
 
     fn buffers(&mut self) -> GuestBuffers {

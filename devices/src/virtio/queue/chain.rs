@@ -3,12 +3,13 @@
 //! Each descriptor is copied once; everything after that is about the copy.
 
 use arch::GuestMemory;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
+use super::map::{Mapped, MemoryMap};
 use super::ring::Ring;
 use super::{QUEUE_SIZE_MAX, QueueError};
+use crate::virtio::abi::descriptor::{INDIRECT, NEXT, WRITE};
 
 /// Bytes of a descriptor (virtio 1.3 §2.7.5).
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
@@ -16,10 +17,6 @@ pub(super) const DESCRIPTOR_BYTES: usize = 16;
 /// The most segments of a chain: one system call takes 1024 (`IOV_MAX`), and a device's header and status come
 /// beside the data.
 pub const CHAIN_SEGMENTS_MAX: usize = 1026;
-
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// Some bytes of guest memory, checked to be in one mapping of it.
 ///
@@ -158,14 +155,26 @@ impl Descriptor {
 /// One walk through one chain.
 pub(super) struct Walk<'a> {
     memory: &'a GuestMemory,
+    map: &'a mut MemoryMap,
     table: &'a DescriptorTable,
     chain: &'a mut Chain,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(memory: &'a GuestMemory, table: &'a DescriptorTable, head: u16, chain: &'a mut Chain) -> Self {
+    pub(super) fn new(
+        memory: &'a GuestMemory,
+        map: &'a mut MemoryMap,
+        table: &'a DescriptorTable,
+        head: u16,
+        chain: &'a mut Chain,
+    ) -> Self {
         chain.restart(head);
-        Self { memory, table, chain }
+        Self {
+            memory,
+            map,
+            table,
+            chain,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<(), QueueError> {
@@ -185,12 +194,16 @@ impl<'a> Walk<'a> {
         len: u16,
         first: u16,
     ) -> Result<Option<Descriptor>, QueueError> {
-        let mut index = first;
-        // A chain without a loop visits no entry twice.
-        for _ in 0..len {
+        let (mut index, mut visited) = (first, 0);
+        loop {
             if index >= len {
                 return Err(QueueError::DescriptorIndex { index, len: len.into() });
             }
+            // A chain without a loop visits no entry twice.
+            if visited == len {
+                return Err(QueueError::Loop { head: self.chain.head });
+            }
+            visited += 1;
             let descriptor = Descriptor::load(table, usize::from(index));
             if descriptor.flags & INDIRECT != 0 {
                 // virtio 1.3 §2.7.5.3.1: negotiated, and the last of its chain.
@@ -205,7 +218,6 @@ impl<'a> Walk<'a> {
             }
             index = descriptor.next;
         }
-        Err(QueueError::Loop { head: self.chain.head })
     }
 
     /// virtio 1.3 §2.7.5.3.2: the write flag of the descriptor that refers to the table means nothing.
@@ -258,29 +270,22 @@ impl<'a> Walk<'a> {
     /// mappings becomes a segment in each. Returns how many.
     fn push_mapped(&mut self, address: u64, len: u32) -> Result<usize, QueueError> {
         let outside = QueueError::OutsideMemory { address, len };
-        let (mut next, mut left, mut pushed) = (GuestAddress(address), len, 0);
+        let (mut next, mut left, mut pushed) = (address, len, 0);
         while left > 0 {
             if self.chain.segments.len() == CHAIN_SEGMENTS_MAX {
                 return Err(QueueError::TooManySegments { head: self.chain.head });
             }
-            let (region, start) = self.memory.to_region_addr(next).ok_or(outside)?;
-            let here = u32::try_from(region.len() - start.raw_value())
-                .unwrap_or(u32::MAX)
-                .min(left);
-            let slice = region
-                .get_slice(start, usize::try_from(here).expect("32 bits fit"))
-                .map_err(|_| outside)?;
-            let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
+            let Mapped { host, room } = self.map.find(next).ok_or(outside)?;
+            let here = u32::try_from(room).unwrap_or(u32::MAX).min(left);
             self.chain.segments.push(Segment {
-                address: next,
+                address: GuestAddress(next),
                 len: here,
                 host,
             });
             pushed += 1;
             left -= here;
-            if left > 0 {
-                next = next.checked_add(here.into()).ok_or(outside)?;
-            }
+            // The end of a mapping does not wrap.
+            next += u64::from(here);
         }
         Ok(pushed)
     }

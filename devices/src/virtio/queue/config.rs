@@ -7,6 +7,7 @@ use thiserror::Error;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::chain::{DESCRIPTOR_BYTES, DescriptorTable};
+use super::map::MemoryMap;
 use super::ring::Ring;
 use super::{AVAIL_ENTRY_BYTES, ENTRIES, ReadyQueue, USED_ENTRY_BYTES};
 
@@ -138,6 +139,7 @@ impl QueueConfig {
             size,
             event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
             memory: Arc::clone(memory),
+            map: MemoryMap::new(memory),
             table: DescriptorTable::new(table, size, indirect),
             avail,
             used,

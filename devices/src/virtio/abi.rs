@@ -1,0 +1,36 @@
+//! Constants of the specification at the width of the fields that they are for; virtio-bindings has them all as
+//! `u32`, and is what they are checked against.
+
+use virtio_bindings::{virtio_blk, virtio_ring};
+
+/// Bits of a descriptor's flags (virtio 1.3 §2.7.5).
+pub(crate) mod descriptor {
+    pub(crate) const NEXT: u16 = 1 << 0;
+    pub(crate) const WRITE: u16 = 1 << 1;
+    pub(crate) const INDIRECT: u16 = 1 << 2;
+}
+
+/// The used ring's flag that asks the driver for silence (virtio 1.3 §2.7.8).
+pub(crate) const USED_NO_NOTIFY: u16 = 1 << 0;
+/// The available ring's flag that asks the device for silence (virtio 1.3 §2.7.6).
+pub(crate) const AVAIL_NO_INTERRUPT: u16 = 1 << 0;
+
+/// A block request's status (virtio 1.3 §5.2.6).
+pub(crate) mod blk_status {
+    pub(crate) const OK: u8 = 0;
+    pub(crate) const IOERR: u8 = 1;
+    pub(crate) const UNSUPP: u8 = 2;
+}
+
+/// Bytes of a disk's serial number (virtio 1.3 §5.2.6).
+pub(crate) const BLK_ID_BYTES: usize = 20;
+
+const _: () = assert!(descriptor::NEXT as u32 == virtio_ring::VRING_DESC_F_NEXT);
+const _: () = assert!(descriptor::WRITE as u32 == virtio_ring::VRING_DESC_F_WRITE);
+const _: () = assert!(descriptor::INDIRECT as u32 == virtio_ring::VRING_DESC_F_INDIRECT);
+const _: () = assert!(USED_NO_NOTIFY as u32 == virtio_ring::VRING_USED_F_NO_NOTIFY);
+const _: () = assert!(AVAIL_NO_INTERRUPT as u32 == virtio_ring::VRING_AVAIL_F_NO_INTERRUPT);
+const _: () = assert!(blk_status::OK as u32 == virtio_blk::VIRTIO_BLK_S_OK);
+const _: () = assert!(blk_status::IOERR as u32 == virtio_blk::VIRTIO_BLK_S_IOERR);
+const _: () = assert!(blk_status::UNSUPP as u32 == virtio_blk::VIRTIO_BLK_S_UNSUPP);
+const _: () = assert!(BLK_ID_BYTES as u64 == virtio_blk::VIRTIO_BLK_ID_BYTES as u64);

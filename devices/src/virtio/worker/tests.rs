@@ -1,0 +1,166 @@
+use super::*;
+use crate::testing::DEADLINE;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::Duration;
+
+/// Tells of every wake, and has as much to do as it was given.
+#[derive(Debug)]
+struct Teller {
+    id: u32,
+    source: EventFd,
+    work: u32,
+    sources: usize,
+    tell: Sender<Told>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Woken(u32, String),
+    Drained(u32),
+}
+
+impl Worker for Teller {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::Edge(self.source.as_raw_fd()); self.sources]
+    }
+
+    fn wake(&mut self) -> Progress {
+        let thread = thread::current().name().unwrap().to_owned();
+        self.tell.send(Told::Woken(self.id, thread)).unwrap();
+        self.work = self.work.saturating_sub(1);
+        if self.work > 0 { Progress::More } else { Progress::Idle }
+    }
+
+    fn drain(&mut self) {
+        self.tell.send(Told::Drained(self.id)).unwrap();
+    }
+}
+
+struct Bench {
+    tell: Sender<Told>,
+    told: Receiver<Told>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (tell, told) = mpsc::channel();
+        Self { tell, told }
+    }
+
+    fn worker(&self, id: u32, work: u32) -> (Teller, EventFd) {
+        let source = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let signal = source.try_clone().unwrap();
+        (
+            Teller {
+                id,
+                source,
+                work,
+                sources: 1,
+                tell: self.tell.clone(),
+            },
+            signal,
+        )
+    }
+
+    fn next(&self) -> Told {
+        self.told.recv_timeout(DEADLINE).expect("the worker tells in time")
+    }
+}
+
+fn woken(id: u32) -> Told {
+    Told::Woken(id, "husk-io-test".to_owned())
+}
+
+#[test]
+fn a_worker_is_woken_after_attaching_and_by_each_signal_and_comes_back_drained() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let (worker, signal) = bench.worker(1, 0);
+    let attachment = thread.handle().attach(worker).unwrap();
+    assert_eq!(bench.next(), woken(1));
+    for _ in 0..3 {
+        signal.write(1).unwrap();
+        assert_eq!(bench.next(), woken(1));
+    }
+    let worker = attachment.detach();
+    assert_eq!(bench.next(), Told::Drained(1));
+    assert_eq!(worker.id, 1);
+    signal.write(1).unwrap();
+    thread.join();
+    assert_eq!(bench.told.try_recv().ok(), None, "a detached worker is not woken");
+}
+
+#[test]
+fn an_idle_thread_is_not_woken() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let (worker, signal) = bench.worker(1, 0);
+    // The signal from before attaching wakes once more at most, and then never again, though nobody reads it.
+    signal.write(1).unwrap();
+    let _attachment = thread.handle().attach(worker).unwrap();
+    assert_eq!(bench.next(), woken(1));
+    let further = bench.told.recv_timeout(Duration::from_millis(50));
+    assert!(matches!(further, Ok(_) | Err(RecvTimeoutError::Timeout)));
+    assert_eq!(
+        bench.told.recv_timeout(Duration::from_millis(50)),
+        Err(RecvTimeoutError::Timeout)
+    );
+}
+
+#[test]
+fn a_worker_with_more_to_do_lets_its_siblings_go_first() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let (busy, _signal) = bench.worker(1, u32::MAX);
+    let (calm, calm_signal) = bench.worker(2, 0);
+    let busy = thread.handle().attach(busy).unwrap();
+    let _calm = thread.handle().attach(calm).unwrap();
+    while bench.next() != woken(2) {}
+    calm_signal.write(1).unwrap();
+    while bench.next() != woken(2) {}
+    let worker = busy.detach();
+    assert!(worker.work > 0, "the busy one was busy all the time");
+}
+
+#[test]
+fn a_freed_slot_is_used_again_and_the_end_drains_who_is_left() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let handle = thread.handle();
+    let (first, _first_signal) = bench.worker(1, 0);
+    let (second, _second_signal) = bench.worker(2, 0);
+    let (third, third_signal) = bench.worker(3, 0);
+    let first = handle.attach(first).unwrap();
+    let second = handle.attach(second).unwrap();
+    assert_eq!([bench.next(), bench.next()], [woken(1), woken(2)]);
+    first.detach();
+    assert_eq!(bench.next(), Told::Drained(1));
+    let third = handle.attach(third).unwrap();
+    assert_eq!(third.slot, 0);
+    assert_eq!(bench.next(), woken(3));
+    third_signal.write(1).unwrap();
+    assert_eq!(bench.next(), woken(3));
+    thread.join();
+    assert_eq!([bench.next(), bench.next()], [Told::Drained(3), Told::Drained(2)]);
+    assert_eq!(
+        (second.detach().id, third.detach().id),
+        (2, 3),
+        "also from a thread that has ended"
+    );
+}
+
+#[test]
+fn a_worker_that_cannot_be_watched_comes_back() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let handle = thread.handle();
+    let (worker, _signal) = bench.worker(1, 0);
+    // An epoll takes each descriptor once.
+    let refused = handle.attach(Teller { sources: 2, ..worker }).unwrap_err();
+    assert_eq!(refused.error.raw_os_error(), Some(libc::EEXIST));
+    assert_eq!(refused.worker.unwrap().id, 1);
+    thread.join();
+    let (worker, _signal) = bench.worker(2, 0);
+    assert!(handle.attach(worker).is_err(), "the thread has ended");
+}
