@@ -62,7 +62,7 @@ pub enum HardwareTables {
 pub enum SerialTarget {
     /// This process's standard output and input.
     Stdio,
-    /// A file, which is made or emptied, or a named pipe; there is no input.
+    /// A file, which is made or appended to, or a named pipe; there is no input.
     File(PathBuf),
     /// A new pseudo-terminal, whose path is printed.
     Pty,
