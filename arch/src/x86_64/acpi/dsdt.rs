@@ -9,25 +9,20 @@ use acpi_tables::aml::{
 use super::{AcpiConfig, AcpiError};
 use crate::gsi::Gsi;
 use crate::layout::{
-    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, PM_PORT, PM_PORT_LEN, PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT,
-    SERIAL_PORT_LEN, VirtioMmioWindow,
+    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
 };
-use crate::topology::VcpuIndex;
 
 /// 2: integers have 64 bits.
 pub(super) const REVISION: u8 = 2;
 /// What a control method power button is notified with when it is pressed (ACPI 6.5 §4.8.3.1.2).
 const BUTTON_PRESSED: u8 = 0x80;
 
-/// What the DSDT has behind its header.
+/// What the DSDT has behind its header. No processors, which the MADT names, and no device that only reserves its ports:
+/// each costs every boot a driver's search.
 pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
-    let mut devices = Vec::with_capacity(64 * (usize::from(config.cpus.get()) + config.virtio_mmio.len() + 8));
-    for index in config.cpus.indices() {
-        processor(&mut devices, index);
-    }
+    let mut devices = Vec::with_capacity(64 * (config.virtio_mmio.len() + 8));
     serial(&mut devices);
     clock(&mut devices);
-    power_management(&mut devices);
     power_button(&mut devices);
     event_device(&mut devices);
     for (index, window) in config.virtio_mmio.iter().enumerate() {
@@ -41,15 +36,6 @@ pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     )
     .to_aml_bytes(&mut body);
     Ok(body)
-}
-
-fn processor(sink: &mut Vec<u8>, index: VcpuIndex) {
-    let uid = index.get();
-    Device::new(
-        Path::new(&format!("C{uid:03X}")),
-        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
-    )
-    .to_aml_bytes(sink);
 }
 
 fn serial(sink: &mut Vec<u8>) {
@@ -74,22 +60,6 @@ fn clock(sink: &mut Vec<u8>) {
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![&ports(CMOS_PORT, CMOS_PORT_LEN)]),
-            ),
-        ],
-    )
-    .to_aml_bytes(sink);
-}
-
-/// Keeps other devices off the ports that only the FADT names.
-fn power_management(sink: &mut Vec<u8>) {
-    Device::new(
-        "PM__".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
-            &Name::new("_UID".into(), &1_u8),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&ports(PM_PORT, PM_PORT_LEN)]),
             ),
         ],
     )

@@ -152,15 +152,11 @@ fn interrupt(gsi: u8) -> [u8; 9] {
 }
 
 #[test]
-fn the_dsdt_names_every_vcpu_and_every_device_with_its_resources() {
+fn the_dsdt_names_every_device_with_its_resources() {
     for (cpus, windows) in [(1, 0), (2, 1), (64, VIRTIO_MMIO_DEVICES_MAX)] {
         let [_, _, dsdt] = follow(&write(cpus, windows));
         let (devices, _) = devices(&dsdt);
         let named = |prefix: char| devices.iter().filter(move |device| device.name.starts_with(prefix));
-        let processors: Vec<_> = devices.iter().filter(|device| device.has(b"ACPI0007\0")).collect();
-        assert_eq!(processors.len(), usize::try_from(cpus).unwrap());
-        assert_eq!(processors.last().unwrap().name, format!("C{:03X}", cpus - 1));
-
         let serial = named('C').find(|device| device.name == "COM1").unwrap();
         assert!(serial.has(&[0x41, 0xd0, 0x05, 0x01]), "PNP0501");
         assert!(serial.has(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]) && serial.has(&interrupt(4)));
