@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 #[cfg(any(test, feature = "testing"))]
-pub use faulty::{Fault, FaultyBackend};
+pub use faulty::{Fault, FaultyBackend, Release};
 pub use file::FileBackend;
 pub use image::{DiskImage, DiskImageError};
 

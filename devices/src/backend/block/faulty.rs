@@ -17,6 +17,18 @@ pub struct Fault {
     pub fail_nth: Option<u64>,
     /// How many operations it keeps pending at most; 0 answers at once.
     pub depth: usize,
+    /// When pending operations complete.
+    pub release: Release,
+}
+
+/// When a [`FaultyBackend`] lets go of pending operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Release {
+    /// At the next poll, which it asks for.
+    #[default]
+    Polled,
+    /// Only when it is drained, so a test knows what is in flight.
+    Drained,
 }
 
 /// Another backend with faults: pending operations complete in reverse order, when it is polled or drained.
@@ -82,13 +94,17 @@ impl<B: BlockBackend> BlockBackend for FaultyBackend<B> {
             return Submission::Done(self.perform(token, operation));
         }
         self.pending.push_back((token, operation));
-        self.wake.write(1).expect("few operations are pending");
+        if self.fault.release == Release::Polled {
+            self.wake.write(1).expect("few operations are pending");
+        }
         Submission::Pending
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
         let _empty = self.wake.read();
-        self.drain(completions);
+        if self.fault.release == Release::Polled {
+            self.drain(completions);
+        }
     }
 
     fn drain(&mut self, completions: &mut Vec<Completion>) {

@@ -332,6 +332,7 @@ fn the_nth_failure_is_one_error_status_for_every_n() {
             let fault = Fault {
                 fail_nth: Some(failing),
                 depth,
+                ..Fault::default()
             };
             let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH | EVENT_IDX);
             let mut failed = Vec::new();

@@ -1,6 +1,7 @@
 //! What a driver, a broken ring and the machine's owner do to a disk that is working.
 
 use super::*;
+use crate::backend::block::Release;
 use crate::testing::{DEADLINE, Descriptor};
 use std::time::Instant;
 
@@ -118,6 +119,38 @@ fn pause_completes_what_is_in_flight_and_resume_goes_on_with_what_is_not() {
             (bench.status(status), bench.driver.bytes_at(data, SECTOR)),
             (OK, pattern(sector))
         );
+    }
+}
+
+#[test]
+fn a_pause_with_a_full_backend_completes_also_the_operation_that_had_no_room() {
+    let fault = Fault {
+        depth: 2,
+        release: Release::Drained,
+        ..Fault::default()
+    };
+    let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH);
+    let transport = bench.driver.transport().clone();
+    for sector in 0..5 {
+        let (header, status) = (bench.header(IN, sector), bench.status_byte());
+        let data = bench.driver.allocate(512);
+        bench.driver.queues[0].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+    }
+    bench.driver.kick(0);
+    // Two are pending, and the third was popped and found no room. Then the other two.
+    for (pending, complete) in [(2, 3), (5, 5)] {
+        let deadline = Instant::now() + DEADLINE;
+        while bench.submitted() < pending {
+            assert!(Instant::now() < deadline, "the backend is full in time");
+            std::thread::yield_now();
+        }
+        transport.lock().unwrap().core().pause();
+        assert_eq!(
+            (bench.submitted(), bench.count(|all| &all.requests)),
+            (complete, complete)
+        );
+        assert_eq!(u64::from(bench.driver.queues[0].device_used_index()), complete);
+        transport.lock().unwrap().core().resume();
     }
 }
 
