@@ -31,7 +31,7 @@ fn repeat() -> Result<(u64, usize), Fault> {
         let Some(text) = line.get(..read).filter(|text| !text.is_empty()) else {
             return Err(fault!("the console ended after {lines} lines"));
         };
-        let text = text.trim_ascii_end();
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
         if text == b"end" {
             return Ok((lines, bytes));
         }
