@@ -148,6 +148,24 @@ pub fn in8(port: u16) -> u8 {
     value
 }
 
+/// Reads a port into every byte of `buffer` by one string instruction.
+pub fn in8_string(port: u16, buffer: &mut [u8]) {
+    // SAFETY: as out8; the instruction writes `len` bytes from the buffer's start on, and the direction flag is clear.
+    unsafe {
+        asm!("rep insb", in("dx") port, inout("rdi") buffer.as_mut_ptr() => _, inout("rcx") buffer.len() => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Writes every byte of `buffer` to a port by one string instruction.
+pub fn out8_string(port: u16, buffer: &[u8]) {
+    // SAFETY: as out8; the instruction reads `len` bytes from the buffer's start on, and the direction flag is clear.
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rsi") buffer.as_ptr() => _, inout("rcx") buffer.len() => _,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Reads 16 bits from a port.
 pub fn in16(port: u16) -> u16 {
     let value;

@@ -36,17 +36,18 @@ pub enum KickError {
     },
 }
 
-/// A vCPU's `kvm_run` page, mapped once more so that its `immediate_exit` outlives the vCPU's file descriptor and can
-/// be written by other threads.
+/// A vCPU's `kvm_run` page, mapped once more: so that its `immediate_exit` outlives the vCPU's file descriptor and can be
+/// written by other threads, and so that its thread can see what kvm-ioctls does not pass on.
 #[derive(Debug)]
-pub(super) struct KickPage(NonNull<kvm_run>);
+pub(super) struct RunPage(NonNull<kvm_run>);
 
-// SAFETY: only `immediate_exit` is reached through the pointer, and only as an atomic.
-unsafe impl Send for KickPage {}
-// SAFETY: as above; every access is atomic.
-unsafe impl Sync for KickPage {}
+// SAFETY: `immediate_exit` is reached only as an atomic, and the rest only by reads on the vCPU's own thread, to which
+// `pio_bytes` is private.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
 
-impl KickPage {
+impl RunPage {
     pub(super) fn map(fd: &VcpuFd) -> Result<Self, KickError> {
         // SAFETY: mmap wants nothing of its arguments but that a fixed address is ours to replace, and none is given.
         let page = unsafe {
@@ -73,6 +74,15 @@ impl KickPage {
         flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::Acquire) != 0
     }
 
+    /// The width of the port access that the last exit was, in bytes: 1, 2 or 4. A string instruction brings several
+    /// accesses in one exit. For the vCPU's own thread, while it handles an exit for port I/O.
+    pub(super) fn pio_bytes(&self) -> usize {
+        // SAFETY: the page is mapped as long as `self`, KVM writes it only inside KVM_RUN, which this thread is not in,
+        // and for KVM_EXIT_IO `io` is the member that it wrote.
+        let bytes = unsafe { (*self.0.as_ptr()).__bindgen_anon_1.io.size };
+        usize::from(bytes.max(1))
+    }
+
     /// Makes the next KVM_RUN return before it enters the guest.
     pub(super) fn set(&self) {
         // Release: partner of the Acquire in `take`.
@@ -89,7 +99,7 @@ impl KickPage {
     }
 }
 
-impl Drop for KickPage {
+impl Drop for RunPage {
     fn drop(&mut self) {
         // SAFETY: `map` mapped exactly this range and no reference into it outlives `self`.
         let unmapped = unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<kvm_run>()) };
@@ -100,13 +110,13 @@ impl Drop for KickPage {
 /// Interrupts one vCPU thread.
 #[derive(Debug)]
 pub(super) struct Kicker {
-    page: Arc<KickPage>,
+    page: Arc<RunPage>,
     thread: libc::pthread_t,
 }
 
 impl Kicker {
     /// The thread must be joined no earlier than the last kick.
-    pub(super) fn new(page: Arc<KickPage>, thread: &JoinHandle<()>) -> Self {
+    pub(super) fn new(page: Arc<RunPage>, thread: &JoinHandle<()>) -> Self {
         Self { page, thread: thread.as_pthread_t() }
     }
 

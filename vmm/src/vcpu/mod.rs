@@ -25,7 +25,7 @@ pub use crash::{CpuMode, Crash, CrashKind};
 pub use exits::{ExitCounts, ExitKind};
 pub use kick::KickError;
 pub(crate) use kick::install_kick_handler;
-use kick::{KickPage, Kicker};
+use kick::{Kicker, RunPage};
 use run::Turn;
 
 /// What a vCPU thread cannot start or do.
@@ -114,7 +114,7 @@ impl VcpuHandle {
     /// Starts the thread `husk-vcpuN`; it sets its vCPU up and then waits, parked.
     pub(crate) fn spawn(fd: VcpuFd, context: VcpuContext, setup: Setup) -> Result<Self, VcpuThreadError> {
         let index = context.index;
-        let page = Arc::new(KickPage::map(&fd).map_err(|source| VcpuThreadError::Kick { index, source })?);
+        let page = Arc::new(RunPage::map(&fd).map_err(|source| VcpuThreadError::Kick { index, source })?);
         let (asks, asked) = channel();
         let (answer, answers) = channel();
         let counts = Arc::clone(&context.counts);
@@ -201,7 +201,7 @@ enum Phase {
 struct Vcpu {
     fd: VcpuFd,
     context: VcpuContext,
-    kicks: Arc<KickPage>,
+    kicks: Arc<RunPage>,
     asked: Receiver<Ask>,
     answer: Sender<Answer>,
     first_run: Option<Instant>,
@@ -234,7 +234,7 @@ impl Vcpu {
         }
     }
 
-    /// A vCPU that does not run blocks here. A running one looks only after a kick: `KickPage::take` clears the flag
+    /// A vCPU that does not run blocks here. A running one looks only after a kick: `RunPage::take` clears the flag
     /// before the channel is read, and an asker sends before it sets the flag, so no ask is left behind.
     fn next_ask(&self, phase: Phase) -> NextAsk {
         let asked = match phase {

@@ -55,12 +55,16 @@ impl Vcpu {
         let buses = &self.context.buses;
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                buses.pio.write(u64::from(port), data);
+                data.chunks(self.kicks.pio_bytes()).for_each(|item| {
+                    buses.pio.write(port.into(), item);
+                });
                 Exit::Handled(ExitKind::IoOut)
             }
             // Where nobody answers, the bus leaves all ones, as on a PC.
             Ok(VcpuExit::IoIn(port, data)) => {
-                buses.pio.read(u64::from(port), data);
+                data.chunks_mut(self.kicks.pio_bytes()).for_each(|item| {
+                    buses.pio.read(port.into(), item);
+                });
                 Exit::Handled(ExitKind::IoIn)
             }
             Ok(VcpuExit::MmioRead(address, data)) => {

@@ -12,6 +12,23 @@ use super::{Failure, Machine, passed};
 const SCRATCH: u16 = console::PORT + 7;
 const TIMES: u32 = 2000;
 
+/// A byte of the CMOS that keeps what is written to it.
+const CMOS_STORAGE: u8 = 0x50;
+
+/// String instructions: many accesses to one port, of which KVM may hand several over in one exit.
+pub(crate) fn string(_: &Machine) -> Result<(), Failure> {
+    const PATTERN: u8 = 0xa7;
+    cpu::out8(0x70, CMOS_STORAGE);
+    cpu::out8(0x71, PATTERN);
+    let mut bytes = [0; 64];
+    cpu::in8_string(0x71, &mut bytes);
+    if let Some(&wrong) = bytes.iter().find(|&&byte| byte != PATTERN) {
+        return Err(Failure::Numbers("rep insb read a wrong byte", wrong.into(), PATTERN.into()));
+    }
+    cpu::out8_string(console::PORT, b"STRING by one instruction\n");
+    passed!("string", "bytes={}", bytes.len())
+}
+
 fn rate(work: impl FnOnce()) -> u64 {
     let start = cpu::tsc();
     work();

@@ -76,6 +76,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("timer", processors::timer),
     ("count", processors::count),
     ("pio", io::pio),
+    ("string", io::string),
     ("mmio", io::mmio),
     ("serial", io::serial),
     ("flood", io::flood),
