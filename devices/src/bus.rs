@@ -74,10 +74,7 @@ impl Bus {
         if let Some(next) = slots.get(at)
             && next.range.start < range.end
         {
-            return Err(BusError::Overlap {
-                wanted: range,
-                taken: next.range.clone(),
-            });
+            return Err(BusError::Overlap { wanted: range, taken: next.range.clone() });
         }
         slots.insert(at, Slot { range, device });
         Ok(())
@@ -130,9 +127,7 @@ const POISONED: &str = "a thread panicked while it changed the bus map, which ab
 ///
 /// A lock can only be poisoned by a panic, which aborts the process; only a test can see one.
 pub(crate) fn lock<T: ?Sized>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared
-        .lock()
-        .expect("a thread panicked with a device's lock held, which aborts the process")
+    shared.lock().expect("a thread panicked with a device's lock held, which aborts the process")
 }
 
 #[cfg(test)]
@@ -205,13 +200,7 @@ mod tests {
         bus.insert(0x10..0x18, device()).unwrap();
         for wanted in [0x10..0x18, 0x17..0x19, 0xf..0x11, 0x0..0x100, 0x12..0x13] {
             let refused = bus.insert(wanted.clone(), device()).unwrap_err();
-            assert_eq!(
-                refused,
-                BusError::Overlap {
-                    wanted,
-                    taken: 0x10..0x18
-                }
-            );
+            assert_eq!(refused, BusError::Overlap { wanted, taken: 0x10..0x18 });
         }
         assert_eq!(bus.insert(5..5, device()), Err(BusError::Empty(5..5)));
         bus.insert(0x8..0x10, device()).unwrap();

@@ -19,11 +19,7 @@ pub struct FaultLog {
 impl FaultLog {
     /// A log whose lines begin with `source`, the device's name.
     pub fn new(source: impl Into<String>) -> Self {
-        Self {
-            source: source.into(),
-            last: None,
-            suppressed: 0,
-        }
+        Self { source: source.into(), last: None, suppressed: 0 }
     }
 
     /// Writes one line, unless one was written less than a second ago.
@@ -59,9 +55,6 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(log.line(format_args!("a"), start), None);
         }
-        assert_eq!(
-            log.line(format_args!("b"), start + PERIOD).unwrap(),
-            "disk0: b (1000 more since the last line)"
-        );
+        assert_eq!(log.line(format_args!("b"), start + PERIOD).unwrap(), "disk0: b (1000 more since the last line)");
     }
 }

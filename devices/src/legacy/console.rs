@@ -100,9 +100,7 @@ impl ConsoleOutput {
 
     /// The guest's end.
     pub fn writer(&self) -> ConsoleWriter {
-        ConsoleWriter {
-            shared: Arc::clone(&self.shared),
-        }
+        ConsoleWriter { shared: Arc::clone(&self.shared) }
     }
 
     /// What has been written and lost.
@@ -145,9 +143,7 @@ impl Shared {
         let mut batch = Vec::new();
         while self.take(&mut batch) {
             let written = write_blocking(&mut output, &batch);
-            self.counters
-                .written_bytes
-                .fetch_add(as_u64(written), Ordering::Relaxed);
+            self.counters.written_bytes.fetch_add(as_u64(written), Ordering::Relaxed);
             if written < batch.len() {
                 self.break_off(batch.len() - written);
                 return;
@@ -199,17 +195,10 @@ impl Write for ConsoleWriter {
     /// Takes all of `bytes`, or drops and counts what does not fit. Never waits, never fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut buffer = lock(&self.shared.buffer);
-        let room = if buffer.broken {
-            0
-        } else {
-            BUFFER_BYTES_MAX - buffer.bytes.len()
-        };
+        let room = if buffer.broken { 0 } else { BUFFER_BYTES_MAX - buffer.bytes.len() };
         let taken = bytes.len().min(room);
         buffer.bytes.extend(&bytes[..taken]);
-        self.shared
-            .counters
-            .dropped_bytes
-            .fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
+        self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
         let wake = match buffer.thread {
             ThreadState::Idle => true,
             ThreadState::Gathering => buffer.bytes.len() >= BATCH_BYTES,
@@ -249,11 +238,7 @@ fn write_blocking(output: &mut File, bytes: &[u8]) -> usize {
 
 fn wait_writable(output: &File) -> io::Result<()> {
     let epoll = Epoll::new()?;
-    epoll.ctl(
-        ControlOperation::Add,
-        output.as_raw_fd(),
-        EpollEvent::new(EventSet::OUT, 0),
-    )?;
+    epoll.ctl(ControlOperation::Add, output.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0))?;
     epoll.wait(-1, &mut [EpollEvent::default()]).map(drop)
 }
 
@@ -302,10 +287,7 @@ mod tests {
         for _ in 0..written {
             writer.write_all(b"x").unwrap();
         }
-        assert!(
-            !output.drain(Instant::now() + Duration::from_millis(20)),
-            "nobody reads"
-        );
+        assert!(!output.drain(Instant::now() + Duration::from_millis(20)), "nobody reads");
         let dropped = output.counters().dropped_bytes.load(Ordering::Relaxed);
         assert!(dropped > 0);
         drop(output);

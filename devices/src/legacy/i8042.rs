@@ -133,10 +133,7 @@ mod tests {
 
     fn controller() -> (I8042, Receiver<MachineRequest>) {
         let (sender, receiver) = channel();
-        (
-            I8042::new(Arc::new(move |request| sender.send(request).unwrap())),
-            receiver,
-        )
+        (I8042::new(Arc::new(move |request| sender.send(request).unwrap())), receiver)
     }
 
     fn read(controller: &mut I8042, offset: u64) -> u8 {

@@ -77,9 +77,7 @@ impl PowerButton {
     /// # Errors
     /// That of the eventfd's creation.
     pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            line: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
-        })
+        Ok(Self { line: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
     }
 
     /// The interrupt line, to be bound to the event device's GSI.
@@ -101,10 +99,7 @@ mod tests {
 
     fn pm() -> (AcpiPm, Receiver<MachineRequest>) {
         let (sender, receiver) = channel();
-        (
-            AcpiPm::new(Arc::new(move |request| sender.send(request).unwrap())),
-            receiver,
-        )
+        (AcpiPm::new(Arc::new(move |request| sender.send(request).unwrap())), receiver)
     }
 
     #[test]

@@ -58,9 +58,7 @@ pub struct Rtc {
 impl Rtc {
     /// A clock that shows the host's time in UTC.
     pub fn new() -> Self {
-        Self::with_clock(Box::new(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-        }))
+        Self::with_clock(Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
     }
 
     /// A clock that shows what `clock` says.
@@ -68,18 +66,11 @@ impl Rtc {
         let mut storage = [0; REGISTERS];
         storage[usize::from(STATUS_A)] = A_TIME_BASE;
         storage[usize::from(STATUS_B)] = B_24_HOURS;
-        Self {
-            clock,
-            offset_s: 0,
-            index: 0,
-            setting: None,
-            storage,
-        }
+        Self { clock, offset_s: 0, index: 0, setting: None, storage }
     }
 
     fn now(&self) -> DateTime {
-        self.setting
-            .unwrap_or_else(|| DateTime::from_epoch_s(self.clock_s().saturating_add(self.offset_s)))
+        self.setting.unwrap_or_else(|| DateTime::from_epoch_s(self.clock_s().saturating_add(self.offset_s)))
     }
 
     fn clock_s(&self) -> i64 {
@@ -112,11 +103,7 @@ impl Rtc {
     fn update_in_progress(&self) -> u8 {
         let into_second = Duration::from_nanos((self.clock)().subsec_nanos().into());
         let near = into_second + UPDATE_LEAD >= Duration::from_secs(1);
-        if self.setting.is_none() && near {
-            A_UPDATE_IN_PROGRESS
-        } else {
-            0
-        }
+        if self.setting.is_none() && near { A_UPDATE_IN_PROGRESS } else { 0 }
     }
 
     fn write_register(&mut self, value: u8) {
@@ -166,19 +153,11 @@ impl Rtc {
     }
 
     fn encode(&self, number: u8) -> u8 {
-        if self.status_b() & B_BINARY != 0 {
-            number
-        } else {
-            ((number / 10) << 4) | (number % 10)
-        }
+        if self.status_b() & B_BINARY != 0 { number } else { ((number / 10) << 4) | (number % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
-        if self.status_b() & B_BINARY != 0 {
-            value
-        } else {
-            (value >> 4) * 10 + (value & 0xf)
-        }
+        if self.status_b() & B_BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xf) }
     }
 
     fn encode_hour(&self, hour: u8) -> u8 {
@@ -295,11 +274,7 @@ fn civil_from_days(days: i64) -> (i64, u8, u8) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, small(month), small(day))
 }
@@ -326,10 +301,7 @@ mod tests {
         fn at(epoch_s: u64) -> Self {
             let clock = Arc::new(Mutex::new(Duration::from_secs(epoch_s)));
             let theirs = clock.clone();
-            Self {
-                rtc: Rtc::with_clock(Box::new(move || *theirs.lock().unwrap())),
-                clock,
-            }
+            Self { rtc: Rtc::with_clock(Box::new(move || *theirs.lock().unwrap())), clock }
         }
 
         fn get(&mut self, register: u8) -> u8 {
@@ -373,23 +345,12 @@ mod tests {
     fn a_time_that_the_guest_sets_runs_on() {
         let mut bench = Bench::at(MONDAY_S);
         bench.set(STATUS_B, B_24_HOURS | B_SET);
-        let new = [
-            (CENTURY, 0x19),
-            (YEAR, 0x99),
-            (MONTH, 0x12),
-            (DAY, 0x31),
-            (HOURS, 0x23),
-            (MINUTES, 0x59),
-        ];
+        let new = [(CENTURY, 0x19), (YEAR, 0x99), (MONTH, 0x12), (DAY, 0x31), (HOURS, 0x23), (MINUTES, 0x59)];
         for (register, value) in new.into_iter().chain([(SECONDS, 0x59)]) {
             bench.set(register, value);
         }
         *bench.clock.lock().unwrap() += Duration::from_secs(100);
-        assert_eq!(
-            bench.all()[..7],
-            [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59],
-            "stands still while it is set"
-        );
+        assert_eq!(bench.all()[..7], [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59], "stands still while it is set");
         bench.set(STATUS_B, B_24_HOURS);
         *bench.clock.lock().unwrap() += Duration::from_secs(1);
         assert_eq!(bench.all()[..7], [0x20, 0x00, 0x01, 0x01, 0, 0, 0]);
@@ -400,11 +361,7 @@ mod tests {
         let mut bench = Bench::at(MONDAY_S);
         for (register, value) in [(MONTH, 0x13), (MONTH, 0), (DAY, 0x31), (HOURS, 0x24), (SECONDS, 0xff)] {
             bench.set(register, value);
-            assert_eq!(
-                bench.all(),
-                [0x20, 0x26, 0x11, 0x23, 0x09, 0x26, 0x30, 2],
-                "{register:#x} {value:#x}"
-            );
+            assert_eq!(bench.all(), [0x20, 0x26, 0x11, 0x23, 0x09, 0x26, 0x30, 2], "{register:#x} {value:#x}");
         }
     }
 

@@ -52,10 +52,7 @@ impl Serial {
     /// [`SerialError::EventFd`].
     pub fn new(output: ConsoleWriter) -> Result<Self, SerialError> {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SerialError::EventFd);
-        let room = Arc::new(Room {
-            wanted: AtomicBool::new(false),
-            event: eventfd()?,
-        });
+        let room = Arc::new(Room { wanted: AtomicBool::new(false), event: eventfd()? });
         let uart = Uart::with_events(Line(eventfd()?), Events(Arc::clone(&room)), output);
         Ok(Self { uart, room })
     }

@@ -52,23 +52,12 @@ impl FakeDriver {
         let line = transport.interrupt_line().try_clone().expect("a test has descriptors");
         let line_ready = Epoll::new().expect("a test has descriptors");
         let interest = EpollEvent::new(EventSet::IN, 0);
-        line_ready
-            .ctl(ControlOperation::Add, line.as_raw_fd(), interest)
-            .expect("an eventfd can be polled");
+        line_ready.ctl(ControlOperation::Add, line.as_raw_fd(), interest).expect("an eventfd can be polled");
         let bus = Bus::new();
         let transport = Arc::new(Mutex::new(transport));
         let window = WINDOW..WINDOW + MmioTransport::WINDOW_BYTES;
         bus.insert(window, transport.clone()).expect("the bus is empty");
-        Self {
-            bus,
-            transport,
-            memory,
-            line,
-            line_ready,
-            heap: HEAP,
-            features: 0,
-            queues: Vec::new(),
-        }
+        Self { bus, transport, memory, line, line_ready, heap: HEAP, features: 0, queues: Vec::new() }
     }
 
     /// The guest's memory.
@@ -84,19 +73,13 @@ impl FakeDriver {
     /// Reads a register.
     pub fn read(&self, register: u32) -> u32 {
         let mut data = [0; 4];
-        assert!(
-            self.bus.read(WINDOW + u64::from(register), &mut data),
-            "the window answers"
-        );
+        assert!(self.bus.read(WINDOW + u64::from(register), &mut data), "the window answers");
         u32::from_le_bytes(data)
     }
 
     /// Writes a register.
     pub fn write(&self, register: u32, value: u32) {
-        assert!(
-            self.bus.write(WINDOW + u64::from(register), &value.to_le_bytes()),
-            "the window answers"
-        );
+        assert!(self.bus.write(WINDOW + u64::from(register), &value.to_le_bytes()), "the window answers");
     }
 
     /// Any access to the window, of any width.
@@ -112,10 +95,7 @@ impl FakeDriver {
     /// Reads `N` bytes of the configuration space.
     pub fn config<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
-        assert!(
-            self.read_bytes(u64::from(VIRTIO_MMIO_CONFIG) + offset, &mut data),
-            "the window answers"
-        );
+        assert!(self.read_bytes(u64::from(VIRTIO_MMIO_CONFIG) + offset, &mut data), "the window answers");
         data
     }
 
@@ -196,10 +176,7 @@ impl FakeDriver {
     pub fn initialize(&mut self, wanted: u64, queue_sizes: &[u16]) {
         self.reset();
         let features = self.offered_features() & (wanted | (1 << VIRTIO_F_VERSION_1));
-        assert!(
-            self.negotiate(features),
-            "the device agrees with features {features:#x} that it offered"
-        );
+        assert!(self.negotiate(features), "the device agrees with features {features:#x} that it offered");
         for size in queue_sizes {
             self.set_up_queue(*size);
         }
@@ -220,9 +197,7 @@ impl FakeDriver {
     /// If guest memory has run out.
     pub fn place(&mut self, bytes: &[u8]) -> GuestAddress {
         let address = self.allocate(u64::try_from(bytes.len()).expect("64 bits fit"));
-        self.memory
-            .write_slice(bytes, address)
-            .expect("a test has guest memory");
+        self.memory.write_slice(bytes, address).expect("a test has guest memory");
         address
     }
 
@@ -232,9 +207,7 @@ impl FakeDriver {
     /// If it is not guest memory.
     pub fn bytes_at(&self, address: GuestAddress, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory
-            .read_slice(&mut bytes, address)
-            .expect("a test reads its own buffers");
+        self.memory.read_slice(&mut bytes, address).expect("a test reads its own buffers");
         bytes
     }
 

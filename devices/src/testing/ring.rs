@@ -56,17 +56,10 @@ pub enum Buffer {
 impl Buffer {
     fn descriptor(self) -> Descriptor {
         match self {
-            Self::Readable(address, len) => Descriptor {
-                address: address.0,
-                len,
-                ..Descriptor::default()
-            },
-            Self::Writable(address, len) => Descriptor {
-                address: address.0,
-                len,
-                flags: Descriptor::WRITE,
-                ..Descriptor::default()
-            },
+            Self::Readable(address, len) => Descriptor { address: address.0, len, ..Descriptor::default() },
+            Self::Writable(address, len) => {
+                Descriptor { address: address.0, len, flags: Descriptor::WRITE, ..Descriptor::default() }
+            }
         }
     }
 }
@@ -189,12 +182,7 @@ impl DriverRing {
         }
         let len = u32::try_from(address.0 - table.0).expect("a short table");
         let head = self.take();
-        let outer = Descriptor {
-            address: table.0,
-            len,
-            flags: Descriptor::INDIRECT,
-            next: 0,
-        };
+        let outer = Descriptor { address: table.0, len, flags: Descriptor::INDIRECT, next: 0 };
         self.write_descriptor(head, outer);
         self.chains.insert(head, vec![head]);
         self.make_available(head);
@@ -215,18 +203,14 @@ impl DriverRing {
     /// Puts any head into the available ring and publishes it.
     pub fn make_available(&mut self, head: u16) {
         let entry = u64::from(self.avail_index % self.size);
-        self.memory
-            .write_obj(head.to_le(), self.avail.unchecked_add(4 + 2 * entry))
-            .expect(MAPPED);
+        self.memory.write_obj(head.to_le(), self.avail.unchecked_add(4 + 2 * entry)).expect(MAPPED);
         self.publish_avail_index(self.avail_index.wrapping_add(1));
     }
 
     /// Publishes any available index.
     pub fn publish_avail_index(&mut self, index: u16) {
         self.avail_index = index;
-        self.memory
-            .store(index.to_le(), self.avail.unchecked_add(2), Ordering::Release)
-            .expect(MAPPED);
+        self.memory.store(index.to_le(), self.avail.unchecked_add(2), Ordering::Release).expect(MAPPED);
     }
 
     /// Whether the device wants a doorbell for what was made available since the last call that said so
@@ -234,10 +218,7 @@ impl DriverRing {
     pub fn needs_kick(&mut self) -> bool {
         // Partner: the device's fence in `enable_notification`.
         fence(Ordering::SeqCst);
-        let (old, new) = (
-            std::mem::replace(&mut self.kicked_index, self.avail_index),
-            self.avail_index,
-        );
+        let (old, new) = (std::mem::replace(&mut self.kicked_index, self.avail_index), self.avail_index);
         if self.event_idx {
             let event = self.load(self.used.unchecked_add(4 + 8 * u64::from(self.size)));
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
@@ -254,9 +235,7 @@ impl DriverRing {
     /// Asks for an interrupt when the device's used index passes `event`.
     pub fn set_used_event(&self, event: u16) {
         let address = self.avail.unchecked_add(4 + 2 * u64::from(self.size));
-        self.memory
-            .store(event.to_le(), address, Ordering::SeqCst)
-            .expect(MAPPED);
+        self.memory.store(event.to_le(), address, Ordering::SeqCst).expect(MAPPED);
     }
 
     /// Asks for an interrupt with the next used chain.
@@ -272,18 +251,12 @@ impl DriverRing {
 
     /// Asks for no interrupts, where flags can.
     pub fn refuse_interrupts(&self) {
-        self.memory
-            .store(AVAIL_NO_INTERRUPT.to_le(), self.avail, Ordering::SeqCst)
-            .expect(MAPPED);
+        self.memory.store(AVAIL_NO_INTERRUPT.to_le(), self.avail, Ordering::SeqCst).expect(MAPPED);
     }
 
     /// The device's used index.
     pub fn device_used_index(&self) -> u16 {
-        u16::from_le(
-            self.memory
-                .load(self.used.unchecked_add(2), Ordering::Acquire)
-                .expect(MAPPED),
-        )
+        u16::from_le(self.memory.load(self.used.unchecked_add(2), Ordering::Acquire).expect(MAPPED))
     }
 
     /// The next chain that came back, if one did.
@@ -292,10 +265,7 @@ impl DriverRing {
             return None;
         }
         let entry = u64::from(self.used_index % self.size);
-        let element: u64 = self
-            .memory
-            .read_obj(self.used.unchecked_add(4 + 8 * entry))
-            .expect(MAPPED);
+        let element: u64 = self.memory.read_obj(self.used.unchecked_add(4 + 8 * entry)).expect(MAPPED);
         let [h0, h1, h2, h3, written @ ..] = element.to_le_bytes();
         let head = u32::from_le_bytes([h0, h1, h2, h3]);
         let head = u16::try_from(head).expect("the device gives back a head");
@@ -303,10 +273,7 @@ impl DriverRing {
         if let Some(descriptors) = self.chains.remove(&head) {
             self.free.extend(descriptors);
         }
-        Some(Used {
-            head,
-            written: u32::from_le_bytes(written),
-        })
+        Some(Used { head, written: u32::from_le_bytes(written) })
     }
 
     fn take(&mut self) -> u16 {

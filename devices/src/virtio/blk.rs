@@ -107,11 +107,7 @@ fn identity(geometry: DiskGeometry) -> Identity {
         bits.push(VIRTIO_BLK_F_RO);
     }
     let features = bits.into_iter().fold(0, |features, bit| features | (1 << bit));
-    Identity {
-        device_type: DeviceType::Block,
-        features,
-        queue_sizes: vec![QUEUE_SIZE],
-    }
+    Identity { device_type: DeviceType::Block, features, queue_sizes: vec![QUEUE_SIZE] }
 }
 
 fn config(geometry: DiskGeometry) -> [u8; CONFIG_BYTES] {
@@ -121,15 +117,9 @@ fn config(geometry: DiskGeometry) -> [u8; CONFIG_BYTES] {
     let exponent = u8::try_from(physical_sectors.max(1).ilog2()).expect("at most 63");
     put(CONFIG_CAPACITY, &geometry.sectors.to_le_bytes());
     put(CONFIG_SEG_MAX, &SEGMENTS_MAX.to_le_bytes());
-    put(
-        CONFIG_BLK_SIZE,
-        &u32::try_from(SECTOR_BYTES).expect("512").to_le_bytes(),
-    );
+    put(CONFIG_BLK_SIZE, &u32::try_from(SECTOR_BYTES).expect("512").to_le_bytes());
     put(CONFIG_PHYSICAL_BLOCK_EXP, &[exponent]);
-    put(
-        CONFIG_MIN_IO_SIZE,
-        &u16::try_from(physical_sectors).unwrap_or(1).to_le_bytes(),
-    );
+    put(CONFIG_MIN_IO_SIZE, &u16::try_from(physical_sectors).unwrap_or(1).to_le_bytes());
     // Writes are cached until a flush. Without CONFIG_WCE the field says so and takes no writes.
     put(CONFIG_WRITEBACK, &[1]);
     config
@@ -148,9 +138,7 @@ impl VirtioDevice for Blk {
 
     fn start(&mut self, mut activation: Activation) -> Result<(), StartError> {
         let at = activation.queues.iter().position(|queue| queue.ring.index() == QUEUE);
-        let queue = activation
-            .queues
-            .swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
+        let queue = activation.queues.swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
         let Run::Stopped(backend) = std::mem::replace(&mut self.run, Run::Lost) else {
             unreachable!("a transport starts only a stopped device");
         };

@@ -3,10 +3,7 @@
 //! They hold the memory itself, so no completion can touch memory that is gone, and they remember the guest's
 //! addresses, because what the kernel writes through a host address passes no dirty tracking: it is marked here, on
 //! completion, in one place.
-#![expect(
-    unsafe_code,
-    reason = "host addresses of guest memory travel to the kernel inside a Send type"
-)]
+#![expect(unsafe_code, reason = "host addresses of guest memory travel to the kernel inside a Send type")]
 
 use std::ptr;
 use std::sync::Arc;
@@ -33,12 +30,7 @@ unsafe impl Send for GuestBuffers {}
 impl GuestBuffers {
     /// An empty list of pieces of `memory`.
     pub fn new(memory: Arc<GuestMemory>) -> Self {
-        Self {
-            memory,
-            segments: Vec::new(),
-            iovecs: Vec::new(),
-            len: 0,
-        }
+        Self { memory, segments: Vec::new(), iovecs: Vec::new(), len: 0 }
     }
 
     /// Replaces the list by the `len` bytes that begin `skip` bytes into `segments`, which must come from a chain of
@@ -101,10 +93,7 @@ impl GuestBuffers {
     pub fn mark_written(&self) {
         for segment in &self.segments {
             let len = usize::try_from(segment.len()).expect("32 bits fit");
-            let slice = self
-                .memory
-                .get_slice(segment.address(), len)
-                .expect("the chain was checked to be in memory");
+            let slice = self.memory.get_slice(segment.address(), len).expect("the chain was checked to be in memory");
             slice.bitmap().mark_dirty(0, len);
         }
     }
@@ -134,10 +123,7 @@ mod tests {
     /// A chain of one buffer each at `pieces`.
     fn chain(memory: &Arc<GuestMemory>, pieces: &[(u64, u32)]) -> Chain {
         let mut driver = DriverRing::new(memory.clone(), GuestAddress(0x1000), 8, false);
-        let buffers: Vec<_> = pieces
-            .iter()
-            .map(|(at, len)| Buffer::Writable(GuestAddress(*at), *len))
-            .collect();
+        let buffers: Vec<_> = pieces.iter().map(|(at, len)| Buffer::Writable(GuestAddress(*at), *len)).collect();
         driver.add(&buffers);
         let mut queue = driver.config(0, 8).validate(memory, 0, QueueState::default()).unwrap();
         let mut chain = Chain::new();
@@ -159,9 +145,8 @@ mod tests {
                 let expected = if fits { u64::from(len) } else { 0 };
                 assert_eq!(buffers.len(), expected);
                 let told = buffers.segments().iter();
-                let told: Vec<u64> = told
-                    .flat_map(|part| part.address().0..part.address().0 + u64::from(part.len()))
-                    .collect();
+                let told: Vec<u64> =
+                    told.flat_map(|part| part.address().0..part.address().0 + u64::from(part.len())).collect();
                 let start = usize::try_from(skip).unwrap();
                 let part = &all[start.min(60)..(start + usize::try_from(expected).unwrap()).min(60)];
                 assert_eq!(told, part);
@@ -180,21 +165,11 @@ mod tests {
         assert!(buffers.fill(chain(&memory, &[(0x4000, 512)]).writable(), 0, 512));
         // The guest, its queue and its memory go; the operation is the only one left.
         drop(memory);
-        let operation = BlockOperation {
-            action: BlockAction::Read,
-            offset: 0,
-            buffers,
-        };
-        let Submission::Done(done) = backend.submit(Token(7), operation) else {
-            panic!("it is synchronous")
-        };
+        let operation = BlockOperation { action: BlockAction::Read, offset: 0, buffers };
+        let Submission::Done(done) = backend.submit(Token(7), operation) else { panic!("it is synchronous") };
         done.result.unwrap();
         let mut bytes = [0; 512];
-        done.operation
-            .buffers
-            .memory()
-            .read_slice(&mut bytes, GuestAddress(0x4000))
-            .unwrap();
+        done.operation.buffers.memory().read_slice(&mut bytes, GuestAddress(0x4000)).unwrap();
         assert_eq!(bytes, [0x5a; 512]);
         assert_eq!(done.token, Token(7));
     }
@@ -210,20 +185,12 @@ mod tests {
                 let mut backend = FileBackend::new(image.unwrap());
                 let memory = memory_with_hole(1 << 16);
                 for (at, len) in &pieces {
-                    memory
-                        .write_slice(&vec![0x33; usize::try_from(*len).unwrap()], GuestAddress(*at))
-                        .unwrap();
+                    memory.write_slice(&vec![0x33; usize::try_from(*len).unwrap()], GuestAddress(*at)).unwrap();
                 }
                 let mut buffers = GuestBuffers::new(memory.clone());
                 assert!(buffers.fill(chain(&memory, &pieces).writable(), 0, 1024));
-                let operation = BlockOperation {
-                    action: BlockAction::Write(durability),
-                    offset: 1536,
-                    buffers,
-                };
-                let Submission::Done(done) = backend.submit(Token(0), operation) else {
-                    panic!("it is synchronous")
-                };
+                let operation = BlockOperation { action: BlockAction::Write(durability), offset: 1536, buffers };
+                let Submission::Done(done) = backend.submit(Token(0), operation) else { panic!("it is synchronous") };
                 done.result.unwrap();
                 let mut disk = [0; 4096];
                 file.read_exact_at(&mut disk, 0).unwrap();

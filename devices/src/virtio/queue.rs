@@ -165,10 +165,7 @@ impl ReadyQueue {
 
     /// Where the device has come to. Complete only when nothing is in flight.
     pub fn state(&self) -> QueueState {
-        QueueState {
-            next_avail: self.next_avail,
-            next_used: self.next_used,
-        }
+        QueueState { next_avail: self.next_avail, next_used: self.next_used }
     }
 
     /// Takes the next available chain into `chain`. False if there is none.
@@ -183,9 +180,7 @@ impl ReadyQueue {
             return Err(self.retire(QueueError::TooManyInFlight { size: self.size }));
         }
         let entry = usize::from(self.next_avail & (self.size - 1));
-        let head = self
-            .avail
-            .load_u16(ENTRIES + AVAIL_ENTRY_BYTES * entry, Ordering::Relaxed);
+        let head = self.avail.load_u16(ENTRIES + AVAIL_ENTRY_BYTES * entry, Ordering::Relaxed);
         if let Err(error) = Walk::new(&self.memory, &mut self.map, &self.table, head, chain).run() {
             return Err(self.retire(error));
         }
@@ -203,10 +198,7 @@ impl ReadyQueue {
         assert!(self.in_flight > 0, "a device gave back a chain that it did not have");
         self.in_flight -= 1;
         let entry = usize::from(self.next_used & (self.size - 1));
-        self.used.store_u64(
-            ENTRIES + USED_ENTRY_BYTES * entry,
-            u64::from(head) | (u64::from(written) << 32),
-        );
+        self.used.store_u64(ENTRIES + USED_ENTRY_BYTES * entry, u64::from(head) | (u64::from(written) << 32));
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -256,8 +248,7 @@ impl ReadyQueue {
             return Ok(false);
         }
         if self.event_idx {
-            self.used
-                .store_u16(self.avail_event(), self.next_avail, Ordering::Relaxed);
+            self.used.store_u16(self.avail_event(), self.next_avail, Ordering::Relaxed);
         } else if self.silenced {
             self.silenced = false;
             self.used.store_u16(FLAGS, 0, Ordering::Relaxed);
@@ -274,11 +265,7 @@ impl ReadyQueue {
         // stores the index (virtio 1.3 §2.7.13.3).
         let index = self.avail.load_u16(INDEX, Ordering::Acquire);
         if index.wrapping_sub(self.next_avail) > self.size {
-            return Err(self.retire(QueueError::IndexJump {
-                index,
-                next: self.next_avail,
-                size: self.size,
-            }));
+            return Err(self.retire(QueueError::IndexJump { index, next: self.next_avail, size: self.size }));
         }
         self.avail_index = index;
         Ok(index != self.next_avail)

@@ -39,13 +39,7 @@ impl Rng {
             features: (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC),
             queue_sizes: vec![QUEUE_SIZE],
         };
-        Self {
-            id: id.into(),
-            identity,
-            thread,
-            counters: Arc::default(),
-            run: None,
-        }
+        Self { id: id.into(), identity, thread, counters: Arc::default(), run: None }
     }
 
     /// What happens in the device.
@@ -68,9 +62,7 @@ impl VirtioDevice for Rng {
 
     fn start(&mut self, mut activation: Activation) -> Result<(), StartError> {
         let at = activation.queues.iter().position(|queue| queue.ring.index() == QUEUE);
-        let queue = activation
-            .queues
-            .swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
+        let queue = activation.queues.swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
         let worker = RngWorker {
             queue,
             interrupt: activation.interrupt,
@@ -86,10 +78,7 @@ impl VirtioDevice for Rng {
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
         let worker = self.run.take().map(Attachment::detach);
-        worker
-            .map(|worker| (QUEUE, worker.queue.ring.state()))
-            .into_iter()
-            .collect()
+        worker.map(|worker| (QUEUE, worker.queue.ring.state())).into_iter().collect()
     }
 
     fn reset(&mut self) {}
@@ -121,9 +110,7 @@ impl RngWorker {
 
     /// Fills the chain's writable part, as far as one request goes.
     fn fill(&mut self) -> u32 {
-        let wanted = usize::try_from(self.chain.writable_len())
-            .expect("32 bits fit")
-            .min(self.bytes.len());
+        let wanted = usize::try_from(self.chain.writable_len()).expect("32 bits fit").min(self.bytes.len());
         let bytes = &mut self.bytes[..wanted];
         if let Err(error) = fill_random(bytes) {
             self.log.report(format_args!("getrandom: {error}"));
@@ -135,9 +122,7 @@ impl RngWorker {
             let len = rest.len().min(usize::try_from(segment.len()).expect("32 bits fit"));
             let (here, later) = rest.split_at(len);
             let memory = self.queue.ring.memory();
-            memory
-                .write_slice(here, segment.address())
-                .expect("the chain was checked to be in memory");
+            memory.write_slice(here, segment.address()).expect("the chain was checked to be in memory");
             rest = later;
         }
         DeviceCounters::add(&self.counters.requests, 1);
@@ -214,21 +199,14 @@ mod tests {
         let transport = MmioTransport::new("rng0", Box::new(rng), memory.clone()).unwrap();
         let mut driver = FakeDriver::new(transport, memory);
         driver.initialize(u64::MAX, &[16]);
-        Bench {
-            driver,
-            counters,
-            _thread: thread,
-        }
+        Bench { driver, counters, _thread: thread }
     }
 
     #[test]
     fn buffers_are_filled_to_their_end_and_not_further() {
         let mut bench = bench();
         let data = bench.driver.allocate(256);
-        let (first, second) = (
-            Buffer::Writable(data, 100),
-            Buffer::Writable(GuestAddress(data.0 + 100), 28),
-        );
+        let (first, second) = (Buffer::Writable(data, 100), Buffer::Writable(GuestAddress(data.0 + 100), 28));
         let used = bench.driver.run(0, &[first, second]);
         assert_eq!(used.written, 128);
         let bytes = bench.driver.bytes_at(data, 256);
@@ -282,15 +260,7 @@ mod tests {
     #[test]
     fn a_broken_ring_asks_for_reset() {
         let mut bench = bench();
-        bench.driver.queues[0].write_descriptor(
-            3,
-            Descriptor {
-                address: u64::MAX,
-                len: 8,
-                flags: 2,
-                next: 0,
-            },
-        );
+        bench.driver.queues[0].write_descriptor(3, Descriptor { address: u64::MAX, len: 8, flags: 2, next: 0 });
         bench.driver.queues[0].make_available(3);
         bench.driver.kick(0);
         bench.driver.wait_needs_reset();

@@ -105,19 +105,9 @@ impl IoThread {
         let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         let handle = IoThreadHandle { commands, event };
-        let host = Host {
-            epoll,
-            queue,
-            slots: Vec::new(),
-        };
-        let thread = Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || host.run())?;
-        Ok(Self {
-            handle,
-            thread: Some(thread),
-        })
+        let host = Host { epoll, queue, slots: Vec::new() };
+        let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || host.run())?;
+        Ok(Self { handle, thread: Some(thread) })
     }
 
     /// Access for a device.
@@ -155,15 +145,8 @@ impl IoThreadHandle {
         self.send(Command::Attach(Box::new(Guest { worker, give_back }), reply));
         let ended = |_| Err(io::Error::other("the I/O thread has ended"));
         match slot.recv().unwrap_or_else(ended) {
-            Ok(slot) => Ok(Attachment {
-                thread: self.clone(),
-                slot,
-                back,
-            }),
-            Err(error) => Err(AttachError {
-                error,
-                worker: back.recv().ok(),
-            }),
+            Ok(slot) => Ok(Attachment { thread: self.clone(), slot, back }),
+            Err(error) => Err(AttachError { error, worker: back.recv().ok() }),
         }
     }
 
@@ -179,9 +162,7 @@ impl<W> Attachment<W> {
     /// Takes the worker off the thread: it is drained there, and then it is the caller's.
     pub fn detach(self) -> W {
         self.thread.send(Command::Detach(self.slot));
-        self.back
-            .recv()
-            .expect("a worker leaves its thread only by coming back, also when the thread ends")
+        self.back.recv().expect("a worker leaves its thread only by coming back, also when the thread ends")
     }
 }
 
@@ -298,11 +279,7 @@ impl Host {
                 return Err(error);
             }
         }
-        let occupied = Some(Slot {
-            worker,
-            sources,
-            due: true,
-        });
+        let occupied = Some(Slot { worker, sources, due: true });
         match free {
             Some(free) => self.slots[free] = occupied,
             None => self.slots.push(occupied),

@@ -48,14 +48,7 @@ impl<B: BlockBackend> FaultyBackend<B> {
     /// If no eventfd can be had.
     pub fn new(inner: B, fault: Fault) -> Self {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("a test has descriptors");
-        Self {
-            inner,
-            fault,
-            count: 0,
-            pending: VecDeque::new(),
-            wake,
-            taken: Arc::default(),
-        }
+        Self { inner, fault, count: 0, pending: VecDeque::new(), wake, taken: Arc::default() }
     }
 
     /// The operations that were taken, in order.
@@ -67,11 +60,7 @@ impl<B: BlockBackend> FaultyBackend<B> {
         let number = self.count;
         self.count += 1;
         if self.fault.fail_nth == Some(number) {
-            return Completion {
-                token,
-                operation,
-                result: Err(io::Error::from_raw_os_error(libc::EIO)),
-            };
+            return Completion { token, operation, result: Err(io::Error::from_raw_os_error(libc::EIO)) };
         }
         match self.inner.submit(token, operation) {
             Submission::Done(completion) => completion,

@@ -22,11 +22,7 @@ impl FileBackend {
     }
 
     fn perform(&self, operation: &BlockOperation) -> io::Result<()> {
-        let BlockOperation {
-            action,
-            offset,
-            ref buffers,
-        } = *operation;
+        let BlockOperation { action, offset, ref buffers } = *operation;
         match action {
             BlockAction::Read => {
                 let result = self.transfer(buffers, offset, Direction::Read);
@@ -42,10 +38,7 @@ impl FileBackend {
     /// Moves all of `buffers`, continuing after short transfers.
     fn transfer(&self, buffers: &GuestBuffers, offset: u64, direction: Direction) -> io::Result<()> {
         let fd = self.image.file().as_raw_fd();
-        let mut rest = Rest {
-            iovecs: buffers.iovecs(),
-            skip: 0,
-        };
+        let mut rest = Rest { iovecs: buffers.iovecs(), skip: 0 };
         let mut offset = offset;
         while !rest.iovecs.is_empty() {
             let position = libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -72,11 +65,7 @@ impl BlockBackend for FileBackend {
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
         let result = self.perform(&operation);
-        Submission::Done(Completion {
-            token,
-            operation,
-            result,
-        })
+        Submission::Done(Completion { token, operation, result })
     }
 
     fn poll(&mut self, _completions: &mut Vec<Completion>) {}
@@ -131,10 +120,7 @@ impl Rest<'_> {
                 unsafe { libc::pwritev(fd, vector, count, position) }
             }
             Direction::Write(Durability::Durable) => {
-                let cut = [libc::iovec {
-                    iov_base: start,
-                    iov_len: len,
-                }];
+                let cut = [libc::iovec { iov_base: start, iov_len: len }];
                 let (vector, count) = if alone { (cut.as_ptr(), 1) } else { (vector, count) };
                 // SAFETY: pwritev2 reads `count` iovecs and their pieces = a live array or slice of guest memory's
                 // pieces that the operation owns and keeps mapped.

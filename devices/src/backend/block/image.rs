@@ -121,10 +121,7 @@ impl DiskImage {
         let kind = metadata.file_type();
         let (bytes, physical_block_bytes) = if kind.is_block_device() {
             let bytes = block_device_bytes(&file).map_err(host(path, "get the size of"))?;
-            (
-                bytes,
-                physical_block_bytes(&file).map_err(host(path, "get the block size of"))?,
-            )
+            (bytes, physical_block_bytes(&file).map_err(host(path, "get the block size of"))?)
         } else if kind.is_file() {
             (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(0))
         } else if kind.is_dir() {
@@ -136,21 +133,11 @@ impl DiskImage {
             return Err(DiskImageError::Empty(path.to_owned()));
         }
         if !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DiskImageError::Unaligned {
-                path: path.to_owned(),
-                bytes,
-            });
+            return Err(DiskImageError::Unaligned { path: path.to_owned(), bytes });
         }
         lock(&file, path, access)?;
         let physical_block_bytes = sane_block_bytes(physical_block_bytes);
-        Ok(Self {
-            file,
-            geometry: DiskGeometry {
-                sectors: bytes / SECTOR_BYTES,
-                physical_block_bytes,
-                access,
-            },
-        })
+        Ok(Self { file, geometry: DiskGeometry { sectors: bytes / SECTOR_BYTES, physical_block_bytes, access } })
     }
 
     /// The disk's shape.
@@ -168,37 +155,23 @@ fn open_error(path: &Path, access: DiskAccess, source: io::Error) -> DiskImageEr
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => DiskImageError::Absent(path.to_owned()),
         Some(libc::EISDIR) => DiskImageError::Directory(path.to_owned()),
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) => DiskImageError::Permission {
-            path: path.to_owned(),
-            access,
-            source,
-        },
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+            DiskImageError::Permission { path: path.to_owned(), access, source }
+        }
         // No such device, or a socket.
         Some(libc::ENXIO) => DiskImageError::Kind(path.to_owned()),
-        _ => DiskImageError::Host {
-            path: path.to_owned(),
-            attempt: "open",
-            source,
-        },
+        _ => DiskImageError::Host { path: path.to_owned(), attempt: "open", source },
     }
 }
 
 fn host(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> DiskImageError {
-    move |source| DiskImageError::Host {
-        path: path.to_owned(),
-        attempt,
-        source,
-    }
+    move |source| DiskImageError::Host { path: path.to_owned(), attempt, source }
 }
 
 /// A disk's own block size as told by the host may be anything; a guest is told a power of two.
 fn sane_block_bytes(bytes: u32) -> u32 {
     let sector = u32::try_from(SECTOR_BYTES).expect("512");
-    if bytes.is_power_of_two() {
-        bytes.clamp(sector, PHYSICAL_BLOCK_BYTES_MAX)
-    } else {
-        sector
-    }
+    if bytes.is_power_of_two() { bytes.clamp(sector, PHYSICAL_BLOCK_BYTES_MAX) } else { sector }
 }
 
 fn set_blocking(file: &File) -> io::Result<()> {
@@ -238,14 +211,8 @@ fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageErr
     // SAFETY: F_OFD_GETLK reads and writes a flock = `answer`, which is one and lives across the call.
     let told = check(unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &raw mut answer) });
     // The holder may be gone by now, and of an OFD lock the process is -1.
-    let pid = told
-        .ok()
-        .and_then(|_| u32::try_from(answer.l_pid).ok())
-        .filter(|pid| *pid != 0);
-    Err(DiskImageError::Locked {
-        path: path.to_owned(),
-        pid,
-    })
+    let pid = told.ok().and_then(|_| u32::try_from(answer.l_pid).ok()).filter(|pid| *pid != 0);
+    Err(DiskImageError::Locked { path: path.to_owned(), pid })
 }
 
 fn whole_file(access: DiskAccess) -> libc::flock {
@@ -255,21 +222,11 @@ fn whole_file(access: DiskAccess) -> libc::flock {
         DiskAccess::ReadWrite => short(libc::F_WRLCK),
     };
     // A length of 0 reaches to the end, wherever it moves; OFD locks want the process to be 0.
-    libc::flock {
-        l_type: kind,
-        l_whence: short(libc::SEEK_SET),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
+    libc::flock { l_type: kind, l_whence: short(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]
@@ -315,10 +272,7 @@ mod tests {
             let absent = folder.path().join("absent");
             assert!(matches!(refusal(&absent, access), DiskImageError::Absent(_)));
             assert!(!absent.exists());
-            assert!(matches!(
-                refusal(&path.join("below"), access),
-                DiskImageError::Absent(_)
-            ));
+            assert!(matches!(refusal(&path.join("below"), access), DiskImageError::Absent(_)));
             assert!(matches!(refusal(folder.path(), access), DiskImageError::Directory(_)));
             assert!(matches!(refusal(&path, access), DiskImageError::Empty(_)));
             for bytes in [1, 511, 513, 1025] {
@@ -326,10 +280,7 @@ mod tests {
                 let refused = refusal(&path, access);
                 assert!(matches!(refused, DiskImageError::Unaligned { bytes: told, .. } if told == bytes));
             }
-            assert!(matches!(
-                refusal(Path::new("/dev/null"), access),
-                DiskImageError::Kind(_)
-            ));
+            assert!(matches!(refusal(Path::new("/dev/null"), access), DiskImageError::Kind(_)));
             let socket = folder.path().join("socket");
             let _listener = UnixListener::bind(&socket).unwrap();
             assert!(matches!(refusal(&socket, access), DiskImageError::Kind(_)));
@@ -346,19 +297,13 @@ mod tests {
         let writer = DiskImage::open(&path, DiskAccess::ReadWrite).unwrap();
         for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
             let refused = refusal(&path, access);
-            assert!(
-                matches!(refused, DiskImageError::Locked { pid: None, .. }),
-                "{refused:?}"
-            );
+            assert!(matches!(refused, DiskImageError::Locked { pid: None, .. }), "{refused:?}");
             assert!(refused.to_string().ends_with("is locked by another process"));
         }
         drop(writer);
         let _reader = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
         let _another = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
-        assert!(matches!(
-            refusal(&path, DiskAccess::ReadWrite),
-            DiskImageError::Locked { .. }
-        ));
+        assert!(matches!(refusal(&path, DiskAccess::ReadWrite), DiskImageError::Locked { .. }));
     }
 
     #[test]
@@ -371,10 +316,7 @@ mod tests {
         assert_eq!(locked, 0);
         let refused = refusal(&path, DiskAccess::ReadOnly);
         let us = std::process::id();
-        assert!(
-            matches!(refused, DiskImageError::Locked { pid: Some(pid), .. } if pid == us),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, DiskImageError::Locked { pid: Some(pid), .. } if pid == us), "{refused:?}");
     }
 
     #[test]
@@ -390,14 +332,7 @@ mod tests {
 
     #[test]
     fn block_sizes_that_make_no_sense_are_not_passed_on() {
-        for (told, passed) in [
-            (0, 512),
-            (1, 512),
-            (512, 512),
-            (4096, 4096),
-            (6000, 512),
-            (1 << 30, 1 << 20),
-        ] {
+        for (told, passed) in [(0, 512), (1, 512), (512, 512), (4096, 4096), (6000, 512), (1 << 30, 1 << 20)] {
             assert_eq!(sane_block_bytes(told), passed);
         }
     }

@@ -59,10 +59,7 @@ pub(super) struct Refused {
 }
 
 const fn io_error(reason: &'static str) -> Refused {
-    Refused {
-        status: Status::IoError,
-        reason,
-    }
+    Refused { status: Status::IoError, reason }
 }
 
 /// Copies the header and checks it. `data_len` is what is writable before the status byte.
@@ -92,10 +89,7 @@ pub(super) fn parse(
         VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
         VIRTIO_BLK_T_GET_ID if data_len >= SERIAL_LEN => Ok(Request::GetId),
         VIRTIO_BLK_T_GET_ID => Err(io_error("no room for the serial number")),
-        _ => Err(Refused {
-            status: Status::Unsupported,
-            reason: "unknown request type",
-        }),
+        _ => Err(Refused { status: Status::Unsupported, reason: "unknown request type" }),
     }
 }
 

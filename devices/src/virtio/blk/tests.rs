@@ -58,13 +58,7 @@ impl Bench {
         let transport = MmioTransport::new("disk0", Box::new(blk), memory.clone()).unwrap();
         let mut driver = FakeDriver::new(transport, memory);
         driver.initialize(features, &[64]);
-        Self {
-            driver,
-            file,
-            counters,
-            taken,
-            _thread: thread,
-        }
+        Self { driver, file, counters, taken, _thread: thread }
     }
 
     fn header(&mut self, kind: u32, sector: u64) -> Buffer {
@@ -121,9 +115,7 @@ impl Bench {
 }
 
 fn pattern(sector: u64) -> Vec<u8> {
-    (0..SECTOR)
-        .map(|at| u8::try_from((at * 7 + usize::try_from(sector).unwrap() * 13) % 251).unwrap())
-        .collect()
+    (0..SECTOR).map(|at| u8::try_from((at * 7 + usize::try_from(sector).unwrap() * 13) % 251).unwrap()).collect()
 }
 
 #[test]
@@ -133,10 +125,7 @@ fn what_is_read_is_what_the_disk_holds() {
     let (status, written, data) = bench.read(SECTORS - 2, 2 * SECTOR);
     assert_eq!((status, written), (OK, 1025));
     assert_eq!(data, [pattern(SECTORS - 2), pattern(SECTORS - 1)].concat());
-    assert_eq!(
-        (bench.count(|all| &all.requests), bench.count(|all| &all.bytes)),
-        (2, 1536)
-    );
+    assert_eq!((bench.count(|all| &all.requests), bench.count(|all| &all.bytes)), (2, 1536));
     assert_eq!(bench.count(|all| &all.errors), 0);
 }
 
@@ -159,15 +148,10 @@ fn a_request_may_be_in_any_number_of_pieces() {
         other => panic!("{other:?}"),
     };
     let data = bench.driver.place(&[0; SECTOR + 1]);
-    let mut chain: Vec<_> = (0..16)
-        .map(|at| Buffer::Readable(GuestAddress(header.0 + at), 1))
-        .collect();
+    let mut chain: Vec<_> = (0..16).map(|at| Buffer::Readable(GuestAddress(header.0 + at), 1)).collect();
     // The last piece holds data and the status.
     for (start, end) in [(0, 1), (1, 200), (200, 201), (201, 513)] {
-        chain.push(Buffer::Writable(
-            GuestAddress(data.0 + start),
-            u32::try_from(end - start).unwrap(),
-        ));
+        chain.push(Buffer::Writable(GuestAddress(data.0 + start), u32::try_from(end - start).unwrap()));
     }
     let used = bench.driver.run(0, &chain);
     assert_eq!(used.written, 513);
@@ -180,9 +164,7 @@ fn a_request_may_be_in_any_number_of_pieces() {
     bytes[16..].fill(0x77);
     let out = bench.driver.place(&bytes);
     let status = bench.status_byte();
-    bench
-        .driver
-        .run(0, &[Buffer::Readable(out, 528), Buffer::Writable(status, 1)]);
+    bench.driver.run(0, &[Buffer::Readable(out, 528), Buffer::Writable(status, 1)]);
     assert_eq!(bench.status(status), OK);
     assert_eq!(bench.disk()[4 * SECTOR..5 * SECTOR], [0x77; SECTOR]);
 }
@@ -213,15 +195,7 @@ fn an_indirect_request_with_the_most_segments_is_one_transfer() {
 fn a_sector_beyond_the_end_or_that_wraps_is_an_error_and_touches_nothing() {
     let mut bench = Bench::new();
     let before = bench.disk();
-    for sector in [
-        SECTORS,
-        SECTORS - 1,
-        u64::MAX,
-        u64::MAX / 512,
-        u64::MAX / 512 + 1,
-        1 << 55,
-        1 << 63,
-    ] {
+    for sector in [SECTORS, SECTORS - 1, u64::MAX, u64::MAX / 512, u64::MAX / 512 + 1, 1 << 55, 1 << 63] {
         assert_eq!(bench.write(sector, &[1; 2 * SECTOR]), (IOERR, 1), "{sector:#x}");
         let (status, written, data) = bench.read(sector, 2 * SECTOR);
         assert_eq!((status, written), (IOERR, 1));
@@ -252,12 +226,7 @@ fn the_serial_number_is_the_disk_s_name() {
     assert_eq!(bench.driver.bytes_at(data, 20), b"disk0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(bench.request(GET_ID, 0, &[Buffer::Writable(data, 19)]).0, IOERR);
     let (first, rest) = (GuestAddress(data.0), GuestAddress(data.0 + 3));
-    assert_eq!(
-        bench
-            .request(GET_ID, 0, &[Buffer::Writable(first, 3), Buffer::Writable(rest, 29)])
-            .0,
-        OK
-    );
+    assert_eq!(bench.request(GET_ID, 0, &[Buffer::Writable(first, 3), Buffer::Writable(rest, 29)]).0, OK);
     assert_eq!(bench.driver.bytes_at(data, 8), b"disk0\0\0\0");
     assert_eq!(bench.driver.bytes_at(data, 32)[20..], [UNWRITTEN; 12]);
 }
@@ -290,18 +259,11 @@ fn the_configuration_space_tells_the_disk_s_shape() {
     assert_eq!(u32::from_le_bytes(bench.driver.config(20)), 512);
     let [exponent] = bench.driver.config(24);
     assert_eq!(512_u64 << exponent, block_bytes);
-    assert_eq!(
-        u64::from(u16::from_le_bytes(bench.driver.config(26))),
-        block_bytes / 512
-    );
+    assert_eq!(u64::from(u16::from_le_bytes(bench.driver.config(26))), block_bytes / 512);
     assert_eq!(bench.driver.config(32), [1]);
     assert_eq!(bench.driver.config(34), [0; 8]);
     bench.driver.write_bytes(0x100, &[0xff; 4]);
-    assert_eq!(
-        u64::from_le_bytes(bench.driver.config(0)),
-        SECTORS,
-        "it takes no writes"
-    );
+    assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS, "it takes no writes");
     let offered = bench.driver.offered_features();
     assert_eq!(offered & (1 << VIRTIO_BLK_F_RO), 0);
     assert_eq!(offered & (FLUSH | EVENT_IDX | INDIRECT), FLUSH | EVENT_IDX | INDIRECT);
@@ -315,9 +277,7 @@ fn a_request_without_a_header_is_an_error_and_one_without_a_status_comes_back() 
     assert_eq!(bench.driver.run(0, &[Buffer::Writable(status, 1)]).written, 1);
     assert_eq!(bench.status(status), IOERR);
     let status = bench.status_byte();
-    bench
-        .driver
-        .run(0, &[Buffer::Readable(short, 15), Buffer::Writable(status, 1)]);
+    bench.driver.run(0, &[Buffer::Readable(short, 15), Buffer::Writable(status, 1)]);
     assert_eq!(bench.status(status), IOERR);
     let header = bench.header(IN, 0);
     assert_eq!(bench.driver.run(0, &[header]).written, 0);
@@ -329,11 +289,7 @@ fn a_request_without_a_header_is_an_error_and_one_without_a_status_comes_back() 
 fn the_nth_failure_is_one_error_status_for_every_n() {
     for depth in [0, 4] {
         for failing in 0..12 {
-            let fault = Fault {
-                fail_nth: Some(failing),
-                depth,
-                ..Fault::default()
-            };
+            let fault = Fault { fail_nth: Some(failing), depth, ..Fault::default() };
             let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH | EVENT_IDX);
             let mut failed = Vec::new();
             for step in 0..4 {
@@ -351,10 +307,7 @@ fn the_nth_failure_is_one_error_status_for_every_n() {
             }
             let expected: Vec<_> = (0..12).map(|step| if step == failing { IOERR } else { OK }).collect();
             assert_eq!(failed, expected);
-            assert_eq!(
-                (bench.count(|all| &all.errors), bench.count(|all| &all.requests)),
-                (1, 12)
-            );
+            assert_eq!((bench.count(|all| &all.errors), bench.count(|all| &all.requests)), (1, 12));
         }
     }
 }
@@ -374,10 +327,7 @@ fn with_flush_a_write_is_cached_until_the_flush() {
     let mut bench = Bench::new();
     bench.write(1, &[0x10; SECTOR]);
     bench.request(FLUSH_REQUEST, 0, &[]);
-    assert_eq!(
-        *bench.taken.lock().unwrap(),
-        [BlockAction::Write(Durability::Cached), BlockAction::Flush]
-    );
+    assert_eq!(*bench.taken.lock().unwrap(), [BlockAction::Write(Durability::Cached), BlockAction::Flush]);
 }
 
 #[test]
@@ -388,22 +338,11 @@ fn without_flush_every_write_is_durable() {
     }
     let (header, status) = (bench.header(OUT, 10), bench.status_byte());
     let (one, two) = (bench.driver.place(&[1; 100]), bench.driver.place(&[2; 412]));
-    let chain = [
-        header,
-        Buffer::Readable(one, 100),
-        Buffer::Readable(two, 412),
-        Buffer::Writable(status, 1),
-    ];
+    let chain = [header, Buffer::Readable(one, 100), Buffer::Readable(two, 412), Buffer::Writable(status, 1)];
     bench.driver.run(0, &chain);
     assert_eq!(bench.status(status), OK);
-    assert_eq!(
-        bench.disk()[10 * SECTOR..11 * SECTOR],
-        [vec![1; 100], vec![2; 412]].concat()
-    );
-    assert_eq!(
-        *bench.taken.lock().unwrap(),
-        [BlockAction::Write(Durability::Durable); 3]
-    );
+    assert_eq!(bench.disk()[10 * SECTOR..11 * SECTOR], [vec![1; 100], vec![2; 412]].concat());
+    assert_eq!(*bench.taken.lock().unwrap(), [BlockAction::Write(Durability::Durable); 3]);
 }
 
 #[test]
@@ -416,11 +355,7 @@ fn a_header_that_changes_while_it_is_read_is_read_once() {
     };
     let sector_at = GuestAddress(header.0 + 8);
     let (data, status) = (bench.driver.allocate(512), bench.status_byte());
-    let chain = [
-        Buffer::Readable(header, 16),
-        Buffer::Writable(data, 512),
-        Buffer::Writable(status, 1),
-    ];
+    let chain = [Buffer::Readable(header, 16), Buffer::Writable(data, 512), Buffer::Writable(status, 1)];
     // Beyond the disk the file holds something that no guest may see.
     bench.file.write_all_at(&[0xbd; SECTOR], bad * SECTOR_BYTES).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -459,10 +394,7 @@ fn a_block_device_is_a_disk_of_its_size() {
     let image = DiskImage::open(&loop_device.0, DiskAccess::ReadWrite).unwrap();
     assert_eq!(image.geometry().sectors, 2048);
     let refused = DiskImage::open(&loop_device.0, DiskAccess::ReadOnly).unwrap_err();
-    assert!(
-        matches!(refused, crate::backend::block::DiskImageError::Locked { .. }),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, crate::backend::block::DiskImageError::Locked { .. }), "{refused:?}");
 }
 
 /// A loop device, detached at the end.
@@ -470,30 +402,15 @@ struct LoopDevice(std::path::PathBuf);
 
 impl LoopDevice {
     fn over(path: &Path) -> Self {
-        let output = std::process::Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(path)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "losetup: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = std::process::Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
         Self(String::from_utf8(output.stdout).unwrap().trim_end().into())
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let detached = std::process::Command::new("losetup")
-            .arg("--detach")
-            .arg(&self.0)
-            .status();
-        assert!(
-            detached.is_ok_and(|status| status.success()),
-            "losetup --detach {}",
-            self.0.display()
-        );
+        let detached = std::process::Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(detached.is_ok_and(|status| status.success()), "losetup --detach {}", self.0.display());
     }
 }

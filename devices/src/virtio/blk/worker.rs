@@ -76,11 +76,7 @@ impl BlkWorker {
             interrupt: Arc::clone(&activation.interrupt),
             geometry: backend.geometry(),
             backend,
-            write_durability: if can_flush {
-                Durability::Cached
-            } else {
-                Durability::Durable
-            },
+            write_durability: if can_flush { Durability::Cached } else { Durability::Durable },
             serial: name.serial,
             chain: Chain::new(),
             in_flight: Vec::new(),
@@ -141,44 +137,17 @@ impl BlkWorker {
             Ok(Request::Read { offset, len }) => {
                 let mut buffers = self.buffers();
                 buffers.fill(self.chain.writable(), 0, len);
-                self.submit(
-                    InFlight {
-                        head,
-                        status,
-                        written: len,
-                    },
-                    BlockAction::Read,
-                    offset,
-                    buffers,
-                );
+                self.submit(InFlight { head, status, written: len }, BlockAction::Read, offset, buffers);
             }
             Ok(Request::Write { offset, len }) => {
                 let mut buffers = self.buffers();
                 buffers.fill(self.chain.readable(), HEADER_LEN, len);
                 let action = BlockAction::Write(self.write_durability);
-                self.submit(
-                    InFlight {
-                        head,
-                        status,
-                        written: 0,
-                    },
-                    action,
-                    offset,
-                    buffers,
-                );
+                self.submit(InFlight { head, status, written: 0 }, action, offset, buffers);
             }
             Ok(Request::Flush) => {
                 let buffers = self.buffers();
-                self.submit(
-                    InFlight {
-                        head,
-                        status,
-                        written: 0,
-                    },
-                    BlockAction::Flush,
-                    0,
-                    buffers,
-                );
+                self.submit(InFlight { head, status, written: 0 }, BlockAction::Flush, 0, buffers);
             }
             Ok(Request::GetId) => {
                 let written = self.write_serial();
@@ -200,14 +169,7 @@ impl BlkWorker {
             Token(token)
         });
         self.in_flight[index(token)] = Some(request);
-        self.submit_operation(
-            token,
-            BlockOperation {
-                action,
-                offset,
-                buffers,
-            },
-        );
+        self.submit_operation(token, BlockOperation { action, offset, buffers });
     }
 
     fn submit_operation(&mut self, token: Token, operation: BlockOperation) {
@@ -227,28 +189,17 @@ impl BlkWorker {
     }
 
     fn complete(&mut self, completion: Completion) {
-        let Completion {
-            token,
-            operation,
-            result,
-        } = completion;
-        let request = self.in_flight[index(token)]
-            .take()
-            .expect("a backend gives back what it was given, once");
+        let Completion { token, operation, result } = completion;
+        let request = self.in_flight[index(token)].take().expect("a backend gives back what it was given, once");
         self.free_tokens.push(token);
-        let BlockOperation {
-            action,
-            offset,
-            buffers,
-        } = operation;
+        let BlockOperation { action, offset, buffers } = operation;
         let bytes = buffers.len();
         self.spare_buffers.push(buffers);
         let InFlight { head, status, written } = request;
         match result {
             Ok(()) => self.answer(head, status, Status::Ok, written, bytes),
             Err(error) => {
-                self.log
-                    .report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
+                self.log.report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
                 self.count_error();
                 self.answer(head, status, Status::IoError, 0, 0);
             }
@@ -258,9 +209,7 @@ impl BlkWorker {
     /// Writes the status and gives the chain back. `written` counts the data before it.
     fn answer(&mut self, head: u16, status_at: GuestAddress, status: Status, written: u32, bytes: u64) {
         let memory = self.queue.ring.memory();
-        memory
-            .write_obj(status.byte(), status_at)
-            .expect("the chain was checked to be in memory");
+        memory.write_obj(status.byte(), status_at).expect("the chain was checked to be in memory");
         self.use_chain(head, written + STATUS_LEN, bytes);
     }
 
@@ -277,19 +226,15 @@ impl BlkWorker {
         for segment in self.chain.writable() {
             let len = rest.len().min(usize::try_from(segment.len()).expect("32 bits fit"));
             let (here, later) = rest.split_at(len);
-            memory
-                .write_slice(here, segment.address())
-                .expect("the chain was checked to be in memory");
+            memory.write_slice(here, segment.address()).expect("the chain was checked to be in memory");
             rest = later;
         }
         SERIAL_LEN
     }
 
     fn buffers(&mut self) -> GuestBuffers {
-        let mut buffers = self
-            .spare_buffers
-            .pop()
-            .unwrap_or_else(|| GuestBuffers::new(Arc::clone(self.queue.ring.memory())));
+        let mut buffers =
+            self.spare_buffers.pop().unwrap_or_else(|| GuestBuffers::new(Arc::clone(self.queue.ring.memory())));
         buffers.clear();
         buffers
     }

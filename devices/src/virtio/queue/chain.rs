@@ -51,11 +51,7 @@ impl Segment {
         let rest = self.len.checked_sub(skip)?.min(len);
         let host = self.host + usize::try_from(skip).expect("32 bits fit");
         // Neither addition overflows: all of the segment is mapped.
-        (rest > 0).then(|| Self {
-            address: self.address.unchecked_add(skip.into()),
-            len: rest,
-            host,
-        })
+        (rest > 0).then(|| Self { address: self.address.unchecked_add(skip.into()), len: rest, host })
     }
 }
 
@@ -137,10 +133,8 @@ struct Descriptor {
 impl Descriptor {
     /// One copy of 16 bytes, aligned or not.
     fn load<B: BitmapSlice>(table: &VolatileSlice<'_, B>, index: usize) -> Self {
-        let bytes = table
-            .get_ref::<[u64; 2]>(index * DESCRIPTOR_BYTES)
-            .expect("the walk stays inside the table")
-            .load();
+        let bytes =
+            table.get_ref::<[u64; 2]>(index * DESCRIPTOR_BYTES).expect("the walk stays inside the table").load();
         let [address, rest] = bytes.map(u64::from_le);
         let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
         Self {
@@ -169,12 +163,7 @@ impl<'a> Walk<'a> {
         chain: &'a mut Chain,
     ) -> Self {
         chain.restart(head);
-        Self {
-            memory,
-            map,
-            table,
-            chain,
-        }
+        Self { memory, map, table, chain }
     }
 
     pub(super) fn run(mut self) -> Result<(), QueueError> {
@@ -222,9 +211,7 @@ impl<'a> Walk<'a> {
 
     /// virtio 1.3 §2.7.5.3.2: the write flag of the descriptor that refers to the table means nothing.
     fn indirect(&mut self, outer: Descriptor) -> Result<(), QueueError> {
-        let Descriptor {
-            address, len: bytes, ..
-        } = outer;
+        let Descriptor { address, len: bytes, .. } = outer;
         let size = usize::try_from(bytes).expect("32 bits fit");
         let len = u16::try_from(size / DESCRIPTOR_BYTES).unwrap_or(u16::MAX);
         if len == 0 || len > QUEUE_SIZE_MAX || !size.is_multiple_of(DESCRIPTOR_BYTES) {
@@ -241,18 +228,14 @@ impl<'a> Walk<'a> {
     }
 
     fn push(&mut self, descriptor: Descriptor) -> Result<(), QueueError> {
-        let Descriptor {
-            address, len, flags, ..
-        } = descriptor;
+        let Descriptor { address, len, flags, .. } = descriptor;
         let head = self.chain.head;
         if len == 0 {
             return Err(QueueError::ZeroLength { address });
         }
         let writable = flags & WRITE != 0;
         let (mine, other) = (self.chain.readable_len, self.chain.writable_len);
-        mine.checked_add(other)
-            .and_then(|sum| sum.checked_add(len))
-            .ok_or(QueueError::TooLong { head })?;
+        mine.checked_add(other).and_then(|sum| sum.checked_add(len)).ok_or(QueueError::TooLong { head })?;
         if !writable && other > 0 {
             return Err(QueueError::ReadableAfterWritable { head });
         }
@@ -277,11 +260,7 @@ impl<'a> Walk<'a> {
             }
             let Mapped { host, room } = self.map.find(next).ok_or(outside)?;
             let here = u32::try_from(room).unwrap_or(u32::MAX).min(left);
-            self.chain.segments.push(Segment {
-                address: GuestAddress(next),
-                len: here,
-                host,
-            });
+            self.chain.segments.push(Segment { address: GuestAddress(next), len: here, host });
             pushed += 1;
             left -= here;
             // The end of a mapping does not wrap.

@@ -85,15 +85,7 @@ impl QueueConfig {
             size_max.is_power_of_two() && size_max <= QUEUE_SIZE_MAX,
             "a device offers a queue of {size_max} entries"
         );
-        Self {
-            index,
-            size_max,
-            size: size_max,
-            ready: false,
-            descriptor_table: 0,
-            avail_ring: 0,
-            used_ring: 0,
-        }
+        Self { index, size_max, size: size_max, ready: false, descriptor_table: 0, avail_ring: 0, used_ring: 0 }
     }
 
     /// Checks the description and looks the rings up, once for the whole life of the queue. `features` are the
@@ -107,27 +99,15 @@ impl QueueConfig {
         features: u64,
         state: QueueState,
     ) -> Result<ReadyQueue, QueueConfigError> {
-        let Self {
-            index, size_max, size, ..
-        } = *self;
+        let Self { index, size_max, size, .. } = *self;
         if !size.is_power_of_two() || size > size_max {
             return Err(QueueConfigError::Size { index, size, size_max });
         }
         let entries = usize::from(size);
         let place = |ring, address, bytes, align| {
-            Ring::new(memory, address, bytes, align).ok_or(QueueConfigError::Placement {
-                index,
-                ring,
-                address,
-                bytes,
-            })
+            Ring::new(memory, address, bytes, align).ok_or(QueueConfigError::Placement { index, ring, address, bytes })
         };
-        let table = place(
-            "descriptor table",
-            self.descriptor_table,
-            entries * DESCRIPTOR_BYTES,
-            TABLE_ALIGN,
-        )?;
+        let table = place("descriptor table", self.descriptor_table, entries * DESCRIPTOR_BYTES, TABLE_ALIGN)?;
         // The event indices are there or not; either way a driver keeps their space (virtio 1.3 §2.7.2).
         let avail_bytes = ENTRIES + entries * AVAIL_ENTRY_BYTES + EVENT_BYTES;
         let avail = place("available ring", self.avail_ring, avail_bytes, AVAIL_ALIGN)?;

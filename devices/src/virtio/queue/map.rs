@@ -37,16 +37,9 @@ impl MemoryMap {
             let mapping = region.as_volatile_slice().expect("all of a region is mapped");
             let len = u64::try_from(mapping.len()).expect("64 bits fit");
             let host = mapping.ptr_guard_mut().as_ptr().expose_provenance();
-            MappedRange {
-                start,
-                end: start.checked_add(len).expect("a region ends below 2^64"),
-                host,
-            }
+            MappedRange { start, end: start.checked_add(len).expect("a region ends below 2^64"), host }
         });
-        Self {
-            mappings: mappings.collect(),
-            recent: 0,
-        }
+        Self { mappings: mappings.collect(), recent: 0 }
     }
 
     /// None if `address` is no guest memory.
@@ -58,10 +51,7 @@ impl MemoryMap {
             range = self.mappings[self.recent];
         }
         let offset = usize::try_from(address - range.start).expect("64 bits fit");
-        Some(Mapped {
-            host: range.host + offset,
-            room: range.end - address,
-        })
+        Some(Mapped { host: range.host + offset, room: range.end - address })
     }
 }
 

@@ -54,10 +54,7 @@ impl Ring {
 
     /// Not atomic: the index that is published afterwards orders it.
     pub(super) fn store_u64(&self, offset: usize, value: u64) {
-        self.slice(offset, size_of::<u64>())
-            .get_ref(0)
-            .expect(INSIDE)
-            .store(value.to_le());
+        self.slice(offset, size_of::<u64>()).get_ref(0).expect(INSIDE).store(value.to_le());
     }
 
     fn atomic(&self, offset: usize) -> &AtomicU16 {

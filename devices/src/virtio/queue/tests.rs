@@ -27,11 +27,7 @@ impl Bench {
         let memory = memory_with_hole(REGION);
         let driver = DriverRing::new(memory.clone(), RING, size, features & EVENT_IDX != 0);
         let queue = driver.config(0, 256).validate(&memory, features, state).unwrap();
-        Self {
-            driver,
-            queue,
-            chain: Chain::new(),
-        }
+        Self { driver, queue, chain: Chain::new() }
     }
 
     fn pop(&mut self) -> Result<bool, QueueError> {
@@ -56,35 +52,19 @@ impl Bench {
 }
 
 fn readable(len: u32) -> Descriptor {
-    Descriptor {
-        address: DATA,
-        len,
-        ..Descriptor::default()
-    }
+    Descriptor { address: DATA, len, ..Descriptor::default() }
 }
 
 fn writable(len: u32) -> Descriptor {
-    Descriptor {
-        address: DATA,
-        len,
-        flags: Descriptor::WRITE,
-        ..Descriptor::default()
-    }
+    Descriptor { address: DATA, len, flags: Descriptor::WRITE, ..Descriptor::default() }
 }
 
 fn then(descriptor: Descriptor, next: u16) -> Descriptor {
-    Descriptor {
-        flags: descriptor.flags | Descriptor::NEXT,
-        next,
-        ..descriptor
-    }
+    Descriptor { flags: descriptor.flags | Descriptor::NEXT, next, ..descriptor }
 }
 
 fn shape(segments: &[Segment]) -> Vec<(u64, u32)> {
-    segments
-        .iter()
-        .map(|segment| (segment.address().0, segment.len()))
-        .collect()
+    segments.iter().map(|segment| (segment.address().0, segment.len())).collect()
 }
 
 #[test]
@@ -114,18 +94,11 @@ fn a_chain_comes_as_the_driver_made_it_and_goes_back() {
 #[test]
 fn an_indirect_table_is_followed_also_behind_direct_descriptors() {
     let mut bench = Bench::new(8, INDIRECT);
-    bench.driver.add_indirect(
-        TABLE,
-        &[
-            Buffer::Readable(GuestAddress(DATA), 4),
-            Buffer::Writable(GuestAddress(DATA), 8),
-        ],
-    );
+    bench
+        .driver
+        .add_indirect(TABLE, &[Buffer::Readable(GuestAddress(DATA), 4), Buffer::Writable(GuestAddress(DATA), 8)]);
     assert_eq!(bench.pop(), Ok(true));
-    assert_eq!(
-        (shape(bench.chain.readable()), shape(bench.chain.writable())),
-        (vec![(DATA, 4)], vec![(DATA, 8)])
-    );
+    assert_eq!((shape(bench.chain.readable()), shape(bench.chain.writable())), (vec![(DATA, 4)], vec![(DATA, 8)]));
 
     // virtio 1.3 §2.7.5.3.2: normal descriptors, then one indirect; its write flag is ignored; the table may be
     // misaligned.
@@ -133,15 +106,7 @@ fn an_indirect_table_is_followed_also_behind_direct_descriptors() {
     bench.driver.write_table_entry(odd, 0, writable(32));
     bench.driver.write_descriptor(4, then(readable(3), 5));
     let flags = Descriptor::INDIRECT | Descriptor::WRITE;
-    bench.driver.write_descriptor(
-        5,
-        Descriptor {
-            address: odd.0,
-            len: 16,
-            flags,
-            next: 0,
-        },
-    );
+    bench.driver.write_descriptor(5, Descriptor { address: odd.0, len: 16, flags, next: 0 });
     bench.driver.make_available(4);
     assert_eq!(bench.pop(), Ok(true));
     assert_eq!((bench.chain.readable_len(), bench.chain.writable_len()), (3, 32));
@@ -156,34 +121,17 @@ fn a_looping_chain_retires_the_queue() {
     let mut bench = Bench::new(4, INDIRECT);
     bench.driver.write_table_entry(TABLE, 0, then(readable(1), 1));
     bench.driver.write_table_entry(TABLE, 1, then(readable(1), 1));
-    bench.raw(&[Descriptor {
-        address: TABLE.0,
-        len: 32,
-        flags: Descriptor::INDIRECT,
-        next: 0,
-    }]);
+    bench.raw(&[Descriptor { address: TABLE.0, len: 32, flags: Descriptor::INDIRECT, next: 0 }]);
     assert_eq!(bench.error(), QueueError::Loop { head: 0 });
 }
 
 #[test]
 fn an_indirect_table_of_every_length_is_bounded() {
     let memory_end = u32::try_from(REGION).unwrap() - u32::try_from(TABLE.0).unwrap();
-    for len in (0..=64).chain([
-        4096,
-        512 << 10,
-        (512 << 10) + 16,
-        memory_end + 16,
-        u32::MAX - 15,
-        u32::MAX,
-    ]) {
+    for len in (0..=64).chain([4096, 512 << 10, (512 << 10) + 16, memory_end + 16, u32::MAX - 15, u32::MAX]) {
         let mut bench = Bench::new(4, INDIRECT);
         bench.driver.write_table_entry(TABLE, 0, readable(1));
-        bench.raw(&[Descriptor {
-            address: TABLE.0,
-            len,
-            flags: Descriptor::INDIRECT,
-            next: 0,
-        }]);
+        bench.raw(&[Descriptor { address: TABLE.0, len, flags: Descriptor::INDIRECT, next: 0 }]);
         if len == 0 || len % 16 != 0 || len > 512 << 10 {
             assert_eq!(bench.error(), QueueError::IndirectLength { len }, "{len}");
         } else {
@@ -194,12 +142,7 @@ fn an_indirect_table_of_every_length_is_bounded() {
 
 #[test]
 fn an_indirect_descriptor_where_none_may_be_retires_the_queue() {
-    let indirect = Descriptor {
-        address: TABLE.0,
-        len: 16,
-        flags: Descriptor::INDIRECT,
-        next: 0,
-    };
+    let indirect = Descriptor { address: TABLE.0, len: 16, flags: Descriptor::INDIRECT, next: 0 };
     let refused = QueueError::UnexpectedIndirect { head: 0 };
     let mut not_negotiated = Bench::new(4, 0);
     not_negotiated.raw(&[indirect]);
@@ -216,11 +159,7 @@ fn an_indirect_descriptor_where_none_may_be_retires_the_queue() {
 
     let mut outside = Bench::new(4, INDIRECT);
     let address = u64::try_from(REGION).unwrap() - 16;
-    outside.raw(&[Descriptor {
-        address,
-        len: 32,
-        ..indirect
-    }]);
+    outside.raw(&[Descriptor { address, len: 32, ..indirect }]);
     assert_eq!(outside.error(), QueueError::OutsideMemory { address, len: 32 });
 }
 
@@ -232,22 +171,11 @@ fn a_descriptor_index_outside_the_table_retires_the_queue() {
 
     let mut next = Bench::new(4, 0);
     next.raw(&[then(readable(1), u16::MAX)]);
-    assert_eq!(
-        next.error(),
-        QueueError::DescriptorIndex {
-            index: u16::MAX,
-            len: 4
-        }
-    );
+    assert_eq!(next.error(), QueueError::DescriptorIndex { index: u16::MAX, len: 4 });
 
     let mut indirect = Bench::new(4, INDIRECT);
     indirect.driver.write_table_entry(TABLE, 0, then(readable(1), 1));
-    indirect.raw(&[Descriptor {
-        address: TABLE.0,
-        len: 16,
-        flags: Descriptor::INDIRECT,
-        next: 0,
-    }]);
+    indirect.raw(&[Descriptor { address: TABLE.0, len: 16, flags: Descriptor::INDIRECT, next: 0 }]);
     assert_eq!(indirect.error(), QueueError::DescriptorIndex { index: 1, len: 1 });
 }
 
@@ -258,14 +186,7 @@ fn an_available_index_that_jumps_retires_the_queue() {
         bench.raw(&[readable(1)]);
         bench.driver.publish_avail_index(index);
         if jumps {
-            assert_eq!(
-                bench.error(),
-                QueueError::IndexJump {
-                    index,
-                    next: 0,
-                    size: 4
-                }
-            );
+            assert_eq!(bench.error(), QueueError::IndexJump { index, next: 0, size: 4 });
         } else {
             assert_eq!(bench.pop(), Ok(true));
         }
@@ -293,29 +214,14 @@ fn no_more_chains_are_in_flight_than_the_ring_has_entries() {
 #[test]
 fn a_buffer_that_is_not_guest_memory_retires_the_queue() {
     let end = u64::try_from(REGION).unwrap();
-    let cases = [
-        (end - 1, 2),
-        (end, 1),
-        (0xf000_0000, 4096),
-        (u64::MAX, 1),
-        (u64::MAX - 4, u32::MAX),
-        (0, u32::MAX),
-    ];
+    let cases = [(end - 1, 2), (end, 1), (0xf000_0000, 4096), (u64::MAX, 1), (u64::MAX - 4, u32::MAX), (0, u32::MAX)];
     for (address, len) in cases {
         let mut bench = Bench::new(4, 0);
-        bench.raw(&[Descriptor {
-            address,
-            len,
-            ..Descriptor::default()
-        }]);
+        bench.raw(&[Descriptor { address, len, ..Descriptor::default() }]);
         assert_eq!(bench.error(), QueueError::OutsideMemory { address, len });
     }
     let mut last_byte = Bench::new(4, 0);
-    last_byte.raw(&[Descriptor {
-        address: end - 1,
-        len: 1,
-        ..Descriptor::default()
-    }]);
+    last_byte.raw(&[Descriptor { address: end - 1, len: 1, ..Descriptor::default() }]);
     assert_eq!(last_byte.pop(), Ok(true));
 }
 
@@ -332,17 +238,10 @@ fn zero_length_wrong_order_and_overlong_chains_retire_the_queue() {
     let mut segments = Bench::new(4, INDIRECT);
     let entries = u16::try_from(CHAIN_SEGMENTS_MAX).unwrap() + 1;
     for index in 0..entries {
-        segments
-            .driver
-            .write_table_entry(TABLE, index, then(readable(1), index + 1));
+        segments.driver.write_table_entry(TABLE, index, then(readable(1), index + 1));
     }
     let len = u32::from(entries) * 16;
-    segments.raw(&[Descriptor {
-        address: TABLE.0,
-        len,
-        flags: Descriptor::INDIRECT,
-        next: 0,
-    }]);
+    segments.raw(&[Descriptor { address: TABLE.0, len, flags: Descriptor::INDIRECT, next: 0 }]);
     assert_eq!(segments.error(), QueueError::TooManySegments { head: 0 });
 }
 
@@ -351,10 +250,7 @@ fn a_chain_of_more_than_4_gib_retires_the_queue() {
     // Overlapping buffers are allowed: 16 of 256 MiB each describe more than there is.
     let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 256 << 20)]).unwrap());
     let mut driver = DriverRing::new(memory.clone(), RING, 32, false);
-    let mut queue = driver
-        .config(0, 32)
-        .validate(&memory, 0, QueueState::default())
-        .unwrap();
+    let mut queue = driver.config(0, 32).validate(&memory, 0, QueueState::default()).unwrap();
     driver.add(&[Buffer::Readable(GuestAddress(0), 256 << 20); 16]);
     assert_eq!(queue.pop(&mut Chain::new()), Err(QueueError::TooLong { head: 0 }));
 }
@@ -377,12 +273,7 @@ fn a_descriptor_that_changes_after_the_pop_changes_nothing() {
     let mut bench = Bench::new(4, 0);
     bench.raw(&[readable(16)]);
     assert_eq!(bench.pop(), Ok(true));
-    bench.raw(&[Descriptor {
-        address: u64::MAX,
-        len: u32::MAX,
-        flags: 0xffff,
-        next: 0xffff,
-    }]);
+    bench.raw(&[Descriptor { address: u64::MAX, len: u32::MAX, flags: 0xffff, next: 0xffff }]);
     assert_eq!(shape(bench.chain.readable()), [(DATA, 16)]);
 }
 
@@ -395,11 +286,7 @@ fn a_queue_that_is_none_is_refused_by_name() {
     let validate = |config: QueueConfig| config.validate(&memory, 0, QueueState::default()).map(drop);
 
     for size in [0, 3, 255, 257, 512, u16::MAX] {
-        let refused = QueueConfigError::Size {
-            index: 3,
-            size,
-            size_max: 256,
-        };
+        let refused = QueueConfigError::Size { index: 3, size, size_max: 256 };
         assert_eq!(validate(QueueConfig { size, ..good }), Err(refused));
     }
     let end = u64::try_from(REGION).unwrap();
@@ -408,13 +295,7 @@ fn a_queue_that_is_none_is_refused_by_name() {
         other => panic!("{other:?}"),
     };
     for descriptor_table in [RING.0 + 8, end - 64, end, 0xd000_0000, u64::MAX - 15, u64::MAX] {
-        assert_eq!(
-            placed(validate(QueueConfig {
-                descriptor_table,
-                ..good
-            })),
-            "descriptor table"
-        );
+        assert_eq!(placed(validate(QueueConfig { descriptor_table, ..good })), "descriptor table");
     }
     for avail_ring in [RING.0 + 1, end - 20, end, u64::MAX - 1] {
         assert_eq!(placed(validate(QueueConfig { avail_ring, ..good })), "available ring");
@@ -423,13 +304,7 @@ fn a_queue_that_is_none_is_refused_by_name() {
         assert_eq!(placed(validate(QueueConfig { used_ring, ..good })), "used ring");
     }
     // The very last place is one, and size 1 is a size.
-    let last = QueueConfig {
-        size: 1,
-        avail_ring: end - 8,
-        used_ring: end - 16,
-        descriptor_table: end - 32,
-        ..good
-    };
+    let last = QueueConfig { size: 1, avail_ring: end - 8, used_ring: end - 16, descriptor_table: end - 32, ..good };
     assert!(validate(last).is_ok());
 }
 
@@ -442,11 +317,7 @@ fn flags_suppress_doorbells_and_interrupts() {
     bench.queue.disable_notification();
     bench.driver.add(&[Buffer::Readable(GuestAddress(DATA), 1)]);
     assert!(!bench.driver.needs_kick());
-    assert_eq!(
-        bench.queue.enable_notification(),
-        Ok(true),
-        "the re-check finds what came without a doorbell"
-    );
+    assert_eq!(bench.queue.enable_notification(), Ok(true), "the re-check finds what came without a doorbell");
 
     for refuses in [true, false] {
         assert_eq!(bench.pop(), Ok(true));
@@ -493,10 +364,7 @@ fn event_indices_suppress_doorbells_and_interrupts() {
 
 #[test]
 fn event_indices_work_across_the_wrap_and_in_batches() {
-    let start = QueueState {
-        next_avail: u16::MAX - 1,
-        next_used: u16::MAX - 1,
-    };
+    let start = QueueState { next_avail: u16::MAX - 1, next_used: u16::MAX - 1 };
     let mut bench = Bench::resumed(8, EVENT_IDX, start);
     bench.driver.publish_avail_index(u16::MAX - 1);
     bench.driver.write_descriptor(0, readable(1));
@@ -512,13 +380,7 @@ fn event_indices_work_across_the_wrap_and_in_batches() {
     bench.queue.add_used(0, 0);
     bench.queue.add_used(0, 0);
     assert!(bench.queue.publish(), "the batch passes it");
-    assert_eq!(
-        bench.queue.state(),
-        QueueState {
-            next_avail: 3,
-            next_used: 2
-        }
-    );
+    assert_eq!(bench.queue.state(), QueueState { next_avail: 3, next_used: 2 });
 }
 
 #[test]

@@ -82,13 +82,8 @@ impl TransportCore {
     /// [`TransportError::EventFd`].
     pub fn new(name: &str, device: Box<dyn VirtioDevice>, memory: Arc<GuestMemory>) -> Result<Self, TransportError> {
         let identity = device.identity().clone();
-        let doorbells = identity
-            .queue_sizes
-            .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC));
-        let doorbells = doorbells
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(TransportError::EventFd)?;
+        let doorbells = identity.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC));
+        let doorbells = doorbells.collect::<io::Result<Vec<_>>>().map_err(TransportError::EventFd)?;
         let interrupt = Arc::new(Interrupt::new().map_err(TransportError::EventFd)?);
         let queues = Self::fresh_queues(&identity);
         Ok(Self {
@@ -159,11 +154,7 @@ impl TransportCore {
 
     /// The device status (virtio 1.3 §2.1).
     pub fn status(&self) -> u32 {
-        let needs_reset = if self.interrupt.is_reset_needed() {
-            NEEDS_RESET
-        } else {
-            0
-        };
+        let needs_reset = if self.interrupt.is_reset_needed() { NEEDS_RESET } else { 0 };
         self.status | needs_reset
     }
 
@@ -191,17 +182,13 @@ impl TransportCore {
 
     /// The selected queue, if there is one.
     pub fn queue(&self) -> Option<&QueueConfig> {
-        self.queues
-            .get(usize::try_from(self.queue_select).ok()?)
-            .map(|queue| &queue.config)
+        self.queues.get(usize::try_from(self.queue_select).ok()?).map(|queue| &queue.config)
     }
 
     /// Changes the selected queue, if there is one and it is still the driver's to describe.
     pub fn configure_queue(&mut self, change: impl FnOnce(&mut QueueConfig)) {
         let frozen = self.status & DRIVER_OK != 0;
-        let selected = usize::try_from(self.queue_select)
-            .ok()
-            .and_then(|index| self.queues.get_mut(index));
+        let selected = usize::try_from(self.queue_select).ok().and_then(|index| self.queues.get_mut(index));
         if let Some(queue) = selected.filter(|_| !frozen) {
             change(&mut queue.config);
         }
@@ -253,23 +240,13 @@ impl TransportCore {
     fn fresh_queues(identity: &Identity) -> Vec<Queue> {
         let sizes = identity.queue_sizes.iter();
         let configs = (0..).zip(sizes).map(|(index, size)| QueueConfig::new(index, *size));
-        configs
-            .map(|config| Queue {
-                config,
-                state: QueueState::default(),
-            })
-            .collect()
+        configs.map(|config| Queue { config, state: QueueState::default() }).collect()
     }
 
     fn start_device(&mut self) {
         let features = self.driver_features;
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (queue, doorbell) in self
-            .queues
-            .iter()
-            .zip(&self.doorbells)
-            .filter(|(queue, _)| queue.config.ready)
-        {
+        for (queue, doorbell) in self.queues.iter().zip(&self.doorbells).filter(|(queue, _)| queue.config.ready) {
             let ring = match queue.config.validate(&self.memory, features, queue.state) {
                 Ok(ring) => ring,
                 Err(error) => return self.die(&error),
@@ -279,12 +256,8 @@ impl TransportCore {
                 Err(error) => return self.die(&error),
             }
         }
-        let activation = Activation {
-            memory: Arc::clone(&self.memory),
-            features,
-            queues,
-            interrupt: Arc::clone(&self.interrupt),
-        };
+        let activation =
+            Activation { memory: Arc::clone(&self.memory), features, queues, interrupt: Arc::clone(&self.interrupt) };
         match self.device.start(activation) {
             Ok(()) => self.run = Run::Running,
             Err(error) => self.die(&error),

@@ -62,11 +62,7 @@ impl MmioTransport {
     /// [`TransportError::EventFd`].
     pub fn new(name: &str, device: Box<dyn VirtioDevice>, memory: Arc<GuestMemory>) -> Result<Self, TransportError> {
         let core = TransportCore::new(name, device, memory)?;
-        Ok(Self {
-            core,
-            device_features_sel: 0,
-            driver_features_sel: 0,
-        })
+        Ok(Self { core, device_features_sel: 0, driver_features_sel: 0 })
     }
 
     /// One eventfd for each queue, by index, to be signalled by writes to [`Self::NOTIFY_OFFSET`]. A write that

@@ -51,16 +51,7 @@ impl Bench {
     fn worker(&self, id: u32, work: u32) -> (Teller, EventFd) {
         let source = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
         let signal = source.try_clone().unwrap();
-        (
-            Teller {
-                id,
-                source,
-                work,
-                sources: 1,
-                tell: self.tell.clone(),
-            },
-            signal,
-        )
+        (Teller { id, source, work, sources: 1, tell: self.tell.clone() }, signal)
     }
 
     fn next(&self) -> Told {
@@ -102,10 +93,7 @@ fn an_idle_thread_is_not_woken() {
     assert_eq!(bench.next(), woken(1));
     let further = bench.told.recv_timeout(Duration::from_millis(50));
     assert!(matches!(further, Ok(_) | Err(RecvTimeoutError::Timeout)));
-    assert_eq!(
-        bench.told.recv_timeout(Duration::from_millis(50)),
-        Err(RecvTimeoutError::Timeout)
-    );
+    assert_eq!(bench.told.recv_timeout(Duration::from_millis(50)), Err(RecvTimeoutError::Timeout));
 }
 
 #[test]
@@ -143,11 +131,7 @@ fn a_freed_slot_is_used_again_and_the_end_drains_who_is_left() {
     assert_eq!(bench.next(), woken(3));
     thread.join();
     assert_eq!([bench.next(), bench.next()], [Told::Drained(3), Told::Drained(2)]);
-    assert_eq!(
-        (second.detach().id, third.detach().id),
-        (2, 3),
-        "also from a thread that has ended"
-    );
+    assert_eq!((second.detach().id, third.detach().id), (2, 3), "also from a thread that has ended");
 }
 
 #[test]

@@ -8,12 +8,7 @@ use std::time::Instant;
 #[test]
 fn a_broken_ring_retires_the_queue_and_asks_for_reset_and_a_reset_mends_it() {
     let mut bench = Bench::new();
-    let looping = Descriptor {
-        address: 0x8000,
-        len: 1,
-        flags: Descriptor::NEXT,
-        next: 7,
-    };
+    let looping = Descriptor { address: 0x8000, len: 1, flags: Descriptor::NEXT, next: 7 };
     bench.driver.queues[0].write_descriptor(7, looping);
     bench.driver.queues[0].make_available(7);
     bench.driver.kick(0);
@@ -28,14 +23,7 @@ fn a_broken_ring_retires_the_queue_and_asks_for_reset_and_a_reset_mends_it() {
 
 #[test]
 fn what_is_in_flight_when_the_ring_breaks_still_completes() {
-    let mut bench = Bench::with(
-        Fault {
-            depth: 8,
-            ..Fault::default()
-        },
-        DiskAccess::ReadWrite,
-        FLUSH,
-    );
+    let mut bench = Bench::with(Fault { depth: 8, ..Fault::default() }, DiskAccess::ReadWrite, FLUSH);
     let status = bench.status_byte();
     let data = bench.driver.place(&[0x31; SECTOR]);
     let header = bench.header(OUT, 2);
@@ -52,14 +40,7 @@ fn what_is_in_flight_when_the_ring_breaks_still_completes() {
 #[test]
 fn after_a_reset_nothing_of_the_old_rings_is_written() {
     for _ in 0..20 {
-        let mut bench = Bench::with(
-            Fault {
-                depth: 64,
-                ..Fault::default()
-            },
-            DiskAccess::ReadWrite,
-            FLUSH,
-        );
+        let mut bench = Bench::with(Fault { depth: 64, ..Fault::default() }, DiskAccess::ReadWrite, FLUSH);
         let data = bench.driver.place(&[0; SECTOR]);
         for sector in 0..16 {
             let (header, status) = (bench.header(IN, sector), bench.status_byte());
@@ -82,14 +63,7 @@ fn after_a_reset_nothing_of_the_old_rings_is_written() {
 
 #[test]
 fn pause_completes_what_is_in_flight_and_resume_goes_on_with_what_is_not() {
-    let mut bench = Bench::with(
-        Fault {
-            depth: 3,
-            ..Fault::default()
-        },
-        DiskAccess::ReadWrite,
-        FLUSH | EVENT_IDX,
-    );
+    let mut bench = Bench::with(Fault { depth: 3, ..Fault::default() }, DiskAccess::ReadWrite, FLUSH | EVENT_IDX);
     let transport = bench.driver.transport().clone();
     let mut statuses = Vec::new();
     for round in 0..5 {
@@ -103,11 +77,7 @@ fn pause_completes_what_is_in_flight_and_resume_goes_on_with_what_is_not() {
         bench.driver.kick(0);
         transport.lock().unwrap().core().pause();
         let submitted = bench.submitted();
-        assert_eq!(
-            bench.count(|all| &all.requests),
-            submitted,
-            "all that was taken is published"
-        );
+        assert_eq!(bench.count(|all| &all.requests), submitted, "all that was taken is published");
         transport.lock().unwrap().core().resume();
         for _ in 0..10 {
             bench.driver.wait_used(0);
@@ -115,20 +85,13 @@ fn pause_completes_what_is_in_flight_and_resume_goes_on_with_what_is_not() {
         assert_eq!(bench.submitted(), 10 * (round + 1), "nothing twice");
     }
     for (status, data, sector) in statuses {
-        assert_eq!(
-            (bench.status(status), bench.driver.bytes_at(data, SECTOR)),
-            (OK, pattern(sector))
-        );
+        assert_eq!((bench.status(status), bench.driver.bytes_at(data, SECTOR)), (OK, pattern(sector)));
     }
 }
 
 #[test]
 fn a_pause_with_a_full_backend_completes_also_the_operation_that_had_no_room() {
-    let fault = Fault {
-        depth: 2,
-        release: Release::Drained,
-        ..Fault::default()
-    };
+    let fault = Fault { depth: 2, release: Release::Drained, ..Fault::default() };
     let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH);
     let transport = bench.driver.transport().clone();
     for sector in 0..5 {
@@ -145,10 +108,7 @@ fn a_pause_with_a_full_backend_completes_also_the_operation_that_had_no_room() {
             std::thread::yield_now();
         }
         transport.lock().unwrap().core().pause();
-        assert_eq!(
-            (bench.submitted(), bench.count(|all| &all.requests)),
-            (complete, complete)
-        );
+        assert_eq!((bench.submitted(), bench.count(|all| &all.requests)), (complete, complete));
         assert_eq!(u64::from(bench.driver.queues[0].device_used_index()), complete);
         transport.lock().unwrap().core().resume();
     }
@@ -157,14 +117,7 @@ fn a_pause_with_a_full_backend_completes_also_the_operation_that_had_no_room() {
 #[test]
 fn a_full_backend_stops_the_popping_and_loses_nothing() {
     for depth in [1, 2, 7] {
-        let mut bench = Bench::with(
-            Fault {
-                depth,
-                ..Fault::default()
-            },
-            DiskAccess::ReadWrite,
-            FLUSH | INDIRECT,
-        );
+        let mut bench = Bench::with(Fault { depth, ..Fault::default() }, DiskAccess::ReadWrite, FLUSH | INDIRECT);
         let statuses: Vec<_> = (0..20)
             .map(|sector| {
                 let (header, status) = (bench.header(IN, sector), bench.status_byte());
@@ -179,10 +132,7 @@ fn a_full_backend_stops_the_popping_and_loses_nothing() {
             bench.driver.wait_used(0);
         }
         for (sector, (status, data)) in (0..).zip(statuses) {
-            assert_eq!(
-                (bench.status(status), bench.driver.bytes_at(data, SECTOR)),
-                (OK, pattern(sector))
-            );
+            assert_eq!((bench.status(status), bench.driver.bytes_at(data, SECTOR)), (OK, pattern(sector)));
         }
     }
 }
@@ -211,14 +161,7 @@ fn more_chains_than_one_wake_serves_are_all_served() {
 
 #[test]
 fn with_event_indices_a_batch_costs_at_most_one_interrupt() {
-    let mut bench = Bench::with(
-        Fault {
-            depth: 64,
-            ..Fault::default()
-        },
-        DiskAccess::ReadWrite,
-        EVENT_IDX | FLUSH,
-    );
+    let mut bench = Bench::with(Fault { depth: 64, ..Fault::default() }, DiskAccess::ReadWrite, EVENT_IDX | FLUSH);
     bench.read(0, SECTOR);
     while bench.driver.take_interrupt().is_some() {}
     let transport = bench.driver.transport().clone();

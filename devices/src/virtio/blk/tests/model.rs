@@ -19,10 +19,7 @@ fn random_request() -> impl Strategy<Value = Random> {
     let sector = prop_oneof![6 => 0..SECTORS, 1 => SECTORS - 2..SECTORS + 2, 1 => any::<u64>()];
     let piece = || prop_oneof![4 => Just(512_u32), 1 => Just(1024_u32), 2 => 1..600_u32, 1 => Just(256_u32)];
     let header_cut = prop_oneof![6 => Just(16_usize), 1 => 0..16_usize];
-    let (out, input) = (
-        prop::collection::vec(piece(), 0..4),
-        prop::collection::vec(piece(), 0..4),
-    );
+    let (out, input) = (prop::collection::vec(piece(), 0..4), prop::collection::vec(piece(), 0..4));
     (kind, sector, header_cut, out, input).prop_map(|(kind, sector, header_cut, out, input)| Random {
         kind,
         sector,
@@ -100,10 +97,7 @@ struct Expected {
 
 /// What a disk answers to a request, said in another way than the device does.
 fn expect(disk: &mut [u8], readable: &[u8], room: usize) -> Expected {
-    let fails = |status| Expected {
-        status,
-        data: Vec::new(),
-    };
+    let fails = |status| Expected { status, data: Vec::new() };
     let Some((header, out)) = readable.split_at_checked(16) else {
         return fails(IOERR);
     };
@@ -117,10 +111,7 @@ fn expect(disk: &mut [u8], readable: &[u8], room: usize) -> Expected {
         fits.then(|| usize::try_from(start).unwrap()..usize::try_from(end).unwrap())
     };
     match kind {
-        IN => range(room).map_or(fails(IOERR), |range| Expected {
-            status: OK,
-            data: disk[range].to_vec(),
-        }),
+        IN => range(room).map_or(fails(IOERR), |range| Expected { status: OK, data: disk[range].to_vec() }),
         OUT => match range(out.len()) {
             None => fails(IOERR),
             Some(range) => {
@@ -129,10 +120,7 @@ fn expect(disk: &mut [u8], readable: &[u8], room: usize) -> Expected {
             }
         },
         FLUSH_REQUEST => fails(OK),
-        GET_ID if room >= 20 => Expected {
-            status: OK,
-            data: DiskName::new("disk0").serial.to_vec(),
-        },
+        GET_ID if room >= 20 => Expected { status: OK, data: DiskName::new("disk0").serial.to_vec() },
         GET_ID => fails(IOERR),
         _ => fails(UNSUPP),
     }

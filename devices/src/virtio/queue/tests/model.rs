@@ -7,16 +7,9 @@ use std::collections::VecDeque;
 /// What a driver and a device do to a queue.
 #[derive(Clone, Debug)]
 enum Step {
-    Add {
-        readable: Vec<u32>,
-        writable: Vec<u32>,
-        indirect: bool,
-    },
+    Add { readable: Vec<u32>, writable: Vec<u32>, indirect: bool },
     Pop,
-    Use {
-        which: usize,
-        written: u32,
-    },
+    Use { which: usize, written: u32 },
     Publish,
     Restart,
 }

@@ -19,10 +19,7 @@ const FEATURE: u64 = 1 << 3;
 /// What a device was told, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Event {
-    Start {
-        features: u64,
-        queues: Vec<(u16, u16, QueueState)>,
-    },
+    Start { features: u64, queues: Vec<(u16, u16, QueueState)> },
     Stop,
     Reset,
     WriteConfig(u64, Vec<u8>),
@@ -51,24 +48,15 @@ impl VirtioDevice for Recorder {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.log
-            .lock()
-            .unwrap()
-            .events
-            .push(Event::WriteConfig(offset, data.to_vec()));
+        self.log.lock().unwrap().events.push(Event::WriteConfig(offset, data.to_vec()));
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let mut log = self.log.lock().unwrap();
         assert!(!log.running, "contract 3: start only when stopped");
         let queues = activation.queues.iter();
-        let queues = queues
-            .map(|queue| (queue.ring.index(), queue.ring.size(), queue.ring.state()))
-            .collect();
-        log.events.push(Event::Start {
-            features: activation.features,
-            queues,
-        });
+        let queues = queues.map(|queue| (queue.ring.index(), queue.ring.size(), queue.ring.state())).collect();
+        log.events.push(Event::Start { features: activation.features, queues });
         if log.refuse_start {
             return Err(StartError::QueueMissing(0));
         }
@@ -82,10 +70,7 @@ impl VirtioDevice for Recorder {
         if std::mem::take(&mut log.running) {
             log.events.push(Event::Stop);
         }
-        log.queues
-            .drain(..)
-            .map(|queue| (queue.index(), queue.state()))
-            .collect()
+        log.queues.drain(..).map(|queue| (queue.index(), queue.state())).collect()
     }
 
     fn reset(&mut self) {
@@ -98,16 +83,9 @@ impl VirtioDevice for Recorder {
 fn bench() -> (FakeDriver, Arc<Mutex<Log>>) {
     let log = Arc::<Mutex<Log>>::default();
     let features = FEATURE | (1 << 40);
-    let identity = Identity {
-        device_type: DeviceType::Block,
-        features,
-        queue_sizes: vec![64, 8],
-    };
+    let identity = Identity { device_type: DeviceType::Block, features, queue_sizes: vec![64, 8] };
     let memory = memory_with_hole(1 << 20);
-    let device = Recorder {
-        identity,
-        log: log.clone(),
-    };
+    let device = Recorder { identity, log: log.clone() };
     let transport = MmioTransport::new("test", Box::new(device), memory.clone()).unwrap();
     (FakeDriver::new(transport, memory), log)
 }
@@ -125,11 +103,7 @@ fn the_window_says_what_it_is() {
     driver.write(0x14, 2);
     assert_eq!(driver.read(0x10), 0, "there are 64 features");
     driver.write(0xac, 0);
-    assert_eq!(
-        (driver.read(0xb0), driver.read(0xb4)),
-        (u32::MAX, u32::MAX),
-        "there is no shared memory"
-    );
+    assert_eq!((driver.read(0xb0), driver.read(0xb4)), (u32::MAX, u32::MAX), "there is no shared memory");
 }
 
 #[test]
@@ -166,10 +140,7 @@ fn a_driver_starts_the_device_with_what_was_negotiated() {
     let (mut driver, log) = bench();
     driver.initialize(FEATURE, &[32, 8]);
     let fresh = QueueState::default();
-    let start = Event::Start {
-        features: FEATURE | VERSION_1,
-        queues: vec![(0, 32, fresh), (1, 8, fresh)],
-    };
+    let start = Event::Start { features: FEATURE | VERSION_1, queues: vec![(0, 32, fresh), (1, 8, fresh)] };
     assert_eq!(events(&log), [Event::Reset, start]);
     assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     driver.driver_ok();
@@ -178,13 +149,7 @@ fn a_driver_starts_the_device_with_what_was_negotiated() {
 
 #[test]
 fn features_that_were_not_offered_are_refused() {
-    for features in [
-        VERSION_1 | (1 << VIRTIO_F_RING_PACKED),
-        FEATURE,
-        0,
-        VERSION_1 | 1,
-        u64::MAX,
-    ] {
+    for features in [VERSION_1 | (1 << VIRTIO_F_RING_PACKED), FEATURE, 0, VERSION_1 | 1, u64::MAX] {
         let (mut driver, log) = bench();
         assert!(!driver.negotiate(features), "{features:#x}");
         driver.set_up_queue(8);
@@ -195,10 +160,7 @@ fn features_that_were_not_offered_are_refused() {
     let (mut driver, _) = bench();
     driver.write(0x24, 7);
     driver.write(0x20, u32::MAX);
-    assert!(
-        driver.negotiate(VERSION_1),
-        "a word of features that does not exist changes none"
-    );
+    assert!(driver.negotiate(VERSION_1), "a word of features that does not exist changes none");
 }
 
 #[test]
@@ -208,13 +170,7 @@ fn features_are_frozen_by_features_ok() {
     driver.write(0x24, 0);
     driver.write(0x20, 0xffff_ffff);
     driver.driver_ok();
-    assert_eq!(
-        events(&log),
-        [Event::Start {
-            features: VERSION_1,
-            queues: vec![]
-        }]
-    );
+    assert_eq!(events(&log), [Event::Start { features: VERSION_1, queues: vec![] }]);
 }
 
 #[test]
@@ -247,10 +203,7 @@ fn queues_are_frozen_by_driver_ok() {
     transport.lock().unwrap().core().pause();
     transport.lock().unwrap().core().resume();
     let fresh = QueueState::default();
-    let start = Event::Start {
-        features: VERSION_1,
-        queues: vec![(0, 32, fresh), (1, 8, fresh)],
-    };
+    let start = Event::Start { features: VERSION_1, queues: vec![(0, 32, fresh), (1, 8, fresh)] };
     assert_eq!(events(&log), [Event::Stop, start]);
     assert_eq!(driver.status() & NEEDS_RESET, 0);
 }
@@ -265,13 +218,7 @@ fn a_ready_queue_is_not_described_again_until_it_is_taken_back() {
     driver.driver_ok();
     assert_eq!(driver.status() & NEEDS_RESET, 0);
     let queues = vec![(0, 16, QueueState::default())];
-    assert_eq!(
-        events(&log),
-        [Event::Start {
-            features: VERSION_1,
-            queues
-        }]
-    );
+    assert_eq!(events(&log), [Event::Start { features: VERSION_1, queues }]);
 }
 
 #[test]
@@ -344,13 +291,7 @@ fn a_reset_stops_the_device_and_forgets_everything() {
     assert_eq!(events(&log), [Event::Reset]);
     driver.initialize(0, &[8]);
     let queues = vec![(0, 8, QueueState::default())];
-    assert_eq!(
-        events(&log)[1..],
-        [Event::Start {
-            features: VERSION_1,
-            queues
-        }]
-    );
+    assert_eq!(events(&log)[1..], [Event::Start { features: VERSION_1, queues }]);
 }
 
 #[test]
@@ -377,24 +318,8 @@ fn pause_and_resume_carry_the_queues_over_and_are_idempotent() {
     for _ in 0..2 {
         transport.lock().unwrap().core().resume();
     }
-    let queues = vec![(
-        0,
-        8,
-        QueueState {
-            next_avail: 1,
-            next_used: 1,
-        },
-    )];
-    assert_eq!(
-        events(&log),
-        [
-            Event::Stop,
-            Event::Start {
-                features: VERSION_1,
-                queues
-            }
-        ]
-    );
+    let queues = vec![(0, 8, QueueState { next_avail: 1, next_used: 1 })];
+    assert_eq!(events(&log), [Event::Stop, Event::Start { features: VERSION_1, queues }]);
 }
 
 #[test]
