@@ -164,7 +164,7 @@ pub enum ConfigError {
     #[error("memory: 0 bytes: a machine needs at least 1M")]
     NoMemory,
     /// Memory that is not a whole number of MiB.
-    #[error("memory: {bytes} bytes is not a whole number of MiB: use {0}M or {1}M", bytes / MIB, bytes / MIB + 1)]
+    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}M", bytes.div_ceil(MIB))]
     MemoryNotWholeMib {
         /// What was asked.
         bytes: u64,

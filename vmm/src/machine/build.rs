@@ -5,9 +5,10 @@
 //! asks KVM what its CPUs can do and makes the devices; a third creates the timer, which waits for a grace period in the
 //! kernel. Each vCPU thread sets its own vCPU up.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -47,14 +48,26 @@ pub enum BuildError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// A file cannot be opened.
-    #[error("cannot open {role} {}", path.display())]
+    #[error("cannot open {role} {}: {cause}: {hint}", path.display())]
     Open {
         /// What the file is for.
         role: &'static str,
         /// Its path.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
+        /// What would fix it.
+        hint: &'static str,
+    },
+    /// A path leads to something else.
+    #[error("{role} {} is {kind}: give a regular file", path.display())]
+    NotAFile {
+        /// What the file is for.
+        role: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
     },
     /// A file cannot be loaded.
     #[error("cannot load {role} {}", path.display())]
@@ -239,8 +252,23 @@ fn start_vcpus(
     Ok(handles)
 }
 
+/// Opens a regular file. Nothing else has a size to be held against guest memory, and a pipe would keep us waiting.
 fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
-    File::open(path).map_err(|source| BuildError::Open { role, path: path.to_owned(), source })
+    let path = path.to_owned();
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(&path);
+    match opened.and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
+        Ok((file, metadata)) if metadata.is_file() => Ok(file),
+        Ok((_, metadata)) if metadata.is_dir() => Err(BuildError::NotAFile { role, path, kind: "a directory" }),
+        Ok(_) => Err(BuildError::NotAFile { role, path, kind: "a pipe, socket or device" }),
+        Err(cause) => {
+            let hint = match cause.kind() {
+                io::ErrorKind::NotFound => "check the path",
+                io::ErrorKind::PermissionDenied => "let this user read it",
+                _ => "see whether the file can be read at all",
+            };
+            Err(BuildError::Open { role, path, cause, hint })
+        }
+    }
 }
 
 fn load_failed<T>(role: &'static str, path: &Path, loaded: Result<T, LoadError>) -> Result<T, BuildError> {

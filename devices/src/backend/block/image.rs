@@ -26,7 +26,7 @@ const PHYSICAL_BLOCK_BYTES_MAX: u32 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum DiskImageError {
     /// Nothing is there.
-    #[error("disk {0} does not exist")]
+    #[error("disk {0} does not exist: check the path")]
     Absent(PathBuf),
     /// We may not.
     #[error("no permission to open disk {path} for {}", purpose(.access))]
@@ -40,16 +40,18 @@ pub enum DiskImageError {
         source: io::Error,
     },
     /// It is a directory.
-    #[error("disk {0} is a directory")]
+    #[error("disk {0} is a directory: give a file or a block device")]
     Directory(PathBuf),
     /// It is a pipe, a socket or a character device.
-    #[error("disk {0} is neither a regular file nor a block device")]
+    #[error("disk {0} is neither a regular file nor a block device: give one of these")]
     Kind(PathBuf),
     /// It holds nothing.
-    #[error("disk {0} is empty")]
+    #[error("disk {0} is empty: give it a size, as by truncate -s 1G")]
     Empty(PathBuf),
     /// Its end is inside a sector.
-    #[error("disk {path} has {bytes} bytes, not a multiple of {SECTOR_BYTES}")]
+    #[error(
+        "disk {path} has {bytes} bytes, not a multiple of {SECTOR_BYTES}: extend it, as by truncate -s %{SECTOR_BYTES}"
+    )]
     Unaligned {
         /// The disk.
         path: PathBuf,
@@ -57,7 +59,7 @@ pub enum DiskImageError {
         bytes: u64,
     },
     /// Somebody else uses it.
-    #[error("disk {path} is locked by {}", holder(.pid))]
+    #[error("disk {path} is locked by {}: end that one, or give this one a copy", holder(.pid))]
     Locked {
         /// The disk.
         path: PathBuf,
@@ -298,7 +300,9 @@ mod tests {
         for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
             let refused = refusal(&path, access);
             assert!(matches!(refused, DiskImageError::Locked { pid: None, .. }), "{refused:?}");
-            assert!(refused.to_string().ends_with("is locked by another process"));
+            assert!(
+                refused.to_string().ends_with("is locked by another process: end that one, or give this one a copy")
+            );
         }
         drop(writer);
         let _reader = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
