@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod disk;
+mod host;
 mod memory;
 mod run;
 
@@ -35,6 +36,9 @@ enum Command {
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
     Run(run::RunArgs),
+    /// Show what this host can do for husk, and the command that would mend what it cannot.
+    #[command(after_help = "Example: husk host --json")]
+    Host(host::HostArgs),
 }
 
 /// Reads the command line; a usage error ends the process with exit code 2.
@@ -47,6 +51,7 @@ impl Cli {
         match self.command {
             Command::Demo => demo::run(started),
             Command::Run(args) => args.run(),
+            Command::Host(args) => args.run(),
         }
     }
 }
