@@ -247,6 +247,13 @@ fn each_way_to_be_without_kvm_has_its_own_fix() {
 }
 
 #[test]
+fn virtualization_is_judged_by_what_is_there_and_not_by_who_may_use_it() {
+    let refused = judged(SOFTWARE_KVM, without_kvm(libc::EACCES));
+    assert_eq!(line(&refused, "virtualization").level, Level::Degraded);
+    assert_eq!(line(&judged("", without_kvm(libc::ENOENT)), "virtualization").level, Level::Missing);
+}
+
+#[test]
 fn what_husk_stands_on_is_an_obstacle_and_what_it_profits_from_is_not() {
     for capability in CAPABILITIES {
         let mut probes = all_works();

@@ -1,11 +1,12 @@
 //! Processors and nodes.
 
 use super::{Group, Line, UNKNOWN, Verdict, size};
-use crate::host::facts::{Attempt, CpuFacts, KvmFacts, NodeFacts, Virtualization};
+use crate::host::facts::{Attempt, CpuFacts, Facts, NodeFacts, Virtualization};
 use crate::host::id_list::IdList;
 
-pub(super) fn judge(cpu: &CpuFacts, kvm: &KvmFacts) -> Vec<Verdict> {
-    let mut verdicts = vec![model(cpu), virtualization(cpu, kvm), online(cpu), node_count(&cpu.nodes)];
+pub(super) fn judge(facts: &Facts) -> Vec<Verdict> {
+    let cpu = &facts.cpu;
+    let mut verdicts = vec![model(cpu), virtualization(facts), online(cpu), node_count(&cpu.nodes)];
     // A host of one node is described by its memory's and its CPUs' own lines.
     if cpu.nodes.len() > 1 {
         verdicts.extend(cpu.nodes.iter().map(node));
@@ -31,13 +32,15 @@ fn model(cpu: &CpuFacts) -> Verdict {
     Line::new(Group::Cpu, "processor", "the guest's CPU model").info(found)
 }
 
-fn virtualization(cpu: &CpuFacts, kvm: &KvmFacts) -> Verdict {
+fn virtualization(facts: &Facts) -> Verdict {
+    // A KVM that is there, in reach of this user or not, has something to run on.
+    let has_kvm = facts.kvm.device == Attempt::Works || facts.misc_devices.contains_key("kvm");
     let line = Line::new(Group::Cpu, "virtualization", "guest kernels at full speed");
-    match cpu.virtualization {
+    match facts.cpu.virtualization {
         Some(Virtualization::Vmx) => line.ok("hardware: VT-x (vmx)"),
         Some(Virtualization::Svm) => line.ok("hardware: AMD-V (svm)"),
-        None if kvm.device == Attempt::Works => line.degraded(
-            format!("software: neither vmx nor svm ({})", kvm.vendor_modules.join(" ")),
+        None if has_kvm => line.degraded(
+            format!("software: neither vmx nor svm ({})", facts.kvm.vendor_modules.join(" ")),
             "use a host with VT-x or AMD-V; in a VM, enable nested virtualization in the hypervisor below",
         ),
         None => line.missing(

@@ -96,7 +96,7 @@ impl Level {
 #[must_use]
 pub fn verdicts(facts: &Facts) -> Vec<Verdict> {
     let mut verdicts = kvm::judge(facts);
-    verdicts.extend(cpu::judge(&facts.cpu, &facts.kvm));
+    verdicts.extend(cpu::judge(facts));
     verdicts.extend(memory::judge(&facts.memory, &facts.cpu.nodes));
     verdicts.extend(io::judge(facts));
     verdicts.extend(isolation::judge(&facts.isolation));
