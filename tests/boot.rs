@@ -191,6 +191,7 @@ fn an_initrd_arrives_whole_by_either_way_in() {
 #[test]
 fn an_initrd_that_just_fits_boots() {
     let folder = Folder::new();
+    let initrd = folder.sparse("initrd", 64 * MIB);
     let options = ["--initrd", &initrd, "--memory", "64M"];
     // How much is free is in the refusal of what is too large.
     let refused = probe("end=poweroff").args(options).end();
