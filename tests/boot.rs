@@ -26,15 +26,8 @@ fn a_kernel_with_the_pvh_note_is_entered_by_pvh() {
 
 #[test]
 fn a_kernel_without_the_note_boots_and_is_entered_by_the_linux_protocol() {
-    let ended = husk([
-        "run",
-        "--kernel",
-        PROBE_NO_NOTE,
-        "--cmdline",
-        "check=map,cmdline end=poweroff",
-    ])
-    .end()
-    .went_well();
+    let ended =
+        husk(["run", "--kernel", PROBE_NO_NOTE, "--cmdline", "check=map,cmdline end=poweroff"]).end().went_well();
     assert_eq!(entry(&ended), "linux64");
     ended.check("map");
     assert_eq!(ended.line("CMDLINE "), "check=map,cmdline end=poweroff");
@@ -50,21 +43,10 @@ fn the_user_chooses_how_the_kernel_is_entered() {
 
 /// Boots with so many CPUs and lets each say who it is.
 fn boots_with_cpus(count: usize) {
-    let ended = probe("check=cpus end=poweroff")
-        .args(["--cpus", &count.to_string()])
-        .end()
-        .went_well();
+    let ended = probe("check=cpus end=poweroff").args(["--cpus", &count.to_string()]).end().went_well();
     let facts = ended.check("cpus");
-    assert_eq!(
-        (facts.number("listed"), facts.number("running")),
-        (count as u64, count as u64),
-        "{ended}"
-    );
-    let mut ids: Vec<u64> = ended
-        .lines("CPU ")
-        .iter()
-        .map(|line| Facts::of(line).number("apic"))
-        .collect();
+    assert_eq!((facts.number("listed"), facts.number("running")), (count as u64, count as u64), "{ended}");
+    let mut ids: Vec<u64> = ended.lines("CPU ").iter().map(|line| Facts::of(line).number("apic")).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), count, "each has an APIC id of its own:\n{ended}");
@@ -94,12 +76,7 @@ fn sixty_four_cpus_boot_and_each_runs() {
 fn one_cpu_and_512_mib_is_what_a_user_gets_who_asks_for_nothing() {
     let ended = probe("check=map,cpus end=poweroff").end().went_well();
     assert_eq!(ended.check("cpus").number("running"), 1);
-    assert!(
-        ended
-            .lines("MAP ")
-            .contains(&format!("0x100000-{:#x} usable", 512 * MIB)),
-        "{ended}"
-    );
+    assert!(ended.lines("MAP ").contains(&format!("0x100000-{:#x} usable", 512 * MIB)), "{ended}");
 }
 
 /// Boots with so much memory, by each way in; asserts the map line by line and that the guest can use what it says.
@@ -116,11 +93,7 @@ fn boots_with_memory(argument: &str, bytes: u64) {
         assert_eq!(found[0], "0x0-0x9fc00 usable", "{ended}");
         assert_eq!(found[1..], usable.iter().collect::<Vec<_>>(), "{ended}");
         assert_eq!(map.len() as u64, ended.check("map").number("ranges"));
-        let top = if bytes > HOLE_START {
-            HOLE_END + bytes - HOLE_START
-        } else {
-            bytes
-        };
+        let top = if bytes > HOLE_START { HOLE_END + bytes - HOLE_START } else { bytes };
         assert_eq!(ended.check("mem").number("top"), top, "{ended}");
     }
 }
@@ -222,14 +195,7 @@ fn crash(how: &str) -> String {
 #[test]
 fn a_triple_fault_ends_with_3_and_names_cpu_place_and_mode() {
     let line = crash("triple");
-    for part in [
-        "vcpu 0",
-        "triple fault",
-        "KVM_EXIT_SHUTDOWN",
-        "rip 0x1",
-        "64-bit ring 0",
-        "paging",
-    ] {
+    for part in ["vcpu 0", "triple fault", "KVM_EXIT_SHUTDOWN", "rip 0x1", "64-bit ring 0", "paging"] {
         assert!(line.contains(part), "`{part}` in {line}");
     }
 }
@@ -237,28 +203,13 @@ fn a_triple_fault_ends_with_3_and_names_cpu_place_and_mode() {
 #[test]
 fn an_instruction_that_kvm_does_not_know_ends_with_3_and_is_shown() {
     let line = crash("internal");
-    for part in [
-        "vcpu 0",
-        "KVM_EXIT_INTERNAL_ERROR",
-        "suberror 1",
-        "rip 0x1",
-        "64-bit ring 0",
-        "paging",
-    ] {
+    for part in ["vcpu 0", "KVM_EXIT_INTERNAL_ERROR", "suberror 1", "rip 0x1", "64-bit ring 0", "paging"] {
         assert!(line.contains(part), "`{part}` in {line}");
     }
-    let bytes = line
-        .split_once("instruction bytes ")
-        .unwrap_or_else(|| panic!("{line}"))
-        .1;
+    let bytes = line.split_once("instruction bytes ").unwrap_or_else(|| panic!("{line}")).1;
     // int3, by which the probe provokes it.
     assert!(bytes.starts_with("cc"), "{line}");
-    assert!(
-        bytes
-            .split(' ')
-            .all(|byte| byte.len() == 2 && u8::from_str_radix(byte, 16).is_ok()),
-        "{line}"
-    );
+    assert!(bytes.split(' ').all(|byte| byte.len() == 2 && u8::from_str_radix(byte, 16).is_ok()), "{line}");
 }
 
 #[test]
@@ -282,10 +233,7 @@ fn the_clock_tells_the_hosts_date() {
     let before = today();
     let ended = probe("check=rtc end=poweroff").end().went_well();
     let facts = ended.check("rtc");
-    assert!(
-        [before, today()].iter().any(|date| date == facts.get("date")),
-        "{ended}"
-    );
+    assert!([before, today()].iter().any(|date| date == facts.get("date")), "{ended}");
 }
 
 #[test]
@@ -293,10 +241,7 @@ fn the_entropy_device_gives_other_bytes_each_time_and_can_be_left_out() {
     let sum = || Facts::of(&probe("check=rng end=poweroff").end().went_well().line("RNG 0 ")).number("fnv");
     assert_ne!(sum(), sum());
     let ended = probe("check=rng end=poweroff").args(["--rng", "off"]).end();
-    assert!(
-        ended.text().contains("CHECK rng FAIL there is no virtio-rng device"),
-        "{ended}"
-    );
+    assert!(ended.text().contains("CHECK rng FAIL there is no virtio-rng device"), "{ended}");
     assert_eq!(ended.code(), Some(0));
 }
 
@@ -327,10 +272,7 @@ fn the_demo_shows_the_machine_working_and_sums_up() {
     ];
     let mut rest = text.as_str();
     for part in shown {
-        rest = rest
-            .split_once(part)
-            .unwrap_or_else(|| panic!("`{part}` in its order in:\n{text}"))
-            .1;
+        rest = rest.split_once(part).unwrap_or_else(|| panic!("`{part}` in its order in:\n{text}")).1;
     }
 }
 

@@ -41,19 +41,13 @@ impl Folder {
 
     /// A file of zeroes that takes no space; its path.
     pub(crate) fn sparse(&self, name: &str, bytes: u64) -> String {
-        fs::File::create_new(self.path().join(name))
-            .unwrap()
-            .set_len(bytes)
-            .unwrap();
+        fs::File::create_new(self.path().join(name)).unwrap().set_len(bytes).unwrap();
         self.at(name)
     }
 
     /// A pipe with a name; its path.
     pub(crate) fn fifo(&self, name: &str) -> String {
-        let made = std::process::Command::new("mkfifo")
-            .arg(self.path().join(name))
-            .status()
-            .unwrap();
+        let made = std::process::Command::new("mkfifo").arg(self.path().join(name)).status().unwrap();
         assert!(made.success());
         self.at(name)
     }
@@ -72,11 +66,5 @@ fn look(path: &Path) -> (u32, i64, i64, u64, Option<Vec<u8>>) {
     let metadata = fs::symlink_metadata(path).unwrap();
     let content = metadata.is_file() && metadata.len() <= CONTENT_MAX;
     let content = content.then(|| fs::read(path).unwrap());
-    (
-        metadata.mode(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.len(),
-        content,
-    )
+    (metadata.mode(), metadata.mtime(), metadata.mtime_nsec(), metadata.len(), content)
 }

@@ -1,9 +1,6 @@
 //! Starts the husk binary as a user would and watches it: its streams are read by threads into buffers, tests wait for
 //! text or for the end with a deadline, and a process that a test leaves behind, also by failing, is killed and reaped.
-#![allow(
-    dead_code,
-    reason = "each suite is a program of its own and uses the part that it needs"
-)]
+#![allow(dead_code, reason = "each suite is a program of its own and uses the part that it needs")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 pub(crate) mod folder;
@@ -50,10 +47,7 @@ pub(crate) fn probe(words: &str) -> Launch {
 /// A shell command in which `"$@"` is husk with the arguments of `launch`: for redirections and namespaces.
 pub(crate) fn through_shell(script: &str, launch: &Launch) -> Launch {
     let shell = ["-c", script, "sh"].map(OsStr::new);
-    let wrapped = shell
-        .into_iter()
-        .chain([launch.command.get_program()])
-        .chain(launch.command.get_args());
+    let wrapped = shell.into_iter().chain([launch.command.get_program()]).chain(launch.command.get_args());
     let mut shell = Launch::new("sh", wrapped);
     if let Some(folder) = launch.command.get_current_dir() {
         shell.command.current_dir(folder);
@@ -64,11 +58,7 @@ pub(crate) fn through_shell(script: &str, launch: &Launch) -> Launch {
 impl Launch {
     pub(crate) fn new<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Self {
         let mut command = Command::new(program);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { command }
     }
 
@@ -111,20 +101,11 @@ impl Launch {
     }
 
     pub(crate) fn start(mut self) -> Husk {
-        let mut child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map_or_else(Stream::none, Stream::of);
         let stderr = child.stderr.take().map_or_else(Stream::none, Stream::of);
-        Husk {
-            child,
-            stdin,
-            stdout,
-            stderr,
-            output: Output::Own,
-        }
+        Husk { child, stdin, stdout, stderr, output: Output::Own }
     }
 
     /// Starts it and waits for its end.
@@ -158,16 +139,25 @@ impl Husk {
 
     /// Waits until its standard output contains `text`.
     pub(crate) fn wait_for(&self, text: &str) {
-        self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| {
-            contains(&seen.bytes, text)
+        self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| contains(&seen.bytes, text));
+    }
+
+    /// Waits until its standard output contains `text` so often.
+    pub(crate) fn wait_for_times(&self, text: &str, times: usize) {
+        self.wait_until(&format!("`{text}` {times} times"), &self.stdout, |seen| {
+            String::from_utf8_lossy(&seen.bytes).matches(text).count() >= times
         });
+    }
+
+    /// What follows `start` on the line of standard error that begins so, which must have come.
+    pub(crate) fn error_line(&self, start: &str) -> String {
+        let text = String::from_utf8(self.stderr.bytes()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(start)).unwrap().to_owned()
     }
 
     /// Waits until its standard error contains `text`.
     pub(crate) fn wait_for_error(&self, text: &str) {
-        self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| {
-            contains(&seen.bytes, text)
-        });
+        self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| contains(&seen.bytes, text));
     }
 
     pub(crate) fn type_in(&mut self, bytes: &[u8]) {
@@ -190,11 +180,7 @@ impl Husk {
             self.wait_until("the end of standard output", &self.stdout, |seen| seen.ended);
         }
         let status = self.child.wait().unwrap();
-        Ended {
-            status,
-            stdout: self.stdout.bytes(),
-            stderr: String::from_utf8(self.stderr.bytes()).unwrap(),
-        }
+        Ended { status, stdout: self.stdout.bytes(), stderr: String::from_utf8(self.stderr.bytes()).unwrap() }
     }
 
     fn wait_until(&self, what: &str, stream: &Stream, done: impl Fn(&Seen) -> bool) {
@@ -263,9 +249,7 @@ impl Stream {
     /// What was seen when `done` held; nothing after the deadline.
     fn wait(&self, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
         let (seen, changed) = &*self.0;
-        let (seen, timeout) = changed
-            .wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen))
-            .unwrap();
+        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen)).unwrap();
         if timeout.timed_out() { Err(()) } else { Ok(seen.clone()) }
     }
 }
@@ -293,11 +277,7 @@ impl Ended {
 
     /// The lines of standard output that start so, without that start.
     pub(crate) fn lines(&self, start: &str) -> Vec<String> {
-        self.text()
-            .lines()
-            .filter_map(|line| line.strip_prefix(start))
-            .map(str::to_owned)
-            .collect()
+        self.text().lines().filter_map(|line| line.strip_prefix(start)).map(str::to_owned).collect()
     }
 
     /// The one such line.
@@ -312,11 +292,7 @@ impl Ended {
     #[track_caller]
     pub(crate) fn check(&self, name: &str) -> Facts {
         let lines = self.lines(&format!("CHECK {name} ok "));
-        Facts::of(
-            lines
-                .last()
-                .unwrap_or_else(|| panic!("check {name} did not go well:\n{self}")),
-        )
+        Facts::of(lines.last().unwrap_or_else(|| panic!("check {name} did not go well:\n{self}")))
     }
 
     /// Ends with code 0, no check failed and nothing to say of it.
@@ -331,27 +307,15 @@ impl Ended {
     /// The one line that standard error has.
     #[track_caller]
     pub(crate) fn message(&self) -> &str {
-        let line = self
-            .stderr
-            .strip_suffix('\n')
-            .unwrap_or_else(|| panic!("no line on standard error:\n{self}"));
-        assert!(
-            !line.contains('\n') && line.starts_with("husk: "),
-            "one line that starts with `husk: `:\n{self}"
-        );
+        let line = self.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("no line on standard error:\n{self}"));
+        assert!(!line.contains('\n') && line.starts_with("husk: "), "one line that starts with `husk: `:\n{self}");
         line
     }
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}\nstandard output:\n{}\nstandard error:\n{}",
-            self.status,
-            self.text(),
-            self.stderr
-        )
+        write!(f, "{}\nstandard output:\n{}\nstandard error:\n{}", self.status, self.text(), self.stderr)
     }
 }
 
@@ -361,11 +325,7 @@ pub(crate) struct Facts(HashMap<String, String>);
 impl Facts {
     pub(crate) fn of(line: &str) -> Self {
         let pairs = line.split(' ').filter_map(|word| word.split_once('='));
-        Self(
-            pairs
-                .map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned()))
-                .collect(),
-        )
+        Self(pairs.map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned())).collect())
     }
 
     #[track_caller]
@@ -377,9 +337,7 @@ impl Facts {
     #[track_caller]
     pub(crate) fn number(&self, key: &str) -> u64 {
         let text = self.get(key);
-        let parsed = text
-            .strip_prefix("0x")
-            .map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
+        let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
         parsed.unwrap_or_else(|error| panic!("{key}={text}: {error}"))
     }
 }

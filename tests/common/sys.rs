@@ -1,8 +1,5 @@
 //! System calls that tests need and std does not have: terminals, signals, locks.
-#![expect(
-    unsafe_code,
-    reason = "openpty, tcgetattr, kill and fcntl have no safe interface in libc"
-)]
+#![expect(unsafe_code, reason = "openpty, tcgetattr, kill and fcntl have no safe interface in libc")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
