@@ -79,6 +79,19 @@ impl Settings {
     }
 }
 
+/// What a pipe of [`small_pipe`] holds: a page, the least that Linux gives.
+pub(crate) const SMALL_PIPE_BYTES: usize = 4096;
+
+/// A pipe that is soon full.
+pub(crate) fn small_pipe() -> (io::PipeReader, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    let size: libc::c_int = SMALL_PIPE_BYTES.try_into().unwrap();
+    // SAFETY: F_SETPIPE_SZ takes a descriptor = an open pipe, and an int.
+    let set = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
+    assert_eq!(set, size, "{}", io::Error::last_os_error());
+    (reader, writer)
+}
+
 /// Sends a signal to a child that has not been waited for.
 pub(crate) fn signal(pid: u32, signal: i32) {
     // SAFETY: kill takes two ints and no memory; the process is a child of ours that is not reaped, so the number is its own.
