@@ -1,13 +1,15 @@
 //! Writes what a kernel finds in memory at its entry.
 
 use super::map;
-use super::{BootProtocol, Initrd, Kernel, LoadError, linux64, pvh};
+use super::{BootProtocol, Initrd, Kernel, LoadError, SetupHeader, linux64, pvh};
 use crate::layout::{CMDLINE_MAX, CMDLINE_START};
 use crate::memory::{Bytes, GuestAddress, GuestMemory};
 
 /// What both protocols tell the kernel, each in its own form.
 pub(super) struct BootData<'a> {
     pub(super) initrd: Option<&'a Initrd>,
+    /// What the kernel's own bzImage says, for the protocol that hands it on.
+    pub(super) setup: Option<&'a SetupHeader>,
     /// Where the tables start; without ACPI there are none.
     pub(super) rsdp: Option<GuestAddress>,
     pub(super) map: Vec<map::Range>,
@@ -30,6 +32,7 @@ pub fn write_boot_data(
     write_cmdline(memory, cmdline)?;
     let data = BootData {
         initrd,
+        setup: kernel.setup(),
         rsdp,
         map: map::ranges(memory),
     };

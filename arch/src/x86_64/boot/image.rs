@@ -28,6 +28,19 @@ impl<'a, I: Image> Source<'a, I> {
         Ok(Self { what, size, image })
     }
 
+    /// An image whose size is known, or is not known to end before `size`.
+    pub(super) fn of_size(what: &'static str, size: u64, image: &'a mut I) -> Self {
+        Self { what, size, image }
+    }
+
+    /// The file itself, at `offset`, for reading on from there.
+    pub(super) fn at(&mut self, offset: u64) -> Result<&mut I, LoadError> {
+        match self.image.seek(SeekFrom::Start(offset)) {
+            Ok(_) => Ok(self.image),
+            Err(source) => Err(self.error(offset, 0, source)),
+        }
+    }
+
     /// Fills `buffer` from `offset`.
     pub(super) fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), LoadError> {
         let len = u64::try_from(buffer.len()).expect("a usize is at most 64 bits wide");

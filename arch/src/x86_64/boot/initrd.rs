@@ -1,12 +1,12 @@
 //! Puts an initrd into guest memory.
 
 use super::image::{Image, Source};
-use super::{Initrd, Kernel, LoadError, map};
+use super::{Initrd, Kernel, LoadError, SetupHeader, map};
 use crate::layout::PAGE_SIZE;
 use crate::memory::{GuestAddress, GuestMemory};
 
 /// Loads an initrd, read straight into guest memory: page aligned, as high below the MMIO hole as it fits, so that the
-/// kernel has room to grow into; never over the kernel.
+/// kernel has room to grow into; never over the kernel, nor above what its bzImage allows.
 ///
 /// # Errors
 /// [`LoadError::InitrdTooLarge`] with both sizes, or why the file cannot be read.
@@ -15,7 +15,9 @@ pub fn load_initrd(memory: &GuestMemory, image: &mut impl Image, kernel: &Kernel
     let size = source.size;
     // Every end that a Kernel can have is below the hole, so the rounding does not overflow.
     let first = kernel.end.0.next_multiple_of(PAGE_SIZE);
-    let available = map::low_memory_end(memory).saturating_sub(first);
+    let last = kernel.setup().map_or(u64::MAX, SetupHeader::initrd_last);
+    let end = map::low_memory_end(memory).min(last.saturating_add(1));
+    let available = end.saturating_sub(first);
     if size > available {
         return Err(LoadError::InitrdTooLarge { size, available });
     }
@@ -31,7 +33,7 @@ mod tests {
     use std::io::{Cursor, Write};
 
     use super::*;
-    use crate::boot::BootProtocol;
+    use crate::boot::{BootProtocol, KernelFile};
     use crate::memory::Bytes;
 
     const MIB: u64 = 1 << 20;
@@ -45,6 +47,7 @@ mod tests {
             entry: GuestAddress(MIB),
             protocol: BootProtocol::Pvh,
             end: GuestAddress(end),
+            file: KernelFile::Elf,
         }
     }
 

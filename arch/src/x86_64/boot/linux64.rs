@@ -46,6 +46,9 @@ pub(super) fn write(memory: &GuestMemory, boot: &BootData<'_>) -> Result<(), Loa
 fn zero_page(boot: &BootData<'_>) -> boot_params {
     let low = |address: u64| u32::try_from(address).expect("everything loaded is below 4 GiB");
     let mut params = boot_params::default();
+    if let Some(setup) = boot.setup {
+        params.hdr = setup.raw();
+    }
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = SETUP_MAGIC;
     params.hdr.version = SETUP_VERSION;
@@ -53,11 +56,13 @@ fn zero_page(boot: &BootData<'_>) -> boot_params {
     params.hdr.loadflags = LOADED_HIGH;
     params.hdr.code32_start = low(HIGH_RAM_START.0);
     params.hdr.cmd_line_ptr = low(CMDLINE_START.0);
+    params.hdr.ext_loader_ver = 0;
+    params.hdr.ext_loader_type = 0;
+    params.hdr.setup_data = 0;
     params.hdr.cmdline_size = u32::try_from(CMDLINE_MAX - 1).expect("a small constant");
-    if let Some(initrd) = boot.initrd {
-        params.hdr.ramdisk_image = low(initrd.address.0);
-        params.hdr.ramdisk_size = low(initrd.size);
-    }
+    let (address, size) = boot.initrd.map_or((0, 0), |initrd| (initrd.address.0, initrd.size));
+    params.hdr.ramdisk_image = low(address);
+    params.hdr.ramdisk_size = low(size);
     params.acpi_rsdp_addr = boot.rsdp.map_or(0, |rsdp| rsdp.0);
     let mut table = params.e820_table;
     assert!(

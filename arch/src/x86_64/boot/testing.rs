@@ -1,5 +1,6 @@
-//! Writes small ELF files for tests.
+//! Writes small ELF files and bzImages for tests.
 
+use linux_loader::bootparam::setup_header;
 use linux_loader::elf::{EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 
 use crate::memory::ByteValued;
@@ -102,4 +103,57 @@ pub(crate) fn note(name: &[u8], kind: u32, descriptor: &[u8], align: usize) -> V
         bytes.resize(bytes.len().next_multiple_of(align), 0);
     }
     bytes
+}
+
+/// A bzImage to be: fields may be changed to wrong values before [`TestImage::bytes`].
+#[derive(Clone)]
+pub(crate) struct TestImage {
+    pub(crate) header: setup_header,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Where [`TestImage`] has its payload in its protected-mode code: behind the 64-bit entry.
+pub(crate) const PAYLOAD_OFFSET: u32 = 0x240;
+
+impl TestImage {
+    /// With two sectors of real-mode code and the header that Linux 6 has.
+    pub(crate) fn new(payload: &[u8]) -> Self {
+        let size = u32::try_from(payload.len()).unwrap();
+        let header = setup_header {
+            setup_sects: 2,
+            syssize: (PAYLOAD_OFFSET + size).div_ceil(16),
+            boot_flag: 0xaa55,
+            jump: 0x6aeb,
+            header: u32::from_le_bytes(*b"HdrS"),
+            version: 0x020f,
+            loadflags: 1,
+            code32_start: 0x10_0000,
+            initrd_addr_max: 0x7fff_ffff,
+            kernel_alignment: 0x20_0000,
+            relocatable_kernel: 1,
+            min_alignment: 21,
+            xloadflags: 0x7f,
+            cmdline_size: 2047,
+            payload_offset: PAYLOAD_OFFSET,
+            payload_length: size,
+            pref_address: 0x20_0000,
+            init_size: 0x10_0000,
+            ..Default::default()
+        };
+        Self {
+            header,
+            payload: payload.to_vec(),
+        }
+    }
+
+    /// The file: boot sector and real-mode code, then protected-mode code with the payload in it.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 3 * 512];
+        bytes[..2].copy_from_slice(b"MZ");
+        bytes[0x1f1..][..size_of::<setup_header>()].copy_from_slice(self.header.as_slice());
+        bytes.resize(bytes.len() + usize::try_from(PAYLOAD_OFFSET).unwrap(), 0xcc);
+        bytes.extend_from_slice(&self.payload);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    }
 }

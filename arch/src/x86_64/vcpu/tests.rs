@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VmFd};
 
 use super::*;
 use crate::boot::testing::TestElf;
-use crate::boot::{BootEntry, load_kernel, write_boot_data};
+use crate::boot::{BootEntry, KernelFile, load_kernel, write_boot_data};
 use crate::cpuid::{self, CpuModel};
 use crate::layout::{ACPI_START, KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion};
@@ -147,6 +147,7 @@ fn the_boot_cpu_has_its_local_interrupts_wired_and_a_clean_fpu() {
         entry: GuestAddress(MIB),
         protocol: BootProtocol::Pvh,
         end: GuestAddress(2 * MIB),
+        file: KernelFile::Elf,
     };
     let vcpu = machine.vm.create_vcpu(0).unwrap();
     let cpuid = machine.cpuid(VcpuIndex::BOOT, VcpuCount::ONE);
@@ -172,6 +173,7 @@ fn every_vcpu_gets_its_cpuid_and_msrs_and_the_others_wait_for_a_start_up_ipi() {
         entry: GuestAddress(MIB),
         protocol: BootProtocol::Linux64,
         end: GuestAddress(2 * MIB),
+        file: KernelFile::Elf,
     };
     let msrs = machine.msrs();
     for index in count.indices() {
@@ -233,6 +235,7 @@ fn a_vm_without_a_lapic_is_an_error_that_names_the_ioctl() {
         entry: GuestAddress(MIB),
         protocol: BootProtocol::Pvh,
         end: GuestAddress(2 * MIB),
+        file: KernelFile::Elf,
     };
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
     let refused = configure(&vcpu, VcpuIndex::BOOT, &cpuid, &msrs::boot(&[]), Some(&kernel)).unwrap_err();

@@ -4,6 +4,7 @@ use linux_loader::bootparam::boot_params;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 
 use super::*;
+use crate::boot::KernelFile;
 use crate::layout::{ACPI_START, GDT_START, PAGE_TABLES_START, PVH_START_INFO, ZERO_PAGE};
 
 const INITRD: Initrd = Initrd {
@@ -21,6 +22,7 @@ fn kernel(protocol: BootProtocol) -> Kernel {
         entry: GuestAddress(0x10_0000),
         protocol,
         end: GuestAddress(0x20_0000),
+        file: KernelFile::Elf,
     }
 }
 

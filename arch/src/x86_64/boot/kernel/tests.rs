@@ -41,6 +41,7 @@ fn auto_takes_pvh_where_the_note_is_and_the_elf_entry_elsewhere() {
         entry: GuestAddress(MIB + 2),
         protocol: BootProtocol::Pvh,
         end: GuestAddress(2 * MIB + 100),
+        file: KernelFile::Elf,
     };
     let linux64 = Kernel {
         entry: GuestAddress(MIB),
@@ -96,7 +97,8 @@ fn files_that_are_no_kernel_are_refused_by_what_they_are() {
     assert_eq!(refuse(b"").to_string(), "the kernel is empty");
     assert_eq!(
         refuse(b"#!/bin/sh\n").to_string(),
-        "the kernel is not an ELF file, it starts with [23, 21, 2f, 62]: give the vmlinux of an x86-64 kernel"
+        "the kernel is neither an ELF file nor a bzImage, it starts with [23, 21, 2f, 62]: give the vmlinux or the vmlinuz \
+         of an x86-64 kernel"
     );
     assert!(matches!(
         refuse(b"\x7fE"),
@@ -104,10 +106,11 @@ fn files_that_are_no_kernel_are_refused_by_what_they_are() {
             start: [0x7f, b'E', 0, 0]
         }
     ));
-    let mut image = vec![0; 4096];
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    assert!(matches!(refuse(&image), LoadError::BzImage));
-    assert!(matches!(refuse(&image[..0x205]), LoadError::NotElf { .. }));
+    assert!(matches!(refuse(&[0; 4096]), LoadError::NotElf { .. }));
+    assert_eq!(
+        load(&sample(), BootEntry::Image).unwrap_err().to_string(),
+        "the kernel is an ELF file, the boot entry image is a bzImage's: use the boot entry auto"
+    );
 }
 
 #[test]
