@@ -25,6 +25,9 @@ pub(crate) mod blk_status {
 /// Bytes of a disk's serial number (virtio 1.3 §5.2.6).
 pub(crate) const BLK_ID_BYTES: usize = 20;
 
+/// A discard's or write-zeroes' range: sector, sectors, flags (virtio 1.3 §5.2.6).
+pub(crate) const BLK_RANGE_BYTES: usize = 16;
+
 const _: () = assert!(descriptor::NEXT as u32 == virtio_ring::VRING_DESC_F_NEXT);
 const _: () = assert!(descriptor::WRITE as u32 == virtio_ring::VRING_DESC_F_WRITE);
 const _: () = assert!(descriptor::INDIRECT as u32 == virtio_ring::VRING_DESC_F_INDIRECT);
@@ -34,3 +37,4 @@ const _: () = assert!(blk_status::OK as u32 == virtio_blk::VIRTIO_BLK_S_OK);
 const _: () = assert!(blk_status::IOERR as u32 == virtio_blk::VIRTIO_BLK_S_IOERR);
 const _: () = assert!(blk_status::UNSUPP as u32 == virtio_blk::VIRTIO_BLK_S_UNSUPP);
 const _: () = assert!(BLK_ID_BYTES as u64 == virtio_blk::VIRTIO_BLK_ID_BYTES as u64);
+const _: () = assert!(BLK_RANGE_BYTES == size_of::<virtio_blk::virtio_blk_discard_write_zeroes>());

@@ -189,6 +189,16 @@ impl ReadyQueue {
         Ok(true)
     }
 
+    /// Makes the chain that was popped last available again: the next [`Self::pop`] finds it where it was.
+    ///
+    /// # Panics
+    /// If no chain is in flight, which is the device's bug.
+    pub fn undo_pop(&mut self) {
+        assert!(self.in_flight > 0, "a device gave back a chain that it did not have");
+        self.in_flight -= 1;
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
     /// Gives a chain back, after `written` bytes were put into its writable part. The driver sees it only after
     /// [`Self::publish`].
     ///
