@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
-use arch::boot::{self, Kernel, LoadError};
+use arch::boot::{self, Kernel, KernelFile, LoadError};
 use arch::cpuid::{self, CpuModel};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
@@ -167,6 +167,9 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         }
     };
     boot::write_boot_data(memory, &kernel, initrd.as_ref(), &config.cmdline(), rsdp).map_err(BuildError::BootData)?;
+    if let KernelFile::Unpacked { compression, .. } = kernel.file {
+        log::info!("kernel: unpacked from its bzImage ({compression}); its own KASLR is skipped (--boot-entry image keeps it)");
+    }
     Ok(kernel)
 }
 
