@@ -1,12 +1,13 @@
 //! A machine from its start to its end: every way in, every size, every way out.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 
 use std::process::Command;
 
+use common::ended::{Ended, Facts};
 use common::folder::Folder;
-use common::{Ended, Facts, PROBE, PROBE_NO_NOTE, READY, fnv1a, husk, noise, probe, through_shell};
+use common::guest::{PROBE, PROBE_NO_NOTE, READY, fnv1a, noise, probe};
+use common::{husk, through_shell};
 
 const MIB: u64 = 1 << 20;
 /// Where memory ends below the MMIO hole, and goes on above it (arch/src/x86_64/layout.rs).

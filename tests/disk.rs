@@ -1,14 +1,15 @@
 //! Disks as the host finds them after a guest: what was written, what was not, and who may open them.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+use common::ended::{Ended, Facts};
 use common::folder::Folder;
+use common::guest::{fnv1a, noise, probe};
 use common::sys::{self, Lock};
-use common::{Ended, Facts, fnv1a, noise, probe, through_shell};
+use common::through_shell;
 
 const MIB: usize = 1 << 20;
 const SECTOR: usize = 512;

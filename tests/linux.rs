@@ -5,8 +5,10 @@ mod common;
 
 use std::path::Path;
 
+use common::ended::{Ended, Facts};
 use common::folder::Folder;
-use common::{Ended, Facts, Launch, fnv1a, husk, noise};
+use common::guest::{fnv1a, noise};
+use common::{Launch, husk};
 
 /// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
 const CMDLINE: &str = "console=ttyS0 clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp panic=-1";
