@@ -14,6 +14,7 @@
 //! | [`msrs`] | the MSRs that firmware would have set |
 //! | [`vcpu`] | the state of a vCPU before its first instruction |
 //! | [`acpi`] | the tables that name the hardware |
+//! | [`mp`] | the table that names CPUs and interrupts to a kernel without ACPI |
 
 pub mod gsi;
 pub mod memory;
@@ -26,4 +27,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, cpuid, layout, msrs, vcpu};
+pub use x86_64::{acpi, boot, cpuid, layout, mp, msrs, vcpu};

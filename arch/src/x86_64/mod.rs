@@ -4,5 +4,6 @@ pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 pub mod layout;
+pub mod mp;
 pub mod msrs;
 pub mod vcpu;
