@@ -11,6 +11,7 @@
 //! | [`layout`] | the address map: memory, ports, interrupt lines |
 //! | [`boot`] | kernel, initrd, command line, and the structures that a kernel finds at its entry |
 //! | [`cpuid`] | what CPUID answers |
+//! | [`cpu_template`] | what a user changes in CPUID and MSRs |
 //! | [`msrs`] | the MSRs that firmware would have set |
 //! | [`vcpu`] | the state of a vCPU before its first instruction |
 //! | [`acpi`] | the tables that name the hardware |
@@ -27,4 +28,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, cpuid, layout, mp, msrs, vcpu};
+pub use x86_64::{acpi, boot, cpu_template, cpuid, layout, mp, msrs, vcpu};
