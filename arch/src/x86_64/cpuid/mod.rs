@@ -8,6 +8,8 @@ mod rules;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use self::rules::{RULES, Scope};
+
+pub use self::rules::Register;
 use crate::topology::{VcpuCount, VcpuIndex};
 
 /// KVM's signature in leaf 0x40000000 (KVM api: KVM CPUID bits).
@@ -50,13 +52,12 @@ pub fn for_vcpu(supported: &CpuId, index: VcpuIndex, model: &CpuModel) -> Result
         scope: Scope::of_vendor(supported.as_slice()),
     };
     let mut entries = Vec::with_capacity(supported.as_slice().len() + 8);
-    let replaced = |leaf| [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_HYPERVISOR, LEAF_TIMING].contains(&leaf);
     entries.extend(
         supported
             .as_slice()
             .iter()
             .copied()
-            .filter(|entry| !replaced(entry.function)),
+            .filter(|entry| owner_of_leaf(entry.function).is_none()),
     );
     for entry in &mut entries {
         let leaf = entry.function;
@@ -74,6 +75,32 @@ pub fn for_vcpu(supported: &CpuId, index: VcpuIndex, model: &CpuModel) -> Result
     }
     entries.extend(hypervisor_leaves(&entries, model.tsc_khz));
     CpuId::from_entries(&entries).map_err(|_| CpuidError { entries: entries.len() })
+}
+
+/// What a leaf says that is the machine's own as a whole, if it is.
+pub(super) fn owner_of_leaf(leaf: u32) -> Option<&'static str> {
+    match leaf {
+        LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => Some("the CPUs' topology"),
+        LEAF_HYPERVISOR => Some("which hypervisor there is"),
+        LEAF_TIMING => Some("the clocks' frequencies"),
+        _ => None,
+    }
+}
+
+/// What the machine says in a register of a leaf that would be contradicted, if its bits in `mask` were those of `value`.
+/// `supported` is what the host has, which also decides whose CPU it is.
+pub(super) fn contradicted(
+    supported: &[kvm_cpuid_entry2],
+    (leaf, register): (u32, Register),
+    mask: u32,
+    value: u32,
+) -> Option<&'static str> {
+    let scope = Scope::of_vendor(supported);
+    RULES
+        .iter()
+        .filter(|rule| rule.leaf == leaf)
+        .find(|rule| rule.contradicts(scope, register, mask, value))
+        .map(|rule| rule.field)
 }
 
 /// One vCPU, as the rules ask about it.
