@@ -38,16 +38,8 @@ fn a_disk_that_is_not_whole_sectors_is_told_its_size() {
 #[test]
 fn a_disk_that_is_a_directory_a_pipe_or_a_character_device_is_named() {
     let folder = Folder::new();
-    refused(
-        &folder,
-        with(["--disk", folder.path().to_str().unwrap()]),
-        &["directory"],
-    );
-    refused(
-        &folder,
-        with(["--disk", &format!("{},ro", folder.path().display())]),
-        &["directory"],
-    );
+    refused(&folder, with(["--disk", folder.path().to_str().unwrap()]), &["directory"]);
+    refused(&folder, with(["--disk", &format!("{},ro", folder.path().display())]), &["directory"]);
     let path = folder.fifo("pipe");
     refused(&folder, with(["--disk", &path]), &[&path, "regular file"]);
     refused(&folder, with(["--disk", "/dev/zero"]), &["/dev/zero", "regular file"]);
@@ -130,9 +122,7 @@ fn the_same_disk_twice_is_refused() {
 /// `--disk` options for so many disks.
 fn disks(folder: &Folder, count: usize) -> Vec<String> {
     let file = |index| folder.file(&format!("d{index}"), &noise(index as u64, 64 << 10));
-    (0..count)
-        .flat_map(|index| ["--disk".to_owned(), file(index)])
-        .collect()
+    (0..count).flat_map(|index| ["--disk".to_owned(), file(index)]).collect()
 }
 
 #[test]
@@ -141,10 +131,7 @@ fn nineteen_disks_boot_and_the_entropy_device_gives_way() {
     let ended = probe("check=blk,rng end=poweroff").args(disks(&folder, 19)).end();
     assert_eq!(ended.code(), Some(0), "{ended}");
     assert_eq!(ended.check("blk").number("devices"), 19);
-    assert!(
-        ended.text().contains("CHECK rng FAIL there is no virtio-rng device"),
-        "{ended}"
-    );
+    assert!(ended.text().contains("CHECK rng FAIL there is no virtio-rng device"), "{ended}");
 }
 
 #[test]
@@ -159,16 +146,8 @@ fn the_device_that_finds_no_slot_is_named() {
 fn two_disks_of_one_id_are_refused() {
     let folder = Folder::new();
     let (a, b) = (folder.file("a", &noise(1, 4096)), folder.file("b", &noise(2, 4096)));
-    refused(
-        &folder,
-        with(["--disk", &format!("{a},id=x"), "--disk", &format!("{b},id=x")]),
-        &["`x`", "twice"],
-    );
-    refused(
-        &folder,
-        with(["--disk", &a, "--disk", &format!("{b},id=disk0")]),
-        &["`disk0`", "twice"],
-    );
+    refused(&folder, with(["--disk", &format!("{a},id=x"), "--disk", &format!("{b},id=x")]), &["`x`", "twice"]);
+    refused(&folder, with(["--disk", &a, "--disk", &format!("{b},id=disk0")]), &["`disk0`", "twice"]);
     refused(&folder, with(["--disk", &format!("{a},id=rng")]), &["`rng`", "twice"]);
 }
 

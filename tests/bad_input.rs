@@ -41,11 +41,7 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn a_missing_kernel_is_named() {
     let folder = Folder::new();
-    refused(
-        &folder,
-        kernel("no-such-kernel"),
-        &["kernel no-such-kernel", "No such file"],
-    );
+    refused(&folder, kernel("no-such-kernel"), &["kernel no-such-kernel", "No such file"]);
 }
 
 #[test]
@@ -62,11 +58,7 @@ fn a_truncated_kernel_is_refused_wherever_it_ends() {
     let elf = fs::read(PROBE).unwrap();
     for end in [1, 3, 4, 16, 63, 64, 100, 300, 4096, elf.len() / 4, elf.len() / 2] {
         let path = folder.file("kernel", &elf[..end]);
-        refused(
-            &folder,
-            kernel(&path),
-            &[&path, if end < 4 { "ELF" } else { "truncated" }],
-        );
+        refused(&folder, kernel(&path), &[&path, if end < 4 { "ELF" } else { "truncated" }]);
     }
 }
 
@@ -108,12 +100,8 @@ fn a_kernel_that_is_a_pipe_is_refused_without_waiting_for_a_writer() {
 fn an_elf_for_another_machine_is_refused_with_what_it_is() {
     let folder = Folder::new();
     // e_machine: AArch64. e_ident: 32 bits; most significant byte first. e_type: relocatable.
-    let others: [(usize, &[u8], &str); 4] = [
-        (18, &[0xb7, 0], "183"),
-        (4, &[1], "1"),
-        (5, &[2], "2"),
-        (16, &[1, 0], "1"),
-    ];
+    let others: [(usize, &[u8], &str); 4] =
+        [(18, &[0xb7, 0], "183"), (4, &[1], "1"), (5, &[2], "2"), (16, &[1, 0], "1")];
     for (offset, bytes, value) in others {
         let path = folder.file("kernel", &patched(offset, bytes));
         refused(&folder, kernel(&path), &[&path, value, "x86-64"]);
@@ -162,11 +150,7 @@ fn a_kernel_that_nobody_may_read_is_named() {
 #[test]
 fn a_missing_or_empty_initrd_is_named() {
     let folder = Folder::new();
-    refused(
-        &folder,
-        with(["--initrd", "no-such-initrd"]),
-        &["initrd no-such-initrd", "No such file"],
-    );
+    refused(&folder, with(["--initrd", "no-such-initrd"]), &["initrd no-such-initrd", "No such file"]);
     let path = folder.file("initrd", b"");
     refused(&folder, with(["--initrd", &path]), &[&path, "empty"]);
 }
@@ -204,11 +188,7 @@ fn an_initrd_that_does_not_fit_is_told_how_much_is_free() {
 fn a_command_line_that_is_too_long_is_told_the_limit() {
     let folder = Folder::new();
     for length in [2048, 100_000] {
-        refused(
-            &folder,
-            probe(&"x".repeat(length)),
-            &["cmdline", &length.to_string(), "2047"],
-        );
+        refused(&folder, probe(&"x".repeat(length)), &["cmdline", &length.to_string(), "2047"]);
     }
 }
 
@@ -237,24 +217,13 @@ fn no_memory_is_refused() {
 
 #[test]
 fn memory_that_is_not_whole_mib_is_told_what_would_be() {
-    refused(
-        &Folder::new(),
-        with(["--memory", "33555455"]),
-        &["memory", "33555455", "32M", "33M"],
-    );
-    refused(
-        &Folder::new(),
-        with(["--memory", "1537K"]),
-        &["memory", "1573888", "1M", "2M"],
-    );
+    refused(&Folder::new(), with(["--memory", "33555455"]), &["memory", "33555455", "32M", "33M"]);
+    refused(&Folder::new(), with(["--memory", "1537K"]), &["memory", "1573888", "1M", "2M"]);
     // There is no whole number of MiB below that husk would take.
     let folder = Folder::new();
     let ended = with(["--memory", "1000K"]).folder(folder.path()).end();
     assert_eq!(ended.code(), Some(1), "{ended}");
-    assert!(
-        ended.message().contains("1M") && !ended.message().contains("0M "),
-        "{ended}"
-    );
+    assert!(ended.message().contains("1M") && !ended.message().contains("0M "), "{ended}");
 }
 
 #[test]
@@ -264,26 +233,15 @@ fn memory_beyond_the_hosts_is_told_what_the_host_has() {
     let total_mib = total.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024;
     let beyond = (total_mib + 1).to_string();
     for option in [format!("{beyond}M"), format!("{beyond}M,shared")] {
-        refused(
-            &Folder::new(),
-            with(["--memory", &option]),
-            &["memory", &beyond, &total_mib.to_string()],
-        );
+        refused(&Folder::new(), with(["--memory", &option]), &["memory", &beyond, &total_mib.to_string()]);
     }
-    refused(
-        &Folder::new(),
-        with(["--memory", "16777215T"]),
-        &["memory", &total_mib.to_string()],
-    );
+    refused(&Folder::new(), with(["--memory", "16777215T"]), &["memory", &total_mib.to_string()]);
 }
 
 #[test]
 fn a_memory_size_that_is_none_is_a_usage_error() {
     for size in ["", "M", "1.5M", "abc", "512MB", "0x10", "512M,shraed", "99999999T"] {
-        misused(
-            ["run", "--kernel", PROBE, "--memory", size],
-            &["--memory", size.trim_start_matches("512M,")],
-        );
+        misused(["run", "--kernel", PROBE, "--memory", size], &["--memory", size.trim_start_matches("512M,")]);
     }
 }
 
@@ -291,18 +249,12 @@ fn a_memory_size_that_is_none_is_a_usage_error() {
 
 /// `launch` with something bound over /dev/kvm, in a mount namespace of its own.
 fn with_kvm_being(what: &str, launch: &Launch) -> Launch {
-    through_shell(
-        &format!(r#"exec unshare -m sh -c 'mount --bind {what} /dev/kvm && exec "$@"' sh "$@""#),
-        launch,
-    )
+    through_shell(&format!(r#"exec unshare -m sh -c 'mount --bind {what} /dev/kvm && exec "$@"' sh "$@""#), launch)
 }
 
 #[test]
 fn a_host_without_kvm_is_told_what_to_load() {
-    let launch = through_shell(
-        r#"exec unshare -m sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@""#,
-        &with([]),
-    );
+    let launch = through_shell(r#"exec unshare -m sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@""#, &with([]));
     refused(&Folder::new(), launch, &["/dev/kvm", "No such file", "load"]);
 }
 
@@ -320,11 +272,7 @@ fn a_user_who_may_not_use_kvm_is_told_the_group() {
 #[test]
 fn a_dev_kvm_that_is_something_else_is_said_to_be() {
     let folder = Folder::new();
-    refused(
-        &folder,
-        with_kvm_being("/dev/null", &with([])),
-        &["/dev/kvm", "not KVM"],
-    );
+    refused(&folder, with_kvm_being("/dev/null", &with([])), &["/dev/kvm", "not KVM"]);
 }
 
 #[test]
@@ -332,10 +280,7 @@ fn without_kvm_a_disk_stays_as_it_was() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(9, 1 << 20));
     let launch = probe("check=blk end=poweroff").args(["--disk", &path]);
-    let launch = through_shell(
-        r#"exec unshare -m sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@""#,
-        &launch,
-    );
+    let launch = through_shell(r#"exec unshare -m sh -c 'mount -t tmpfs none /dev && exec "$@"' sh "$@""#, &launch);
     refused(&folder, launch, &["/dev/kvm"]);
 }
 
@@ -346,14 +291,8 @@ fn an_unknown_word_is_a_usage_error_that_names_it() {
     misused(["run", "--kernel", PROBE, "--frobnicate"], &["--frobnicate"]);
     misused(["run", "--kernel", PROBE, "stray"], &["stray"]);
     misused(["frobnicate"], &["frobnicate"]);
-    misused(
-        ["run", "--kernel", PROBE, "--boot-entry", "bios"],
-        &["bios", "auto", "pvh", "linux64"],
-    );
-    misused(
-        ["run", "--kernel", PROBE, "--rng", "perhaps"],
-        &["perhaps", "on", "off", "auto"],
-    );
+    misused(["run", "--kernel", PROBE, "--boot-entry", "bios"], &["bios", "auto", "pvh", "linux64"]);
+    misused(["run", "--kernel", PROBE, "--rng", "perhaps"], &["perhaps", "on", "off", "auto"]);
     for disk in ["x,rw", "x,ro,ro", "x,id=a,id=b", "x,", ",ro", ""] {
         misused(["run", "--kernel", PROBE, "--disk", disk], &["--disk", disk]);
     }
@@ -364,10 +303,7 @@ fn a_missing_or_doubled_option_is_a_usage_error_that_names_it() {
     misused(["run"], &["--kernel"]);
     misused(["run", "--kernel"], &["--kernel"]);
     misused(["run", "--kernel", "a", "--kernel", "b"], &["--kernel"]);
-    misused(
-        ["run", "--kernel", PROBE, "--memory", "1G", "--memory", "2G"],
-        &["--memory"],
-    );
+    misused(["run", "--kernel", PROBE, "--memory", "1G", "--memory", "2G"], &["--memory"]);
 }
 
 #[test]

@@ -44,10 +44,7 @@ fn every_byte_value_passes_in_both_directions_through_a_pipe() {
 fn output_into_a_file_is_all_there_when_husk_ends() {
     let folder = Folder::new();
     let file = File::create(folder.path().join("log")).unwrap();
-    probe("check=flood flood_kib=8 end=poweroff")
-        .stdout(file)
-        .end()
-        .went_well();
+    probe("check=flood flood_kib=8 end=poweroff").stdout(file).end().went_well();
     let log = String::from_utf8(folder.read("log")).unwrap();
     assert!(log.contains(&flood(8)), "{log}");
     assert!(log.ends_with("END poweroff\n"), "{log}");
@@ -57,10 +54,7 @@ fn output_into_a_file_is_all_there_when_husk_ends() {
 fn output_of_a_guest_that_crashes_is_all_there() {
     let ended = probe("check=flood flood_kib=8 end=triple").end();
     assert_eq!(ended.code(), Some(3), "{ended}");
-    assert!(
-        ended.text().contains(&flood(8)) && ended.text().ends_with("END triple\n"),
-        "{ended}"
-    );
+    assert!(ended.text().contains(&flood(8)) && ended.text().ends_with("END triple\n"), "{ended}");
 }
 
 #[test]
@@ -73,10 +67,7 @@ fn an_output_that_nobody_reads_does_not_stop_the_guest() {
     reader.read_to_string(&mut text).unwrap();
     let start = text.find("FLOOD").unwrap_or_else(|| panic!("{text}"));
     assert!(text.starts_with(READY));
-    assert!(
-        flood(FLOOD_KIB).starts_with(&text[start..]) && text.len() >= sys::SMALL_PIPE_BYTES / 2,
-        "{text}"
-    );
+    assert!(flood(FLOOD_KIB).starts_with(&text[start..]) && text.len() >= sys::SMALL_PIPE_BYTES / 2, "{text}");
 }
 
 #[test]
@@ -86,10 +77,7 @@ fn a_guest_behind_an_output_that_blocks_can_still_be_stopped() {
     full.write_all(&[b'x'; sys::SMALL_PIPE_BYTES]).unwrap();
     let folder = Folder::new();
     let disk = folder.sparse("disk", 1 << 20);
-    let husk = probe("check=blk,count end=poweroff")
-        .args(["--disk", &disk])
-        .stdout(writer)
-        .start();
+    let husk = probe("check=blk,count end=poweroff").args(["--disk", &disk]).stdout(writer).start();
     // Nothing comes out: that the guest runs shows in what it writes to its disk, of which husk warns.
     husk.wait_for_error("beyond the end");
     husk.signal(libc::SIGTERM);
@@ -118,12 +106,9 @@ fn an_output_that_breaks_in_the_middle_does_not_stop_the_guest() {
 
 #[test]
 fn a_standard_output_or_error_that_is_closed_changes_no_exit_code() {
-    for (redirection, how, code) in [
-        (">&-", "poweroff", 0),
-        ("2>&-", "poweroff", 0),
-        (">&- 2>&- <&-", "poweroff", 0),
-        ("2>&-", "triple", 3),
-    ] {
+    for (redirection, how, code) in
+        [(">&-", "poweroff", 0), ("2>&-", "poweroff", 0), (">&- 2>&- <&-", "poweroff", 0), ("2>&-", "triple", 3)]
+    {
         let script = format!(r#""$@" {redirection}; echo "code $?""#);
         let ended = through_shell(&script, &probe(&format!("end={how}"))).end();
         assert_eq!(ended.line("code "), code.to_string(), "{redirection}: {ended}");
@@ -216,10 +201,7 @@ fn input_longer_than_the_fifo_arrives_complete_from_a_pipe() {
 fn input_that_the_guest_never_reads_keeps_nobody_from_anything() {
     let folder = Folder::new();
     let path = folder.file("typed", &noise(1, 1 << 20));
-    probe("end=poweroff")
-        .stdin(File::open(&path).unwrap())
-        .end()
-        .went_well();
+    probe("end=poweroff").stdin(File::open(&path).unwrap()).end().went_well();
     let husk = probe("end=halt").stdin(File::open(&path).unwrap()).start();
     husk.wait_for("END halt\n");
     husk.signal(libc::SIGTERM);

@@ -8,8 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
 
+use common::ended::Ended;
 use common::folder::Folder;
-use common::{Ended, PROBE, READY, husk, probe};
+use common::guest::{PROBE, READY, probe};
+use common::husk;
 
 /// A file of the shape that Firecracker's users have, for the probe.
 fn config_file(folder: &Folder, boot_args: &str, drives: &str, more: &str) -> String {

@@ -123,19 +123,12 @@ fn a_signal_that_kills_restores_the_terminal_first() {
         let folder = Folder::new();
         let terminal = Terminal::open();
         let before = terminal.settings();
-        let husk = probe("end=halt")
-            .args(["--memory", "32M"])
-            .folder(folder.path())
-            .on_terminal(&terminal);
+        let husk = probe("end=halt").args(["--memory", "32M"]).folder(folder.path()).on_terminal(&terminal);
         husk.wait_for("END halt");
         assert!(terminal.settings().is_raw());
         husk.signal(signal);
         let ended = husk.end();
-        assert_eq!(
-            (ended.signal(), ended.code()),
-            (Some(signal), None),
-            "signal {signal}: {ended}"
-        );
+        assert_eq!((ended.signal(), ended.code()), (Some(signal), None), "signal {signal}: {ended}");
         assert_eq!(terminal.settings(), before, "after signal {signal}");
     }
 }

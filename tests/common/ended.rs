@@ -27,11 +27,7 @@ impl Ended {
 
     /// The lines of standard output that start so, without that start.
     pub(crate) fn lines(&self, start: &str) -> Vec<String> {
-        self.text()
-            .lines()
-            .filter_map(|line| line.strip_prefix(start))
-            .map(str::to_owned)
-            .collect()
+        self.text().lines().filter_map(|line| line.strip_prefix(start)).map(str::to_owned).collect()
     }
 
     /// The one such line.
@@ -46,11 +42,7 @@ impl Ended {
     #[track_caller]
     pub(crate) fn check(&self, name: &str) -> Facts {
         let lines = self.lines(&format!("CHECK {name} ok "));
-        Facts::of(
-            lines
-                .last()
-                .unwrap_or_else(|| panic!("check {name} did not go well:\n{self}")),
-        )
+        Facts::of(lines.last().unwrap_or_else(|| panic!("check {name} did not go well:\n{self}")))
     }
 
     /// Ends with code 0, no check failed and nothing to say of it.
@@ -65,27 +57,15 @@ impl Ended {
     /// The one line that standard error has.
     #[track_caller]
     pub(crate) fn message(&self) -> &str {
-        let line = self
-            .stderr
-            .strip_suffix('\n')
-            .unwrap_or_else(|| panic!("no line on standard error:\n{self}"));
-        assert!(
-            !line.contains('\n') && line.starts_with("husk: "),
-            "one line that starts with `husk: `:\n{self}"
-        );
+        let line = self.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("no line on standard error:\n{self}"));
+        assert!(!line.contains('\n') && line.starts_with("husk: "), "one line that starts with `husk: `:\n{self}");
         line
     }
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}\nstandard output:\n{}\nstandard error:\n{}",
-            self.status,
-            self.text(),
-            self.stderr
-        )
+        write!(f, "{}\nstandard output:\n{}\nstandard error:\n{}", self.status, self.text(), self.stderr)
     }
 }
 
@@ -95,11 +75,7 @@ pub(crate) struct Facts(HashMap<String, String>);
 impl Facts {
     pub(crate) fn of(line: &str) -> Self {
         let pairs = line.split(' ').filter_map(|word| word.split_once('='));
-        Self(
-            pairs
-                .map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned()))
-                .collect(),
-        )
+        Self(pairs.map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned())).collect())
     }
 
     #[track_caller]
@@ -111,9 +87,7 @@ impl Facts {
     #[track_caller]
     pub(crate) fn number(&self, key: &str) -> u64 {
         let text = self.get(key);
-        let parsed = text
-            .strip_prefix("0x")
-            .map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
+        let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
         parsed.unwrap_or_else(|error| panic!("{key}={text}: {error}"))
     }
 }

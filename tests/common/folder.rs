@@ -49,19 +49,13 @@ impl Folder {
 
     /// A file of zeroes that takes no space; its path.
     pub(crate) fn sparse(&self, name: &str, bytes: u64) -> String {
-        fs::File::create_new(self.path().join(name))
-            .unwrap()
-            .set_len(bytes)
-            .unwrap();
+        fs::File::create_new(self.path().join(name)).unwrap().set_len(bytes).unwrap();
         self.at(name)
     }
 
     /// A pipe with a name; its path.
     pub(crate) fn fifo(&self, name: &str) -> String {
-        let made = std::process::Command::new("mkfifo")
-            .arg(self.path().join(name))
-            .status()
-            .unwrap();
+        let made = std::process::Command::new("mkfifo").arg(self.path().join(name)).status().unwrap();
         assert!(made.success());
         self.at(name)
     }
@@ -92,10 +86,6 @@ impl Entry {
 /// Without the content, which would fill the screen.
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "mode {:o}, modified {:?}, {} bytes",
-            self.mode, self.modified, self.len
-        )
+        write!(f, "mode {:o}, modified {:?}, {} bytes", self.mode, self.modified, self.len)
     }
 }

@@ -14,9 +14,7 @@ pub(crate) const LISTENING: &str = "SERIAL WAIT\n";
 
 /// What the check `flood` prints, so many KiB of it.
 pub(crate) fn flood(kib: usize) -> String {
-    (0..kib * 1024 / 64)
-        .map(|number| format!("FLOOD {number:08}{}\n", ".".repeat(49)))
-        .collect()
+    (0..kib * 1024 / 64).map(|number| format!("FLOOD {number:08}{}\n", ".".repeat(49))).collect()
 }
 
 /// `husk run` with the probe as its kernel and `words` as its command line.
@@ -33,20 +31,12 @@ pub(crate) fn echoing() -> Launch {
 pub(crate) fn stops_only_when_told(husk: Husk) {
     husk.signal(libc::SIGTERM);
     let ended = husk.end().went_well();
-    assert!(
-        ended.lines("CHECK serial").is_empty() && ended.lines("END").is_empty(),
-        "{ended}"
-    );
+    assert!(ended.lines("CHECK serial").is_empty() && ended.lines("END").is_empty(), "{ended}");
 }
 
 /// Lines that together are far longer than the FIFO of 64 bytes.
 pub(crate) fn long_lines() -> (Vec<u8>, Vec<String>) {
-    let letters = |seed| {
-        noise(seed, 1500)
-            .iter()
-            .map(|byte| char::from(b'a' + byte % 26))
-            .collect::<String>()
-    };
+    let letters = |seed| noise(seed, 1500).iter().map(|byte| char::from(b'a' + byte % 26)).collect::<String>();
     let lines: Vec<String> = (1..=8).map(letters).collect();
     ((lines.join("\n") + "\nend\n").into_bytes(), lines)
 }

@@ -1,9 +1,6 @@
 //! Starts the husk binary as a user would and watches it: its streams are read by threads into buffers, tests wait for
 //! text or for the end with a deadline, and a process that a test leaves behind, also by failing, is killed and reaped.
-#![allow(
-    dead_code,
-    reason = "each suite is a program of its own and uses the part that it needs"
-)]
+#![allow(dead_code, reason = "each suite is a program of its own and uses the part that it needs")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 pub(crate) mod ended;
@@ -38,10 +35,7 @@ pub(crate) fn husk<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Launch
 /// A shell command in which `"$@"` is husk with the arguments of `launch`: for redirections and namespaces.
 pub(crate) fn through_shell(script: &str, launch: &Launch) -> Launch {
     let shell = ["-c", script, "sh"].map(OsStr::new);
-    let wrapped = shell
-        .into_iter()
-        .chain([launch.command.get_program()])
-        .chain(launch.command.get_args());
+    let wrapped = shell.into_iter().chain([launch.command.get_program()]).chain(launch.command.get_args());
     let mut shell = Launch::new("sh", wrapped);
     if let Some(folder) = launch.command.get_current_dir() {
         shell.command.current_dir(folder);
@@ -52,11 +46,7 @@ pub(crate) fn through_shell(script: &str, launch: &Launch) -> Launch {
 impl Launch {
     pub(crate) fn new<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Self {
         let mut command = Command::new(program);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { command }
     }
 
@@ -99,20 +89,11 @@ impl Launch {
     }
 
     pub(crate) fn start(mut self) -> Husk {
-        let mut child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map_or_else(Stream::none, Stream::of);
         let stderr = child.stderr.take().map_or_else(Stream::none, Stream::of);
-        Husk {
-            child,
-            stdin,
-            stdout,
-            stderr,
-            output: Output::Own,
-        }
+        Husk { child, stdin, stdout, stderr, output: Output::Own }
     }
 
     /// Starts it and waits for its end.
@@ -146,9 +127,7 @@ impl Husk {
 
     /// Waits until its standard output contains `text`.
     pub(crate) fn wait_for(&self, text: &str) {
-        self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| {
-            contains(&seen.bytes, text)
-        });
+        self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| contains(&seen.bytes, text));
     }
 
     /// Waits until its standard output contains `text` so often.
@@ -166,9 +145,7 @@ impl Husk {
 
     /// Waits until its standard error contains `text`.
     pub(crate) fn wait_for_error(&self, text: &str) {
-        self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| {
-            contains(&seen.bytes, text)
-        });
+        self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| contains(&seen.bytes, text));
     }
 
     pub(crate) fn type_in(&mut self, bytes: &[u8]) {
@@ -191,11 +168,7 @@ impl Husk {
             self.wait_until("the end of standard output", &self.stdout, |seen| seen.ended);
         }
         let status = self.child.wait().unwrap();
-        Ended {
-            status,
-            stdout: self.stdout.bytes(),
-            stderr: String::from_utf8(self.stderr.bytes()).unwrap(),
-        }
+        Ended { status, stdout: self.stdout.bytes(), stderr: String::from_utf8(self.stderr.bytes()).unwrap() }
     }
 
     fn wait_until(&self, what: &str, stream: &Stream, done: impl Fn(&Seen) -> bool) {

@@ -51,10 +51,7 @@ pub(crate) fn refused(folder: &Folder, launch: Launch, parts: &[&str]) {
     }
     // Only what follows the names counts: a path may hold any word.
     let advice = line.rsplit(": ").next().unwrap();
-    assert!(
-        ADVICE.iter().any(|word| advice.contains(word)),
-        "what would fix it, at the end of: {line}"
-    );
+    assert!(ADVICE.iter().any(|word| advice.contains(word)), "what would fix it, at the end of: {line}");
     assert_eq!(folder.snapshot(), before, "something was created or changed");
 }
 

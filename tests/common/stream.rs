@@ -53,9 +53,7 @@ impl Stream {
     /// What was seen when `done` held; nothing after the deadline.
     pub(super) fn wait(&self, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
         let (seen, changed) = &*self.0;
-        let (seen, timeout) = changed
-            .wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen))
-            .unwrap();
+        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen)).unwrap();
         if timeout.timed_out() { Err(()) } else { Ok(seen.clone()) }
     }
 }
