@@ -284,6 +284,39 @@ fn without_kvm_a_disk_stays_as_it_was() {
     refused(&folder, launch, &["/dev/kvm"]);
 }
 
+#[test]
+fn memory_that_the_host_does_not_give_is_told_once() {
+    for option in ["1G", "1G,shared"] {
+        let launch = through_shell(r#"ulimit -v 400000; exec "$@""#, &with(["--memory", option]));
+        let ended = launch.end();
+        assert_eq!(ended.code(), Some(1), "{ended}");
+        let line = ended.message();
+        assert!(line.contains("1024 MiB of guest memory"), "{line}");
+        assert_eq!(line.matches("Cannot allocate memory").count(), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_process_that_may_have_too_few_files_is_told_so_wherever_they_run_out() {
+    let folder = Folder::new();
+    let disk = folder.file("disk", &noise(1, 4096));
+    let mut boots = 0;
+    for files in 4..40 {
+        let launch = probe("end=poweroff").args(["--disk", &disk, "--cpus", "2"]);
+        let ended = through_shell(&format!(r#"ulimit -n {files}; exec "$@""#), &launch).end();
+        match ended.code() {
+            Some(0) => boots += 1,
+            Some(1) => assert!(ended.message().contains("Too many open files"), "{files}: {ended}"),
+            _ => panic!("with {files} files: {ended}"),
+        }
+        assert!(
+            boots == 0 || ended.code() == Some(0),
+            "{files} files do not do where fewer did: {ended}"
+        );
+    }
+    assert!(boots > 0, "40 files are not enough");
+}
+
 // Usage.
 
 #[test]

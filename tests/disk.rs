@@ -207,6 +207,17 @@ fn a_host_file_system_that_is_full_is_an_error_to_the_guest_and_no_end() {
 }
 
 #[test]
+fn a_limit_of_the_hosts_on_file_sizes_is_an_error_to_the_guest_and_no_end() {
+    let folder = Folder::new();
+    let path = folder.sparse("disk", MIB as u64);
+    let launch = probe("check=blk,cpus end=poweroff").args(["--disk", &path]);
+    let ended = through_shell(r#"ulimit -f 16; exec "$@""#, &launch).end();
+    assert_eq!((ended.code(), ended.signal()), (Some(0), None), "{ended}");
+    assert!(ended.text().contains("CHECK blk FAIL failed writes"), "{ended}");
+    ended.check("cpus");
+}
+
+#[test]
 fn a_disk_that_shrinks_under_the_guest_is_an_error_to_the_guest_and_no_end() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(30, MIB));

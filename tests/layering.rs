@@ -16,6 +16,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/allocator.rs",
     "src/pty.rs",
     "src/terminal.rs",
+    "tests/common/sys.rs",
     "tools/bench/src/bin/floor.rs",
     "vmm/src/config/host.rs",
     "vmm/src/control/signals.rs",

@@ -103,34 +103,82 @@ fn a_crash_of_the_guest_restores_the_terminal_and_its_line_is_whole() {
     }
 }
 
+/// A signal from outside that kills; the terminal must be as it was, and the death be the signal's.
+fn is_killed_and_restores(signal: i32) {
+    let folder = Folder::new();
+    let terminal = Terminal::open();
+    let before = terminal.settings();
+    let launch = probe("end=halt").args(["--memory", "32M"]).folder(folder.path());
+    let husk = launch.on_terminal(&terminal);
+    husk.wait_for("END halt");
+    assert!(terminal.settings().is_raw());
+    husk.signal(signal);
+    let ended = husk.end();
+    assert_eq!(
+        (ended.signal(), ended.code()),
+        (Some(signal), None),
+        "signal {signal}: {ended}"
+    );
+    assert_eq!(terminal.settings(), before, "after signal {signal}");
+}
+
 #[test]
-fn a_signal_that_kills_restores_the_terminal_first() {
-    // SIGABRT is how a panic of husk's own ends it (panic = "abort").
-    let signals = [
-        libc::SIGQUIT,
+fn a_fault_of_husks_own_restores_the_terminal_first() {
+    // SIGABRT is how a panic ends it (panic = "abort").
+    for signal in [
         libc::SIGSEGV,
         libc::SIGBUS,
         libc::SIGILL,
         libc::SIGFPE,
         libc::SIGABRT,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ] {
+        is_killed_and_restores(signal);
+    }
+}
+
+#[test]
+fn a_signal_from_outside_that_kills_restores_the_terminal_first() {
+    for signal in [
+        libc::SIGQUIT,
         libc::SIGALRM,
         libc::SIGUSR1,
-        libc::SIGSYS,
-        libc::SIGTRAP,
+        libc::SIGUSR2,
         libc::SIGXCPU,
-    ];
-    for signal in signals {
-        let folder = Folder::new();
-        let terminal = Terminal::open();
-        let before = terminal.settings();
-        let husk = probe("end=halt").args(["--memory", "32M"]).folder(folder.path()).on_terminal(&terminal);
-        husk.wait_for("END halt");
-        assert!(terminal.settings().is_raw());
-        husk.signal(signal);
-        let ended = husk.end();
-        assert_eq!((ended.signal(), ended.code()), (Some(signal), None), "signal {signal}: {ended}");
-        assert_eq!(terminal.settings(), before, "after signal {signal}");
+    ] {
+        is_killed_and_restores(signal);
     }
+}
+
+#[test]
+fn the_rarer_signals_that_kill_restore_the_terminal_too() {
+    for signal in [
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGSTKFLT,
+    ] {
+        is_killed_and_restores(signal);
+    }
+}
+
+#[test]
+fn each_line_of_the_demo_begins_at_the_margin_of_a_terminal() {
+    let terminal = Terminal::open();
+    let before = terminal.settings();
+    let husk = husk(["demo"]).on_terminal(&terminal);
+    husk.wait_for("exits to husk");
+    let ended = husk.end();
+    assert_eq!(ended.code(), Some(0), "{ended}");
+    assert_eq!(terminal.settings(), before);
+    // A raw terminal does not return the carriage by itself, and the demo is a newcomer's first sight of husk.
+    let text = ended.text();
+    let stairs = text
+        .split_inclusive('\n')
+        .find(|line| line.ends_with('\n') && !line.ends_with("\r\n"));
+    assert_eq!(stairs, None);
 }
 
 #[test]
