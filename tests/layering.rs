@@ -13,7 +13,7 @@ const UNSAFE_FILES: &[&str] = &[
     "devices/src/backend/block/image.rs",
     "devices/src/virtio/buffers.rs",
     "devices/src/virtio/rng.rs",
-    "src/allocator.rs",
+    "src/process.rs",
     "src/pty.rs",
     "src/terminal.rs",
     "tests/common/sys.rs",

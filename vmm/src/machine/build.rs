@@ -275,8 +275,8 @@ fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
         Err(cause) => {
             let hint = match cause.kind() {
                 io::ErrorKind::NotFound => "check the path",
-                io::ErrorKind::PermissionDenied => "let this user read it",
-                _ => "see whether the file can be read at all",
+                io::ErrorKind::PermissionDenied => "check its owner and mode",
+                _ => "check that the file can be read at all",
             };
             Err(BuildError::Open { role, path, cause, hint })
         }

@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn an_empty_file_and_a_directory_are_refused() {
         let refused = load_initrd(&memory(), &mut Cursor::new([0_u8; 0]), &kernel(MIB)).unwrap_err();
-        assert_eq!(refused.to_string(), "the initrd is empty");
+        assert_eq!(refused.to_string(), "the initrd is empty: copy it again");
         let mut folder = std::fs::File::open("/").unwrap();
         assert!(load_initrd(&memory(), &mut folder, &kernel(MIB)).is_err());
     }

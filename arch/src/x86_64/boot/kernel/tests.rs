@@ -94,7 +94,7 @@ fn a_segment_may_cross_regions_of_guest_memory() {
 #[test]
 fn files_that_are_no_kernel_are_refused_by_what_they_are() {
     let refuse = |bytes: &[u8]| load_kernel(&memory(), &mut Cursor::new(bytes), BootEntry::Auto).unwrap_err();
-    assert_eq!(refuse(b"").to_string(), "the kernel is empty");
+    assert_eq!(refuse(b"").to_string(), "the kernel is empty: copy it again");
     assert_eq!(
         refuse(b"#!/bin/sh\n").to_string(),
         "the kernel is neither an ELF file nor a bzImage, it starts with [23, 21, 2f, 62]: give the vmlinux or the vmlinuz \
