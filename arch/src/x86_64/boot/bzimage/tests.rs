@@ -3,12 +3,14 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use linux_loader::bootparam::{boot_params, setup_header};
 use lzma_rust2::{CheckType, FilterType, XzOptions, XzWriter};
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 
-use super::super::load_kernel;
 use super::super::testing::{PAYLOAD_OFFSET, TestElf, TestImage};
+use super::super::{load_initrd, load_kernel, write_boot_data};
 use super::*;
+use crate::layout::{PAGE_SIZE, ZERO_PAGE};
 use crate::memory::Bytes;
 
 const MIB: u64 = 1 << 20;
@@ -182,6 +184,60 @@ fn the_image_entry_loads_the_image_as_it_is() {
     let mut expected = vec![0; MEMORY_SIZE];
     expected[2 << 20..][..size].copy_from_slice(&bytes[1536..1536 + size]);
     assert!(contents(&memory) == expected);
+}
+
+#[test]
+fn the_zero_page_starts_as_the_setup_header_and_says_who_loaded_the_kernel() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    // What is the loader's to say, and must not be taken from the file.
+    image.header.type_of_loader = 7;
+    image.header.loadflags = 0xff;
+    image.header.setup_data = 0x1234;
+    image.header.cmd_line_ptr = 0x5678;
+    image.header.ramdisk_image = 0x9abc;
+    image.header.ramdisk_size = 0xdef0;
+    // What is the kernel's.
+    image.header.root_flags = 1;
+    image.header.vid_mode = 0xffff;
+    for entry in [BootEntry::Linux64, BootEntry::Image] {
+        let memory = memory();
+        let kernel = load_kernel(&memory, &mut Cursor::new(image.bytes()), entry).unwrap();
+        write_boot_data(&memory, &kernel, None, "quiet", None).unwrap();
+        let header = memory.read_obj::<boot_params>(ZERO_PAGE).unwrap().hdr;
+        let expected = setup_header {
+            type_of_loader: 0xff,
+            loadflags: 1,
+            setup_data: 0,
+            cmd_line_ptr: 0x2_0000,
+            ramdisk_image: 0,
+            ramdisk_size: 0,
+            ..image.header
+        };
+        assert_eq!(header, expected);
+    }
+}
+
+#[test]
+fn a_setup_header_ends_where_its_jump_says() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    image.header.jump = 0x66eb;
+    image.header.kernel_info_offset = 0x9090_9090;
+    let kernel = load(&image.bytes(), BootEntry::Linux64).unwrap();
+    let setup = kernel.setup().unwrap().raw();
+    assert_eq!({ setup.kernel_info_offset }, 0);
+    assert_eq!({ setup.init_size }, { image.header.init_size });
+}
+
+#[test]
+fn an_initrd_stays_below_the_address_that_the_kernel_allows() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    image.header.initrd_addr_max = 0x78_0000 - 1;
+    let memory = memory();
+    let kernel = load_kernel(&memory, &mut Cursor::new(image.bytes()), BootEntry::Auto).unwrap();
+    let initrd = load_initrd(&memory, &mut Cursor::new([1_u8; 5000]), &kernel).unwrap();
+    assert_eq!(initrd.address.0, 0x78_0000 - 2 * PAGE_SIZE);
+    let refused = load_initrd(&memory, &mut Cursor::new(vec![1; 600_000]), &kernel).unwrap_err();
+    assert!(matches!(refused, LoadError::InitrdTooLarge { .. }), "{refused}");
 }
 
 #[test]
