@@ -77,6 +77,7 @@ impl RunArgs {
             tables: self.acpi,
             disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
             entropy: self.rng,
+            cpu_template: None,
             serial: self.serial,
         }
     }

@@ -10,6 +10,7 @@ fn config() -> VmConfig {
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
         entropy: Entropy::IfRoom,
+        cpu_template: None,
         serial: SerialTarget::Stdio,
     }
 }
