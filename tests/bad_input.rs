@@ -8,56 +8,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
 use common::folder::Folder;
-use common::sys::{self, Lock};
-use common::{Ended, HUSK, Husk, Launch, PROBE, PROBE_NO_NOTE, READY, husk, noise, probe, through_shell};
-
-/// A line that says what to do has one of these.
-const ADVICE: &[&str] = &[
-    "add ",
-    "ask for ",
-    "at least",
-    "at most",
-    "build it",
-    "check ",
-    "choose ",
-    "copy it",
-    "create ",
-    "end ",
-    "enlarge ",
-    "give ",
-    "grow ",
-    "link it",
-    "load ",
-    "make ",
-    "must be",
-    "name ",
-    "pad ",
-    "remove ",
-    "shorten ",
-    "stop ",
-    "strip ",
-    "truncate ",
-    "use ",
-    "wait ",
-    "write ",
-];
-
-/// Husk says no with code 1 and one line that has `parts` and an advice, and leaves `folder`, where it runs, as it was.
-#[track_caller]
-fn refused(folder: &Folder, launch: Launch, parts: &[&str]) {
-    let before = folder.snapshot();
-    let ended = launch.folder(folder.path()).end();
-    assert_eq!(ended.code(), Some(1), "{ended}");
-    assert_eq!(ended.text(), "", "no guest ran");
-    let line = ended.message();
-    for part in parts {
-        assert!(line.contains(part), "`{part}` in: {line}");
-    }
-    // Only what follows the names counts: a path may hold any word.
-    let advice = line.rsplit(": ").next().unwrap();
-    assert!(ADVICE.iter().any(|word| advice.contains(word)), "what would fix it, at the end of: {line}");
-    assert_eq!(folder.snapshot(), before, "something was created or changed");
-}
+use common::guest::{PROBE, PROBE_NO_NOTE, noise, probe};
+use common::refusal::{as_nobody, refused, with};
+use common::{HUSK, Launch, husk, through_shell};
 
 /// Husk takes it for a mistake on the command line: code 2, and standard error has `parts`.
 #[track_caller]
@@ -74,10 +27,6 @@ fn misused<'a>(args: impl IntoIterator<Item = &'a str>, parts: &[&str]) {
 
 fn kernel(path: &str) -> Launch {
     husk(["run", "--kernel", path])
-}
-
-fn with<'a>(options: impl IntoIterator<Item = &'a str>) -> Launch {
-    probe("end=poweroff").args(options)
 }
 
 /// The probe's ELF with some bytes replaced.
@@ -118,7 +67,7 @@ fn random_bytes_are_no_kernel() {
     let folder = Folder::new();
     for seed in 1..=4 {
         let path = folder.file("kernel", &noise(seed, 100_000));
-        refused(&folder, kernel(&path), &[&path, "not an ELF file"]);
+        refused(&folder, kernel(&path), &[&path, "neither an ELF file nor a bzImage"]);
     }
 }
 
@@ -296,172 +245,11 @@ fn a_memory_size_that_is_none_is_a_usage_error() {
     }
 }
 
-// Disks.
-
-#[test]
-fn an_absent_disk_is_named_and_not_created() {
-    let folder = Folder::new();
-    for options in ["no-such-disk", "no-such-disk,ro", "no-such-folder/disk"] {
-        let path = options.trim_end_matches(",ro");
-        refused(&folder, with(["--disk", options]), &[path, "does not exist"]);
-    }
-}
-
-#[test]
-fn an_empty_disk_is_named() {
-    let folder = Folder::new();
-    let path = folder.file("disk", b"");
-    refused(&folder, with(["--disk", &path]), &[&path, "empty"]);
-}
-
-#[test]
-fn a_disk_that_is_not_whole_sectors_is_told_its_size() {
-    let folder = Folder::new();
-    for bytes in [1, 511, 513, 1_000_000] {
-        let path = folder.file("disk", &noise(7, bytes));
-        refused(&folder, with(["--disk", &path]), &[&path, &bytes.to_string(), "512"]);
-    }
-}
-
-#[test]
-fn a_disk_that_is_a_directory_a_pipe_or_a_character_device_is_named() {
-    let folder = Folder::new();
-    refused(&folder, with(["--disk", folder.path().to_str().unwrap()]), &["directory"]);
-    refused(&folder, with(["--disk", &format!("{},ro", folder.path().display())]), &["directory"]);
-    let path = folder.fifo("pipe");
-    refused(&folder, with(["--disk", &path]), &[&path, "regular file"]);
-    refused(&folder, with(["--disk", "/dev/zero"]), &["/dev/zero", "regular file"]);
-}
-
-#[test]
-fn a_disk_that_nobody_may_write_is_named_and_may_still_be_read() {
-    let folder = Folder::new();
-    let disk = folder.file("disk", &noise(3, 4096));
-    let kernel = folder.file("kernel", &fs::read(PROBE).unwrap());
-    let launch = husk(["run", "--kernel", &kernel, "--disk", &disk]);
-    refused(&folder, as_nobody(&folder, &launch), &[&disk, "ermission", "writing"]);
-}
-
-/// A guest that holds its disk until it is told to end.
-fn holder(options: &[&str]) -> Husk {
-    let husk = probe("end=halt").args(options).start();
-    husk.wait_for(READY);
-    husk
-}
-
-#[test]
-fn a_disk_that_another_husk_uses_is_locked_and_free_when_that_one_ends() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(3, 1 << 20));
-    let reading = format!("{path},ro");
-    let first = holder(&["--disk", &path]);
-    for option in [&path, &reading] {
-        refused(&folder, with(["--disk", option]), &[&path, "locked"]);
-    }
-    first.signal(libc::SIGTERM);
-    first.end().went_well();
-    with(["--disk", &path]).end().went_well();
-}
-
-#[test]
-fn a_disk_may_be_read_by_two_and_then_be_written_by_none() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(3, 1 << 20));
-    let reading = format!("{path},ro");
-    let _first = holder(&["--disk", &reading]);
-    let _second = holder(&["--disk", &reading]);
-    refused(&folder, with(["--disk", &path]), &[&path, "locked"]);
-}
-
-#[test]
-fn a_disk_that_another_program_has_locked_is_refused() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(3, 1 << 20));
-    let reading = format!("{path},ro");
-    let file = File::options().read(true).write(true).open(&path).unwrap();
-    assert!(sys::lock(&file, Lock::Shared));
-    refused(&folder, with(["--disk", &path]), &[&path, "locked"]);
-    with(["--disk", &reading]).end().went_well();
-    assert!(sys::lock(&file, Lock::Exclusive));
-    refused(&folder, with(["--disk", &reading]), &[&path, "locked"]);
-}
-
-#[test]
-fn husk_holds_the_lock_that_other_programs_ask_for() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(3, 1 << 20));
-    let file = File::options().read(true).write(true).open(&path).unwrap();
-    let reader = holder(&["--disk", &format!("{path},ro")]);
-    assert!(!sys::lock(&file, Lock::Exclusive));
-    assert!(sys::lock(&file, Lock::Shared));
-    drop((reader, file));
-    let _writer = holder(&["--disk", &path]);
-    let file = File::options().read(true).write(true).open(&path).unwrap();
-    assert!(!sys::lock(&file, Lock::Shared));
-}
-
-#[test]
-fn the_same_disk_twice_is_refused() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(3, 1 << 20));
-    refused(&folder, with(["--disk", &path, "--disk", &path]), &[&path, "disk1"]);
-}
-
-/// `--disk` options for so many disks.
-fn disks(folder: &Folder, count: usize) -> Vec<String> {
-    let file = |index| folder.file(&format!("d{index}"), &noise(index as u64, 64 << 10));
-    (0..count).flat_map(|index| ["--disk".to_owned(), file(index)]).collect()
-}
-
-#[test]
-fn nineteen_disks_boot_and_the_entropy_device_gives_way() {
-    let folder = Folder::new();
-    let ended = probe("check=blk,rng end=poweroff").args(disks(&folder, 19)).end();
-    assert_eq!(ended.code(), Some(0), "{ended}");
-    assert_eq!(ended.check("blk").number("devices"), 19);
-    assert!(ended.text().contains("CHECK rng FAIL there is no virtio-rng device"), "{ended}");
-}
-
-#[test]
-fn the_device_that_finds_no_slot_is_named() {
-    let folder = Folder::new();
-    let twenty = disks(&folder, 20);
-    refused(&folder, with([]).args(&twenty), &["disk19", "20", "19"]);
-    refused(&folder, with(["--rng", "on"]).args(&twenty[..38]), &["rng", "20", "19"]);
-}
-
-#[test]
-fn two_disks_of_one_id_are_refused() {
-    let folder = Folder::new();
-    let (a, b) = (folder.file("a", &noise(1, 4096)), folder.file("b", &noise(2, 4096)));
-    refused(&folder, with(["--disk", &format!("{a},id=x"), "--disk", &format!("{b},id=x")]), &["`x`", "twice"]);
-    refused(&folder, with(["--disk", &a, "--disk", &format!("{b},id=disk0")]), &["`disk0`", "twice"]);
-    refused(&folder, with(["--disk", &format!("{a},id=rng")]), &["`rng`", "twice"]);
-}
-
-#[test]
-fn an_id_that_is_none_is_shown_on_one_line() {
-    let folder = Folder::new();
-    let path = folder.file("disk", &noise(1, 4096));
-    for id in ["", "a/b", "a b", "ä", &"x".repeat(65)] {
-        refused(&folder, with(["--disk", &format!("{path},id={id}")]), &[id, "64"]);
-    }
-    refused(&folder, with(["--disk", &format!("{path},id=a\nb")]), &["letters"]);
-    refused(&folder, with(["--disk", "no\nsuch\x1b[2Jdisk"]), &["does not exist"]);
-}
-
 // The host.
 
 /// `launch` with something bound over /dev/kvm, in a mount namespace of its own.
 fn with_kvm_being(what: &str, launch: &Launch) -> Launch {
     through_shell(&format!(r#"exec unshare -m sh -c 'mount --bind {what} /dev/kvm && exec "$@"' sh "$@""#), launch)
-}
-
-/// `launch` as a user with no rights, who may not be able to reach husk where it was built: a copy of it in `folder`.
-fn as_nobody(folder: &Folder, launch: &Launch) -> Launch {
-    fs::copy(HUSK, folder.path().join("husk")).unwrap();
-    let nobody = "exec setpriv --reuid 65534 --regid 65534 --clear-groups";
-    through_shell(&format!(r#"shift; {nobody} {} "$@""#, folder.at("husk")), launch)
 }
 
 #[test]
@@ -496,6 +284,36 @@ fn without_kvm_a_disk_stays_as_it_was() {
     refused(&folder, launch, &["/dev/kvm"]);
 }
 
+#[test]
+fn memory_that_the_host_does_not_give_is_told_once() {
+    for option in ["1G", "1G,shared"] {
+        let launch = through_shell(r#"ulimit -v 400000; exec "$@""#, &with(["--memory", option]));
+        let ended = launch.end();
+        assert_eq!(ended.code(), Some(1), "{ended}");
+        let line = ended.message();
+        assert!(line.contains("1024 MiB of guest memory"), "{line}");
+        assert_eq!(line.matches("Cannot allocate memory").count(), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_process_that_may_have_too_few_files_is_told_so_wherever_they_run_out() {
+    let folder = Folder::new();
+    let disk = folder.file("disk", &noise(1, 4096));
+    let mut boots = 0;
+    for files in 4..40 {
+        let launch = probe("end=poweroff").args(["--disk", &disk, "--cpus", "2"]);
+        let ended = through_shell(&format!(r#"ulimit -n {files}; exec "$@""#), &launch).end();
+        match ended.code() {
+            Some(0) => boots += 1,
+            Some(1) => assert!(ended.message().contains("Too many open files"), "{files}: {ended}"),
+            _ => panic!("with {files} files: {ended}"),
+        }
+        assert!(boots == 0 || ended.code() == Some(0), "{files} files do not do where fewer did: {ended}");
+    }
+    assert!(boots > 0, "40 files are not enough");
+}
+
 // Usage.
 
 #[test]
@@ -520,7 +338,7 @@ fn a_missing_or_doubled_option_is_a_usage_error_that_names_it() {
 
 #[test]
 fn help_has_an_example_of_each_command() {
-    let shown = |args: &[&str]| -> Ended { husk(args).end().went_well() };
+    let shown = |args: &[&str]| husk(args).end().went_well();
     for args in [&["--help"][..], &["run", "--help"], &["demo", "--help"]] {
         assert!(shown(args).text().contains("\nExample: husk "), "{args:?}");
     }

@@ -1,23 +1,22 @@
 //! Disks as the host finds them after a guest: what was written, what was not, and who may open them.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+use common::ended::{Ended, Facts};
 use common::folder::Folder;
+use common::guest::{fnv1a, noise, probe};
 use common::sys::{self, Lock};
-use common::{Ended, Facts, fnv1a, noise, probe, through_shell};
+use common::through_shell;
 
 const MIB: usize = 1 << 20;
 const SECTOR: usize = 512;
 
 /// What the probe writes over the first MiB of a disk, or all of a smaller one.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u64 / 8)
-        .flat_map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
-        .collect()
+    (0..len as u64 / 8).flat_map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
 /// What the probe said of its `n`th disk.
@@ -32,9 +31,7 @@ fn leaves_the_pattern(check: &str) -> Ended {
     let folder = Folder::new();
     let content = noise(11, 2 * MIB);
     let path = folder.file("disk", &content);
-    let ended = probe(&format!("check={check} end=poweroff"))
-        .args(["--disk", &path])
-        .end();
+    let ended = probe(&format!("check={check} end=poweroff")).args(["--disk", &path]).end();
     assert_eq!(ended.code(), Some(0), "{ended}");
     assert!(!ended.text().contains(" FAIL "), "{ended}");
     let after = folder.read("disk");
@@ -63,10 +60,7 @@ fn indirect_descriptors_write_the_same_bytes() {
 fn interrupts_come_where_the_driver_asked_for_them() {
     let folder = Folder::new();
     let path = folder.sparse("disk", MIB as u64);
-    let ended = probe("check=eventidx end=poweroff")
-        .args(["--disk", &path])
-        .end()
-        .went_well();
+    let ended = probe("check=eventidx end=poweroff").args(["--disk", &path]).end().went_well();
     assert!(ended.check("eventidx").number("interrupts") > 0);
 }
 
@@ -79,11 +73,7 @@ fn a_disk_that_is_reset_with_requests_outstanding_works_again() {
 fn a_broken_ring_asks_for_a_reset_and_the_machine_stays_up() {
     let ended = leaves_the_pattern("broken,blk,broken,indirect");
     // Said once for each, and no line for what follows from it.
-    let said = ended
-        .stderr
-        .lines()
-        .filter(|line| line.contains("disk0") && line.contains("loop"))
-        .count();
+    let said = ended.stderr.lines().filter(|line| line.contains("disk0") && line.contains("loop")).count();
     assert_eq!(said, 2, "{ended}");
 }
 
@@ -111,9 +101,7 @@ fn a_read_only_disk_is_read_and_stays_as_it_is() {
     let path = folder.file("disk", &content);
     let before = folder.snapshot();
     // The check itself holds that a write is answered with an error.
-    let ended = probe("check=blk end=poweroff")
-        .args(["--disk", &format!("{path},ro")])
-        .end();
+    let ended = probe("check=blk end=poweroff").args(["--disk", &format!("{path},ro")]).end();
     ended.check("blk");
     let facts = disk(&ended, 0);
     assert_eq!(facts.number("ro"), 1);
@@ -127,9 +115,7 @@ fn a_file_that_may_only_be_read_is_a_read_only_disk() {
     let folder = Folder::new();
     let content = noise(12, MIB);
     folder.file("disk", &content);
-    let launch = probe("check=blk end=poweroff")
-        .args(["--disk", "disk,ro"])
-        .folder(folder.path());
+    let launch = probe("check=blk end=poweroff").args(["--disk", "disk,ro"]).folder(folder.path());
     let script =
         r#"exec unshare -m sh -c 'mount --bind . . && mount -o remount,bind,ro . && cd "$PWD" && exec "$@"' sh "$@""#;
     let ended = through_shell(script, &launch).end();
@@ -177,9 +163,7 @@ fn the_guest_reads_each_disks_id() {
 #[test]
 fn several_disks_keep_their_order_and_their_own_content() {
     let folder = Folder::new();
-    let contents: Vec<Vec<u8>> = (0..4)
-        .map(|n| noise(20 + n, MIB + 4096 * usize::try_from(n).unwrap()))
-        .collect();
+    let contents: Vec<Vec<u8>> = (0..4).map(|n| noise(20 + n, MIB + 4096 * usize::try_from(n).unwrap())).collect();
     let option = |(n, content): (usize, &Vec<u8>)| {
         // The third can be written.
         let path = folder.file(&format!("disk{n}"), content);
@@ -191,11 +175,8 @@ fn several_disks_keep_their_order_and_their_own_content() {
     for (n, content) in contents.iter().enumerate() {
         let facts = disk(&ended, n);
         assert_eq!(facts.number("capacity"), (content.len() / SECTOR) as u64, "{ended}");
-        let (expected, file) = if n == 2 {
-            (pattern(MIB), folder.read("disk2"))
-        } else {
-            (content[..MIB].to_vec(), content.clone())
-        };
+        let (expected, file) =
+            if n == 2 { (pattern(MIB), folder.read("disk2")) } else { (content[..MIB].to_vec(), content.clone()) };
         assert_eq!(facts.number("fnv"), fnv1a(&expected), "{ended}");
         assert!(file[..MIB] == expected && file[MIB..] == content[MIB..]);
         assert!(n == 2 || folder.read(&format!("disk{n}")) == *content);
@@ -207,10 +188,8 @@ fn each_disk_has_an_address_and_an_interrupt_of_its_own() {
     let folder = Folder::new();
     let options = (0..19).flat_map(|n| ["--disk".to_owned(), folder.sparse(&format!("d{n}"), 4096)]);
     let ended = probe("check=blk end=poweroff").args(options).end();
-    let places: Vec<(u64, u64)> = (0..19)
-        .map(|n| disk(&ended, n))
-        .map(|f| (f.number("addr"), f.number("gsi")))
-        .collect();
+    let places: Vec<(u64, u64)> =
+        (0..19).map(|n| disk(&ended, n)).map(|f| (f.number("addr"), f.number("gsi"))).collect();
     let expected: Vec<(u64, u64)> = (0..19).map(|n| (0xd000_0000 + 0x1000 * n, 5 + n)).collect();
     assert_eq!(places, expected);
 }
@@ -218,9 +197,7 @@ fn each_disk_has_an_address_and_an_interrupt_of_its_own() {
 #[test]
 fn a_host_file_system_that_is_full_is_an_error_to_the_guest_and_no_end() {
     let folder = Folder::new();
-    let launch = probe("check=blk,cpus end=poweroff")
-        .args(["--disk", "disk"])
-        .folder(folder.path());
+    let launch = probe("check=blk,cpus end=poweroff").args(["--disk", "disk"]).folder(folder.path());
     let script = "exec unshare -m sh -c '
         mount -t tmpfs -o size=256k none . && cd \"$PWD\" && truncate -s 1M disk && exec \"$@\"' sh \"$@\"";
     let ended = through_shell(script, &launch).end();
@@ -230,12 +207,21 @@ fn a_host_file_system_that_is_full_is_an_error_to_the_guest_and_no_end() {
 }
 
 #[test]
+fn a_limit_of_the_hosts_on_file_sizes_is_an_error_to_the_guest_and_no_end() {
+    let folder = Folder::new();
+    let path = folder.sparse("disk", MIB as u64);
+    let launch = probe("check=blk,cpus end=poweroff").args(["--disk", &path]);
+    let ended = through_shell(r#"ulimit -f 16; exec "$@""#, &launch).end();
+    assert_eq!((ended.code(), ended.signal()), (Some(0), None), "{ended}");
+    assert!(ended.text().contains("CHECK blk FAIL failed writes"), "{ended}");
+    ended.check("cpus");
+}
+
+#[test]
 fn a_disk_that_shrinks_under_the_guest_is_an_error_to_the_guest_and_no_end() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(30, MIB));
-    let mut husk = probe("check=serial,blk,cpus end=poweroff")
-        .args(["--disk", &format!("{path},ro")])
-        .typed();
+    let mut husk = probe("check=serial,blk,cpus end=poweroff").args(["--disk", &format!("{path},ro")]).typed();
     husk.wait_for("SERIAL WAIT");
     File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
     husk.type_in(b"end\n");
@@ -249,9 +235,7 @@ fn a_disk_that_shrinks_under_the_guest_is_an_error_to_the_guest_and_no_end() {
 fn after_kill_9_in_the_middle_the_disk_can_be_opened_again() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(31, 2 * MIB));
-    let husk = probe("check=blk,blkbench,blkbench,blkbench,blkbench end=halt")
-        .args(["--disk", &path])
-        .start();
+    let husk = probe("check=blk,blkbench,blkbench,blkbench,blkbench end=halt").args(["--disk", &path]).start();
     // The first benchmark has begun: requests are in flight.
     husk.wait_for("CHECK blk ok");
     husk.signal(libc::SIGKILL);
@@ -268,9 +252,7 @@ fn after_kill_9_in_the_middle_the_disk_can_be_opened_again() {
 fn a_disk_under_load_is_whole_when_a_signal_ends_the_machine() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(31, 2 * MIB));
-    let husk = probe("check=blk,blkbench,blkbench,blkbench,blkbench end=halt")
-        .args(["--disk", &path])
-        .start();
+    let husk = probe("check=blk,blkbench,blkbench,blkbench,blkbench end=halt").args(["--disk", &path]).start();
     husk.wait_for("CHECK blk ok");
     husk.signal(libc::SIGTERM);
     let ended = husk.end();

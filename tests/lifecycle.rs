@@ -39,6 +39,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
         entropy: Entropy::On,
+        cpu_template: None,
         serial: SerialTarget::Null,
     };
     config.validate(HostFacts::read()).unwrap();

@@ -5,8 +5,10 @@ mod common;
 
 use std::path::Path;
 
+use common::ended::{Ended, Facts};
 use common::folder::Folder;
-use common::{Ended, Facts, Launch, fnv1a, husk, noise};
+use common::guest::{fnv1a, noise};
+use common::{Launch, husk};
 
 /// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
 const CMDLINE: &str = "console=ttyS0 clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp panic=-1";
@@ -16,25 +18,13 @@ const BLOCK: usize = 512;
 /// What `tools/dev guest` leaves.
 fn guest(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(name);
-    assert!(
-        path.is_file(),
-        "{} is missing: run tools/dev guest first",
-        path.display()
-    );
+    assert!(path.is_file(), "{} is missing: run tools/dev guest first", path.display());
     path.to_str().unwrap().to_owned()
 }
 
 fn linux(words: &str) -> Launch {
     let cmdline = format!("{CMDLINE} {words}");
-    husk([
-        "run",
-        "--kernel",
-        &guest("vmlinux"),
-        "--initrd",
-        &guest("initramfs.cpio"),
-        "--cmdline",
-        &cmdline,
-    ])
+    husk(["run", "--kernel", &guest("vmlinux"), "--initrd", &guest("initramfs.cpio"), "--cmdline", &cmdline])
 }
 
 /// The bytes that the init writes to its `index`th disk with this seed: words of xorshift64.
@@ -70,10 +60,7 @@ fn checks_went_well(ended: &Ended, names: &[&str], end: &str) {
     }
     let done = format!("checks={} failed=0 end={end}", names.len());
     assert_eq!(ended.line("GUEST DONE ").trim_end(), done, "{ended}");
-    assert!(
-        !ended.text().contains("GUEST FAIL") && !ended.text().contains("GUEST PANIC"),
-        "{ended}"
-    );
+    assert!(!ended.text().contains("GUEST FAIL") && !ended.text().contains("GUEST PANIC"), "{ended}");
 }
 
 #[test]
@@ -83,10 +70,7 @@ fn linux_boots_with_two_cpus_uses_its_devices_and_powers_off_by_acpi() {
     let writable = folder.file("writable", &before);
     let read_only = folder.file("read-only", &only_read);
     let names = ["cpus", "mem", "disk", "rng", "clock", "rtc", "dmesg"];
-    let words = format!(
-        "loglevel=8 reboot=k husk.seed=77 husk.check={} husk.end=poweroff",
-        names.join(",")
-    );
+    let words = format!("loglevel=8 reboot=k husk.seed=77 husk.check={} husk.end=poweroff", names.join(","));
     let options = [
         "--cpus",
         "2",
@@ -108,22 +92,11 @@ fn linux_boots_with_two_cpus_uses_its_devices_and_powers_off_by_acpi() {
     let root = disk(&ended, "vda");
     assert_eq!((root.get("serial"), root.number("ro")), ("root", 0));
     let (offset, len) = (2 * MIB / BLOCK / 4 * BLOCK, 2 * MIB / BLOCK / 2 * BLOCK);
-    assert_eq!(
-        (root.number("offset"), root.number("len")),
-        (offset as u64, len as u64),
-        "{ended}"
-    );
+    assert_eq!((root.number("offset"), root.number("len")), (offset as u64, len as u64), "{ended}");
     let mut after = before.clone();
     after[offset..offset + len].copy_from_slice(&pattern(77, 0, len));
-    assert_eq!(
-        (sum(&root, "before"), sum(&root, "after")),
-        (fnv1a(&before), fnv1a(&after)),
-        "{ended}"
-    );
-    assert!(
-        folder.read("writable") == after,
-        "the file is what the guest says it wrote"
-    );
+    assert_eq!((sum(&root, "before"), sum(&root, "after")), (fnv1a(&before), fnv1a(&after)), "{ended}");
+    assert!(folder.read("writable") == after, "the file is what the guest says it wrote");
 
     let data = disk(&ended, "vdb");
     assert_eq!((data.get("serial"), data.number("ro")), ("disk1", 1));
@@ -134,9 +107,7 @@ fn linux_boots_with_two_cpus_uses_its_devices_and_powers_off_by_acpi() {
 #[test]
 fn linux_with_one_cpu_talks_on_its_console_and_reboots_by_the_keyboard_controller() {
     let words = "quiet reboot=k husk.check=echo husk.end=reboot";
-    let mut husk = linux(words)
-        .args(["--memory", "64M", "--boot-entry", "linux64"])
-        .typed();
+    let mut husk = linux(words).args(["--memory", "64M", "--boot-entry", "linux64"]).typed();
     husk.wait_for("WAIT echo");
     // Longer than the FIFO of 64 bytes.
     let line = "a line from outside ".repeat(10);

@@ -46,6 +46,7 @@ fn config(disk: File) -> VmConfig {
             root: RootDevice::No,
         }],
         entropy: Entropy::On,
+        cpu_template: None,
         serial: SerialTarget::Stdio,
     }
 }

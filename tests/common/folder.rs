@@ -9,9 +9,17 @@ use std::path::{Path, PathBuf};
 /// A temporary folder.
 pub(crate) struct Folder(tempfile::TempDir);
 
-/// Everything that a program could have changed in a folder: of each name the mode, the times and the content.
+/// Everything that a program could have changed in a folder.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot(BTreeMap<PathBuf, (u32, i64, i64, u64, Option<Vec<u8>>)>);
+pub(crate) struct Snapshot(BTreeMap<PathBuf, Entry>);
+
+#[derive(PartialEq, Eq)]
+struct Entry {
+    mode: u32,
+    modified: (i64, i64),
+    len: u64,
+    content: Option<Vec<u8>>,
+}
 
 /// Files beyond this are compared by size and time only.
 const CONTENT_MAX: u64 = 16 << 20;
@@ -58,13 +66,26 @@ impl Folder {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let entries = fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
-        Snapshot(entries.map(|path| (path.clone(), look(&path))).collect())
+        Snapshot(entries.map(|path| (path.clone(), Entry::of(&path))).collect())
     }
 }
 
-fn look(path: &Path) -> (u32, i64, i64, u64, Option<Vec<u8>>) {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    let content = metadata.is_file() && metadata.len() <= CONTENT_MAX;
-    let content = content.then(|| fs::read(path).unwrap());
-    (metadata.mode(), metadata.mtime(), metadata.mtime_nsec(), metadata.len(), content)
+impl Entry {
+    fn of(path: &Path) -> Self {
+        let metadata = fs::symlink_metadata(path).unwrap();
+        let readable = metadata.is_file() && metadata.len() <= CONTENT_MAX;
+        Self {
+            mode: metadata.mode(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            len: metadata.len(),
+            content: readable.then(|| fs::read(path).unwrap()),
+        }
+    }
+}
+
+/// Without the content, which would fill the screen.
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "mode {:o}, modified {:?}, {} bytes", self.mode, self.modified, self.len)
+    }
 }

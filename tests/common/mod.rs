@@ -3,31 +3,24 @@
 #![allow(dead_code, reason = "each suite is a program of its own and uses the part that it needs")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
+pub(crate) mod ended;
 pub(crate) mod folder;
+pub(crate) mod guest;
+pub(crate) mod refusal;
+mod stream;
 pub(crate) mod sys;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::process::{Child, ChildStdin, Command, Stdio};
 
+use ended::Ended;
+use stream::{Seen, Stream};
 use sys::Terminal;
 
 /// The program under test.
 pub(crate) const HUSK: &str = env!("CARGO_BIN_EXE_husk");
-/// The test guest, resources/guest/small/probe.
-pub(crate) const PROBE: &str = env!("HUSK_GUEST_PROBE");
-/// The same without its PVH note.
-pub(crate) const PROBE_NO_NOTE: &str = env!("HUSK_GUEST_PROBE_NO_NOTE");
-/// What the probe prints when it runs.
-pub(crate) const READY: &str = "PROBE READY";
-
-/// How long anything may take on a loaded machine.
-const DEADLINE: Duration = Duration::from_secs(45);
 
 /// A process to be started. Its standard input is /dev/null and its outputs are watched unless it is told otherwise.
 pub(crate) struct Launch {
@@ -37,11 +30,6 @@ pub(crate) struct Launch {
 /// `husk` with these arguments.
 pub(crate) fn husk<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Launch {
     Launch::new(HUSK, args)
-}
-
-/// `husk run` with the probe as its kernel and `words` as its command line.
-pub(crate) fn probe(words: &str) -> Launch {
-    husk(["run", "--kernel", PROBE, "--cmdline", words])
 }
 
 /// A shell command in which `"$@"` is husk with the arguments of `launch`: for redirections and namespaces.
@@ -202,162 +190,6 @@ impl Drop for Husk {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// What a stream has given so far.
-#[derive(Clone, Default)]
-struct Seen {
-    bytes: Vec<u8>,
-    ended: bool,
-}
-
-/// A stream that a thread reads into a buffer.
-#[derive(Clone, Default)]
-struct Stream(Arc<(Mutex<Seen>, Condvar)>);
-
-impl Stream {
-    fn of(mut source: impl Read + Send + 'static) -> Self {
-        let stream = Self::default();
-        let filled = stream.clone();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            loop {
-                let count = source.read(&mut buffer).unwrap_or(0);
-                let mut seen = filled.0.0.lock().unwrap();
-                seen.bytes.extend(&buffer[..count]);
-                seen.ended = count == 0;
-                filled.0.1.notify_all();
-                if count == 0 {
-                    return;
-                }
-            }
-        });
-        stream
-    }
-
-    /// A stream that the test does not watch.
-    fn none() -> Self {
-        let stream = Self::default();
-        stream.0.0.lock().unwrap().ended = true;
-        stream
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.0.lock().unwrap().bytes.clone()
-    }
-
-    /// What was seen when `done` held; nothing after the deadline.
-    fn wait(&self, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
-        let (seen, changed) = &*self.0;
-        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen)).unwrap();
-        if timeout.timed_out() { Err(()) } else { Ok(seen.clone()) }
-    }
-}
-
-/// A process that has ended by itself.
-pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: String,
-}
-
-impl Ended {
-    pub(crate) fn code(&self) -> Option<i32> {
-        self.status.code()
-    }
-
-    /// The signal that ended it.
-    pub(crate) fn signal(&self) -> Option<i32> {
-        self.status.signal()
-    }
-
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// The lines of standard output that start so, without that start.
-    pub(crate) fn lines(&self, start: &str) -> Vec<String> {
-        self.text().lines().filter_map(|line| line.strip_prefix(start)).map(str::to_owned).collect()
-    }
-
-    /// The one such line.
-    #[track_caller]
-    pub(crate) fn line(&self, start: &str) -> String {
-        let lines = self.lines(start);
-        assert_eq!(lines.len(), 1, "lines that start with `{start}`:\n{self}");
-        lines[0].clone()
-    }
-
-    /// The figures of a check of the probe that went well; of the last, if it was done more than once.
-    #[track_caller]
-    pub(crate) fn check(&self, name: &str) -> Facts {
-        let lines = self.lines(&format!("CHECK {name} ok "));
-        Facts::of(lines.last().unwrap_or_else(|| panic!("check {name} did not go well:\n{self}")))
-    }
-
-    /// Ends with code 0, no check failed and nothing to say of it.
-    #[track_caller]
-    pub(crate) fn went_well(self) -> Self {
-        assert_eq!(self.code(), Some(0), "{self}");
-        assert!(!self.text().contains(" FAIL "), "{self}");
-        assert_eq!(self.stderr, "", "{self}");
-        self
-    }
-
-    /// The one line that standard error has.
-    #[track_caller]
-    pub(crate) fn message(&self) -> &str {
-        let line = self.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("no line on standard error:\n{self}"));
-        assert!(!line.contains('\n') && line.starts_with("husk: "), "one line that starts with `husk: `:\n{self}");
-        line
-    }
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}\nstandard output:\n{}\nstandard error:\n{}", self.status, self.text(), self.stderr)
-    }
-}
-
-/// `key=value` words of a line.
-pub(crate) struct Facts(HashMap<String, String>);
-
-impl Facts {
-    pub(crate) fn of(line: &str) -> Self {
-        let pairs = line.split(' ').filter_map(|word| word.split_once('='));
-        Self(pairs.map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned())).collect())
-    }
-
-    #[track_caller]
-    pub(crate) fn get(&self, key: &str) -> &str {
-        self.0.get(key).unwrap_or_else(|| panic!("no `{key}` in {:?}", self.0))
-    }
-
-    /// A number in decimal, or in hexadecimal after `0x`.
-    #[track_caller]
-    pub(crate) fn number(&self, key: &str) -> u64 {
-        let text = self.get(key);
-        let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16));
-        parsed.unwrap_or_else(|error| panic!("{key}={text}: {error}"))
-    }
-}
-
-/// FNV-1a with 64 bits, as the guests sum.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, add)
-}
-
-/// Bytes that are different for each seed and have no pattern to speak of.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[4]
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {

@@ -17,6 +17,7 @@ use thiserror::Error;
 use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
+pub use arch::cpu_template::CpuTemplate;
 pub use host::HostFacts;
 pub use size::{SizeError, parse_size};
 
@@ -42,6 +43,8 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Whether the machine has a virtio-rng device.
     pub entropy: Entropy,
+    /// What the user changes in CPUID and MSRs.
+    pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
     pub serial: SerialTarget,
 }
@@ -164,7 +167,7 @@ pub enum ConfigError {
     #[error("memory: 0 bytes: a machine needs at least 1M")]
     NoMemory,
     /// Memory that is not a whole number of MiB.
-    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}M", bytes.div_ceil(MIB))]
+    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}", whole_mib_near(*bytes))]
     MemoryNotWholeMib {
         /// What was asked.
         bytes: u64,
@@ -202,7 +205,7 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23)")]
+    #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23): remove a device")]
     TooManyDevices {
         /// The first device that finds no slot.
         id: String,
@@ -294,6 +297,14 @@ impl MemoryConfig {
             return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
         }
         Ok(())
+    }
+}
+
+/// The sizes on both sides of one that is not whole, as far as there are any.
+fn whole_mib_near(bytes: u64) -> String {
+    match (bytes / MIB, bytes.div_ceil(MIB)) {
+        (0, above) => format!("{above}M"),
+        (below, above) => format!("{below}M or {above}M"),
     }
 }
 

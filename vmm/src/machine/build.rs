@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
-use arch::boot::{self, Kernel, LoadError};
+use arch::boot::{self, Kernel, KernelFile, LoadError};
+use arch::cpu_template::{CpuTemplate, CpuTemplateError};
 use arch::cpuid::{self, CpuModel};
+use arch::mp::{self, MpError};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -85,6 +87,12 @@ pub enum BuildError {
     /// The ACPI tables do not fit.
     #[error("cannot write the ACPI tables")]
     Acpi(#[from] AcpiError),
+    /// The MP table does not fit.
+    #[error(transparent)]
+    Mp(#[from] MpError),
+    /// The user's CPU template asks for what cannot be.
+    #[error("cpu-config")]
+    CpuTemplate(#[source] CpuTemplateError),
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -105,14 +113,22 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let kvm = kvm::open(count)?;
         let memory = Arc::new(memory::map(&config.memory)?);
+        let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                // What is wrong with the user's files is told before what is wrong with the host.
+                load(config, &memory, count)?;
+                Devices::make(config, &memory, wiring)?;
+                return Err(error.into());
+            }
+        };
         let (parts, created) = thread::scope(|scope| {
             let parts = scope.spawn(|| Parts::make(&kvm, config, &memory, count, wiring));
             let created = Created::make(&kvm, &memory, count);
             (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
         });
-        // What is wrong with the user's files is told before what is wrong with the host.
+        // As above: the files first.
         let (Parts { kernel, templates, devices }, Created { vm, fds }) = (parts?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
@@ -136,7 +152,7 @@ impl Parts {
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
         let kernel = load(config, memory, count)?;
-        let templates = CpuTemplates::read(kvm, count)?;
+        let templates = CpuTemplates::read(kvm, count, config.cpu_template.as_ref())?;
         let devices = Devices::make(config, memory, wiring)?;
         Ok(Self { kernel, templates, devices })
     }
@@ -160,6 +176,9 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
             Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
         }
     };
+    // Beside ACPI too: Linux looks for this table first, through 64 KiB in steps of 16 bytes, and to find it at once ends the
+    // search. It names no device.
+    mp::write_mp_table(memory, count)?;
     let rsdp = match config.tables {
         HardwareTables::Mp => None,
         HardwareTables::Acpi | HardwareTables::AcpiAndMp => {
@@ -167,6 +186,11 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         }
     };
     boot::write_boot_data(memory, &kernel, initrd.as_ref(), &config.cmdline(), rsdp).map_err(BuildError::BootData)?;
+    if let KernelFile::Unpacked { compression, .. } = kernel.file {
+        log::info!(
+            "kernel: unpacked from its bzImage ({compression}); its own KASLR is skipped (--boot-entry image keeps it)"
+        );
+    }
     Ok(kernel)
 }
 
@@ -200,17 +224,23 @@ struct CpuTemplates {
     supported: Arc<CpuId>,
     msrs: Arc<Msrs>,
     model: CpuModel,
+    custom: Option<Arc<CpuTemplate>>,
 }
 
 impl CpuTemplates {
-    fn read(kvm: &Kvm, count: VcpuCount) -> Result<Self, KvmError> {
+    fn read(kvm: &Kvm, count: VcpuCount, custom: Option<&CpuTemplate>) -> Result<Self, BuildError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
         let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        let supported = match custom {
+            Some(custom) => custom.apply_cpuid(&supported).map_err(BuildError::CpuTemplate)?,
+            None => supported,
+        };
         Ok(Self {
             supported: Arc::new(supported),
             msrs: Arc::new(msrs::boot(msrs.as_slice())),
+            custom: custom.cloned().map(Arc::new),
             model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
         })
     }
@@ -218,11 +248,19 @@ impl CpuTemplates {
     /// What the thread of vCPU `index` does first. The boot CPU enters `kernel`; the others wait for its start-up IPI.
     fn setup(&self, index: VcpuIndex, kernel: Kernel) -> Setup {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
-        let model = self.model;
+        let (model, custom) = (self.model, self.custom.clone());
         Box::new(move |fd| {
             let model = CpuModel { tsc_khz: fd.get_tsc_khz().ok(), ..model };
             let cpuid = cpuid::for_vcpu(&supported, index, &model)?;
-            arch::vcpu::configure(fd, index, &cpuid, &msrs, index.is_boot().then_some(&kernel))?;
+            let entry = index.is_boot().then_some(&kernel);
+            match custom {
+                None => arch::vcpu::configure(fd, index, &cpuid, &msrs, entry)?,
+                Some(custom) => {
+                    let present = arch::vcpu::read_msrs(fd, index, &custom.msr_indices())?;
+                    let msrs = custom.apply_msrs(&msrs, &present)?;
+                    arch::vcpu::configure(fd, index, &cpuid, &msrs, entry)?;
+                }
+            }
             Ok(())
         })
     }
@@ -263,8 +301,8 @@ fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
         Err(cause) => {
             let hint = match cause.kind() {
                 io::ErrorKind::NotFound => "check the path",
-                io::ErrorKind::PermissionDenied => "let this user read it",
-                _ => "see whether the file can be read at all",
+                io::ErrorKind::PermissionDenied => "check its owner and mode",
+                _ => "check that the file can be read at all",
             };
             Err(BuildError::Open { role, path, cause, hint })
         }

@@ -31,7 +31,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A file of no bytes.
-    #[error("the {what} is empty")]
+    #[error("the {what} is empty: copy it again")]
     Empty {
         /// Kernel or initrd.
         what: &'static str,
