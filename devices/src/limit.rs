@@ -9,6 +9,7 @@ mod bucket;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,8 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct Limiter {
     start: Instant,
+    /// There are limits: without, nobody needs the lock.
+    limited: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -110,14 +113,23 @@ impl Limiter {
     /// A limiter whose buckets are full.
     pub fn new(config: LimiterConfig) -> Arc<Self> {
         let state = State { buckets: Buckets::new(config), members: Vec::new(), line: VecDeque::new(), next_id: 0 };
-        Arc::new(Self { start: Instant::now(), state: Mutex::new(state) })
+        let limited = AtomicBool::new(!config.is_unlimited());
+        Arc::new(Self { start: Instant::now(), limited, state: Mutex::new(state) })
     }
 
     /// Replaces the limits. The buckets are full again, and whoever waits asks again.
     pub fn change(&self, config: LimiterConfig) {
         let mut state = lock(&self.state);
         state.buckets = Buckets::new(config);
-        state.nudge_first();
+        // A flag alone: who sees the old one asks a moment earlier. Who waits is told below.
+        self.limited.store(!config.is_unlimited(), Ordering::Relaxed);
+        if config.is_unlimited() {
+            // Nobody will come to leave the line.
+            state.line.iter().for_each(|waiting| state.nudge(*waiting));
+            state.line.clear();
+        } else {
+            state.nudge_first();
+        }
     }
 
     /// Lets a queue join.
@@ -143,6 +155,9 @@ impl Member {
     /// Asks for a request of so many bytes. After anything but [`Admission::Granted`] the member is in line, until it
     /// is granted a request or gives up.
     pub fn admit(&self, flow: Flow, bytes: u64) -> Admission {
+        if !self.limiter.limited.load(Ordering::Relaxed) {
+            return Admission::Granted;
+        }
         let mut state = lock(&self.limiter.state);
         state.admit(self.id, flow, bytes, self.limiter.now_ns())
     }
@@ -202,10 +217,13 @@ impl State {
     }
 
     fn nudge_first(&self) {
-        let Some(first) = self.line.front() else {
-            return;
-        };
-        let member = self.members.iter().find(|(id, _)| id == first);
+        if let Some(first) = self.line.front() {
+            self.nudge(*first);
+        }
+    }
+
+    fn nudge(&self, member: MemberId) {
+        let member = self.members.iter().find(|(id, _)| *id == member);
         if let Some(wake) = member.and_then(|(_, wake)| wake.upgrade()) {
             // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
             let _pending = wake.write(1);

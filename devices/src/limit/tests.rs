@@ -77,3 +77,16 @@ fn a_group_is_served_in_the_order_of_waiting() {
     drop(one);
     assert!(nudged(&two));
 }
+
+#[test]
+fn without_limits_all_who_wait_are_told_at_once() {
+    let total = Limits { operations: Rate::new(1, 0, 3_600_000), bytes: None };
+    let limiter = Limiter::new(LimiterConfig { total, ..LimiterConfig::default() });
+    let (one, two) = (limiter.join().unwrap(), limiter.join().unwrap());
+    assert_eq!(one.admit(Flow::In, 0), Admission::Granted);
+    assert!(matches!(one.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(two.admit(Flow::In, 0), Admission::InLine);
+    limiter.change(LimiterConfig::default());
+    assert_eq!([nudged(&one), nudged(&two)], [true, true]);
+    assert_eq!([one.admit(Flow::In, 0), two.admit(Flow::In, 0)], [Admission::Granted; 2]);
+}

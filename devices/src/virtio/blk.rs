@@ -68,11 +68,21 @@ impl DiskName {
     /// A disk whose serial number is its name, as far as it fits.
     pub fn new(id: impl Into<String>) -> Self {
         let id = id.into();
-        let mut serial = [0; SERIAL_BYTES];
-        let len = id.len().min(SERIAL_BYTES);
-        serial[..len].copy_from_slice(&id.as_bytes()[..len]);
+        let serial = serial_bytes(&id);
         Self { id, serial }
     }
+
+    /// A disk with a serial number of its own, as far as it fits.
+    pub fn with_serial(id: impl Into<String>, serial: &str) -> Self {
+        Self { id: id.into(), serial: serial_bytes(serial) }
+    }
+}
+
+fn serial_bytes(text: &str) -> [u8; SERIAL_BYTES] {
+    let mut serial = [0; SERIAL_BYTES];
+    let len = text.len().min(SERIAL_BYTES);
+    serial[..len].copy_from_slice(&text.as_bytes()[..len]);
+    serial
 }
 
 /// One queue of a disk: who does its requests, and where it is served.

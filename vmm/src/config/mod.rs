@@ -2,6 +2,7 @@
 //! live. Nothing here opens, maps or creates anything but a look at the host's facts.
 
 mod cmdline;
+mod disk;
 pub mod firecracker;
 mod host;
 mod size;
@@ -18,6 +19,9 @@ use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
+pub use disk::{
+    BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError,
+};
 pub use host::HostFacts;
 pub use size::{SizeError, parse_size};
 
@@ -124,6 +128,8 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// Whether the kernel finds its root file system here.
     pub root: RootDevice,
+    /// How it is served.
+    pub tuning: DiskTuning,
 }
 
 /// Whether a disk holds the root file system.
@@ -204,6 +210,14 @@ pub enum ConfigError {
         /// The id.
         id: String,
     },
+    /// A disk cannot be served in this way.
+    #[error("disk `{id}`: {problem}")]
+    Tuning {
+        /// The disk.
+        id: String,
+        /// What is wrong.
+        problem: TuningError,
+    },
     /// More devices than interrupts.
     #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23): remove a device")]
     TooManyDevices {
@@ -269,19 +283,29 @@ impl VmConfig {
         let entropy = self.has_entropy().then_some(ENTROPY_ID);
         let ids: Vec<&str> = self.disks.iter().map(|disk| disk.id.as_str()).chain(entropy).collect();
         for (index, id) in ids.iter().enumerate() {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-            if id.is_empty() || id.len() > ID_LENGTH_MAX || !id.bytes().all(plain) {
+            if !is_plain_name(id) {
                 return Err(ConfigError::BadId { id: (*id).to_owned() });
             }
             if ids[..index].contains(id) {
                 return Err(ConfigError::DoubleId { id: (*id).to_owned() });
             }
         }
+        for DiskConfig { id, tuning, .. } in &self.disks {
+            tuning.validate().map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
+            let both = self.disks.iter().map(|disk| &disk.tuning);
+            DiskTuning::validate_groups(both).map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
+        }
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),
         }
     }
+}
+
+/// A name of a device, a thread or a group is plain: it stands in messages, thread names and metric labels.
+fn is_plain_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !name.is_empty() && name.len() <= ID_LENGTH_MAX && name.bytes().all(plain)
 }
 
 impl MemoryConfig {

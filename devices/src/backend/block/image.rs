@@ -222,6 +222,11 @@ impl DiskImage {
         Ok(size(&self.file, self.kind)? / block * block / SECTOR_BYTES)
     }
 
+    /// The file is in memory: nothing about it waits for a device, so it needs no engine that waits well.
+    pub fn is_in_memory(&self) -> bool {
+        self.kind == Kind::MemoryFile
+    }
+
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }

@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 const SECTORS: u64 = 64;
@@ -56,6 +57,7 @@ struct Setup {
     queues: usize,
     limiter: Option<Arc<Limiter>>,
     thread: &'static str,
+    poll: Duration,
 }
 
 impl Default for Setup {
@@ -70,6 +72,7 @@ impl Default for Setup {
             queues: 1,
             limiter: None,
             thread: "husk-io-test",
+            poll: Duration::ZERO,
         }
     }
 }
@@ -176,7 +179,7 @@ impl Bench {
 
 impl Setup {
     fn queue(&self, image: &Arc<DiskImage>, taken: &Arc<Mutex<Vec<BlockAction>>>) -> (DiskQueue, IoThread) {
-        let thread = IoThread::spawn(self.thread).unwrap();
+        let thread = IoThread::spawn_polling(self.thread, self.poll).unwrap();
         let engine: Box<dyn BlockBackend> = match self.engine {
             Engine::Sync => Box::new(FileBackend::new(Arc::clone(image))),
             Engine::Uring => Box::new(UringBackend::new(Arc::clone(image)).unwrap()),

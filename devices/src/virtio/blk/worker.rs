@@ -49,7 +49,15 @@ pub(super) struct BlkWorker {
     /// The operation that the backend had no room for. While there is one, nothing is popped.
     stalled: Option<(Token, BlockOperation)>,
     batch: Batch,
+    blocked: Blocked,
     log: FaultLog,
+}
+
+/// Whether what is available has to wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocked {
+    No,
+    Yes,
 }
 
 /// What a driver may rely on.
@@ -138,6 +146,7 @@ impl BlkWorker {
             completions: Vec::new(),
             stalled: None,
             batch: Batch::default(),
+            blocked: Blocked::No,
             log: FaultLog::new(&name.id),
         }
     }
@@ -163,7 +172,9 @@ impl BlkWorker {
             }
             self.backend.commit();
             self.publish();
-            if self.stalled.is_some() || begun == Begun::Throttled {
+            let waits = self.stalled.is_some() || begun == Begun::Throttled;
+            self.blocked = if waits { Blocked::Yes } else { Blocked::No };
+            if waits {
                 // The backend or the throttle wakes us. Until then a doorbell would change nothing.
                 return Ok(Progress::Idle);
             }
@@ -390,6 +401,14 @@ impl Worker for BlkWorker {
                 Progress::Idle
             }
         }
+    }
+
+    fn begin_looking(&mut self) {
+        self.queue.ring.retract_notification();
+    }
+
+    fn look(&self) -> bool {
+        self.blocked == Blocked::No && self.queue.ring.is_available()
     }
 
     fn drain(&mut self) {

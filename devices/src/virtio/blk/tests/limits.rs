@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::DEADLINE;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn operations(rate: Option<Rate>) -> LimiterConfig {
     LimiterConfig { total: Limits { operations: rate, bytes: None }, ..LimiterConfig::default() }

@@ -98,3 +98,25 @@ fn a_size_that_changes_during_a_pause_is_told_afterwards() {
     assert_ne!(bench.driver.read(0xfc), generation);
     assert_eq!(bench.read(8, SECTOR).0, IOERR);
 }
+
+#[test]
+fn a_thread_that_polls_serves_without_doorbells_and_with_them_after_it_gave_up() {
+    for features in [0, EVENT_IDX] {
+        for engine in [Engine::Sync, Engine::Uring] {
+            let poll = Duration::from_millis(2);
+            let mut bench = Bench::build(&Setup { engine, poll, features: FLUSH | features, ..Setup::default() });
+            for round in 0..200_u64 {
+                // A driver that rings only if it is asked to, at every distance from the last request.
+                if round % 10 == 0 {
+                    std::thread::sleep(Duration::from_micros(250 * (round / 10)));
+                }
+                let sector = round % SECTORS;
+                assert_eq!(read_on(&mut bench, 0, sector), (OK, pattern(sector)));
+                if round % 25 == 0 {
+                    bench.driver.rewind_heap();
+                    bench.driver.initialize(FLUSH | features, &[64]);
+                }
+            }
+        }
+    }
+}
