@@ -188,6 +188,9 @@ pub trait BlockBackend: Send {
     /// Waits until nothing is pending, and moves it to `completions`.
     fn drain(&mut self, completions: &mut Vec<Completion>);
 
+    /// The backend, with nothing pending, may meet another thread next. Called on the one that submitted.
+    fn leave_thread(&mut self) {}
+
     /// Fires when [`Self::poll`] has something. None if nothing is ever pending.
     fn wake_source(&self) -> Option<Source>;
 }

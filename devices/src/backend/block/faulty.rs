@@ -104,6 +104,10 @@ impl BlockBackend for Box<dyn BlockBackend> {
         (**self).drain(completions);
     }
 
+    fn leave_thread(&mut self) {
+        (**self).leave_thread();
+    }
+
     fn wake_source(&self) -> Option<Source> {
         (**self).wake_source()
     }
@@ -141,6 +145,10 @@ impl<B: BlockBackend> BlockBackend for FaultyBackend<B> {
             let completion = self.perform(token, operation);
             completions.push(completion);
         }
+    }
+
+    fn leave_thread(&mut self) {
+        self.inner.leave_thread();
     }
 
     fn wake_source(&self) -> Option<Source> {

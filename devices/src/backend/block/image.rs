@@ -1,7 +1,7 @@
 //! Opening what a disk lives in: refused by name if it is not one, locked if it is.
 //!
 //! Locks are open file descriptions' (OFD): exclusive for writing, shared for reading. They belong to the descriptor,
-//! so they end with it and survive a hand-over of it.
+//! so they end with it and survive a hand-over of it. A ring that has the file registered holds them too.
 #![expect(unsafe_code, reason = "fcntl for locks")]
 
 use std::fs::{File, OpenOptions};
@@ -9,12 +9,19 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::job::Alignment;
 use super::probe::{self, check, sane_block_bytes};
 use super::{CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
+
+/// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
+/// some 50 ms (measured).
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What the user may say about a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -306,21 +313,31 @@ fn bypass_cache(file: &File, path: &Path) -> Result<Alignment, DiskImageError> {
 
 /// Locks the whole file, for as long as its open file description lives.
 fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageError> {
-    let fd = file.as_raw_fd();
-    let mut request = whole_file(access);
-    // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
-    let Err(source) = check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw mut request) }) else {
-        return Ok(());
-    };
-    if !matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-        return Err(host(path, "lock")(source));
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match try_lock(file, access) {
+            Ok(()) => return Ok(()),
+            Err(error) if !is_locked(&error) => return Err(host(path, "lock")(error)),
+            Err(_) if Instant::now() >= deadline => break,
+            Err(_) => thread::sleep(LOCK_INTERVAL),
+        }
     }
     let mut answer = whole_file(access);
     // SAFETY: F_OFD_GETLK reads and writes a flock = `answer`, which is one and lives across the call.
-    let told = check(unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &raw mut answer) });
+    let told = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut answer) });
     // The holder may be gone by now, and of an OFD lock the process is -1.
     let pid = told.ok().and_then(|_| u32::try_from(answer.l_pid).ok()).filter(|pid| *pid != 0);
     Err(DiskImageError::Locked { path: path.to_owned(), pid })
+}
+
+fn try_lock(file: &File, access: DiskAccess) -> io::Result<()> {
+    let mut request = whole_file(access);
+    // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) }).map(drop)
+}
+
+fn is_locked(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 fn whole_file(access: DiskAccess) -> libc::flock {

@@ -42,6 +42,9 @@ const FILE: Fixed = Fixed(0);
 /// `_IO(0x12, 0)`, linux/blkdev.h: the discard of a block device as a ring's command.
 const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 
+/// `IORING_UNREGISTER_FILES`, linux/io_uring.h: all that may be changed about a ring in use.
+const UNREGISTER_FILES: u8 = 3;
+
 /// Why there is no ring.
 #[derive(Debug, Error)]
 pub enum RingError {
@@ -55,10 +58,12 @@ pub enum RingError {
 
 /// The asynchronous backend.
 ///
-/// The thread that submits first is the only one that may submit, from then on.
+/// A ring belongs to the thread that submits first, until [`BlockBackend::leave_thread`]. The kernel keeps what a ring
+/// has registered for a while after its end, and with the file its lock: so the file is taken back before.
 pub struct UringBackend {
     image: Arc<DiskImage>,
-    ring: IoUring,
+    /// None between two threads, and when the kernel gives no other one.
+    ring: Option<IoUring>,
     /// Signalled by the kernel. The ring's own descriptor is not, before deferred work was run.
     news: EventFd,
     life: Life,
@@ -75,7 +80,11 @@ enum Life {
     /// It belongs to no thread yet.
     Disabled,
     Enabled,
+    /// Its thread has left it, and the next one needs another.
+    Left,
 }
+
+const HAS_RING: &str = "a job in a slot has a ring";
 
 /// Where reads begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,14 +107,14 @@ impl UringBackend {
     /// # Errors
     /// [`RingError`], and then [`super::FileBackend`] does it.
     pub fn new(image: Arc<DiskImage>) -> Result<Self, RingError> {
-        let ring = create()?;
         let news = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(RingError::Create)?;
+        let ring = create()?;
         confine(&ring, image.file().as_raw_fd(), news.as_raw_fd())?;
         let align = image.direct().map_or(1, |alignment| alignment.memory);
         let reads = if image.direct().is_some() { Reads::Ring } else { Reads::CacheFirst };
         Ok(Self {
             image,
-            ring,
+            ring: Some(ring),
             news,
             life: Life::Disabled,
             slots: (0..SLOTS).map(|_| None).collect(),
@@ -123,7 +132,7 @@ impl UringBackend {
     fn shortcut(&self, action: BlockAction) -> Option<Waiting> {
         let kind = self.image.kind();
         match action {
-            _ if kind == Kind::MemoryFile => Some(Waiting::Allowed),
+            _ if kind == Kind::MemoryFile || self.ring.is_none() => Some(Waiting::Allowed),
             BlockAction::Read if self.reads == Reads::CacheFirst => Some(Waiting::Refused),
             BlockAction::Write(Durability::Cached) if self.image.direct().is_none() => Some(Waiting::Allowed),
             BlockAction::Discard { .. } if kind == Kind::Device && self.device_discard == Route::Call => {
@@ -163,9 +172,33 @@ impl UringBackend {
         let is_device = self.image.kind() == Kind::Device;
         let job = self.slots[index(slot)].as_mut().expect("a job waits in its slot");
         let entry = entry(job.next(is_device)).flags(Flags::FIXED_FILE).user_data(slot.into());
+        let mut submission = self.ring.as_mut().expect(HAS_RING).submission();
         // SAFETY: an entry's pointers must hold until its completion = they point into guest memory, iovecs and
         // buffers that the job owns, which stays in its slot until then, also when this is dropped.
-        unsafe { self.ring.submission().push(&entry) }.expect("each slot has room for an entry");
+        unsafe { submission.push(&entry) }.expect("each slot has room for an entry");
+    }
+
+    /// Fails on a thread that the ring does not belong to; then the kernel does it when it has time.
+    fn take_file_back(&mut self) {
+        let _late = self.ring.as_ref().map(|ring| ring.submitter().unregister_files());
+    }
+
+    /// A ring for the thread that we are on now. Without one, all is done by plain calls.
+    fn renew(&mut self) {
+        let ring = create().and_then(|ring| {
+            confine(&ring, self.image.file().as_raw_fd(), self.news.as_raw_fd())?;
+            Ok(ring)
+        });
+        self.life = Life::Disabled;
+        self.ring = ring.ok();
+        if self.ring.is_none() {
+            log::warn!("the host gives no other io_uring: a disk goes on with engine=sync");
+        }
+    }
+
+    /// The kernel has run something for us that it has not told of.
+    fn has_deferred(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.submission().taskrun())
     }
 
     /// Jobs in the ring or the kernel.
@@ -175,13 +208,14 @@ impl UringBackend {
 
     /// Hands queued entries over and runs what the kernel has deferred to us, waiting for `want` completions.
     fn enter(&mut self, want: usize) -> io::Result<()> {
+        let ring = self.ring.as_mut().expect(HAS_RING);
         if self.life == Life::Disabled {
-            self.ring.submitter().register_enable_rings()?;
+            ring.submitter().register_enable_rings()?;
             self.life = Life::Enabled;
         }
         loop {
-            match self.ring.submitter().submit_and_wait(want) {
-                Ok(_) if self.ring.submission().is_empty() => return Ok(()),
+            match ring.submitter().submit_and_wait(want) {
+                Ok(_) if ring.submission().is_empty() => return Ok(()),
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
@@ -216,7 +250,7 @@ impl UringBackend {
     }
 
     fn next_answer(&mut self) -> Option<(u32, io::Result<usize>)> {
-        let completion = self.ring.completion().next()?;
+        let completion = self.ring.as_mut()?.completion().next()?;
         let slot = u32::try_from(completion.user_data()).expect("a completion names its slot");
         let result = completion.result();
         Some((slot, usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))))
@@ -251,6 +285,9 @@ impl BlockBackend for UringBackend {
                 return Submission::Full(operation);
             }
         };
+        if self.life == Life::Left {
+            self.renew();
+        }
         if let Some(result) = self.take_shortcut(&mut job) {
             self.free.push(slot);
             return Submission::Done(job.finish(result, &mut self.pool));
@@ -261,14 +298,14 @@ impl BlockBackend for UringBackend {
     }
 
     fn commit(&mut self) {
-        if !self.ring.submission().is_empty() {
+        if self.ring.as_mut().is_some_and(|ring| !ring.submission().is_empty()) {
             self.enter_own(0);
         }
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
         // The kernel runs a part of its deferred work at a time, and signals only the first of it.
-        while self.ring.submission().taskrun() {
+        while self.has_deferred() {
             self.enter_own(0);
             self.reap(completions);
         }
@@ -280,6 +317,14 @@ impl BlockBackend for UringBackend {
         while self.busy() > 0 {
             self.enter_own(1);
             self.reap(completions);
+        }
+    }
+
+    fn leave_thread(&mut self) {
+        if self.life == Life::Enabled {
+            self.take_file_back();
+            self.ring = None;
+            self.life = Life::Left;
         }
     }
 
@@ -298,6 +343,7 @@ impl Drop for UringBackend {
             }
             self.reap(&mut Vec::new());
         }
+        self.take_file_back();
     }
 }
 
@@ -333,6 +379,7 @@ fn confine(ring: &IoUring, file: RawFd, news: RawFd) -> Result<(), RingError> {
         opcode::UringCmd16::CODE,
     ];
     let mut restrictions: Vec<_> = operations.map(Restriction::sqe_op).into();
+    restrictions.push(Restriction::register_op(UNREGISTER_FILES));
     restrictions.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits()));
     restrictions.push(Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()));
     attempt("restrict an io_uring", submitter.register_restrictions(&mut restrictions))
@@ -370,3 +417,6 @@ fn entry(step: Step) -> Entry {
 fn index(slot: u32) -> usize {
     usize::try_from(slot).expect("32 bits fit")
 }
+
+#[cfg(test)]
+mod tests;

@@ -419,6 +419,7 @@ impl Worker for BlkWorker {
             }
         }
         self.publish();
+        self.backend.leave_thread();
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
