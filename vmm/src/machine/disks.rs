@@ -66,7 +66,7 @@ impl DiskMaker {
         };
         let image = Arc::new(image);
         let threads = self.threads(id, tuning)?;
-        let engines = engines(id, tuning, &image);
+        let engines = engines(id, tuning, &image)?;
         let queues = engines.into_iter().zip(threads.iter().cycle());
         let queues = queues.map(|(backend, thread)| DiskQueue { backend, thread: thread.clone() }).collect();
         let name = match &tuning.serial {
@@ -119,7 +119,7 @@ impl DiskMaker {
 }
 
 /// An engine for each queue.
-fn engines(id: &str, tuning: &DiskTuning, image: &Arc<DiskImage>) -> Vec<Box<dyn BlockBackend>> {
+fn engines(id: &str, tuning: &DiskTuning, image: &Arc<DiskImage>) -> Result<Vec<Box<dyn BlockBackend>>, DeviceError> {
     let wants_ring = match tuning.engine {
         DiskEngine::Sync => false,
         DiskEngine::IoUring => true,
@@ -129,12 +129,21 @@ fn engines(id: &str, tuning: &DiskTuning, image: &Arc<DiskImage>) -> Vec<Box<dyn
     if wants_ring {
         let rings = queues.clone().map(|_| UringBackend::new(Arc::clone(image)));
         match rings.collect::<Result<Vec<_>, RingError>>() {
-            Ok(rings) => return rings.into_iter().map(|ring| Box::new(ring) as Box<dyn BlockBackend>).collect(),
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                log::warn!("disk `{id}`: engine=sync instead of {}: {error}{cause}", tuning.engine);
-            }
+            Ok(rings) => return Ok(rings.into_iter().map(|ring| Box::new(ring) as Box<dyn BlockBackend>).collect()),
+            Err(error) => fall_back(id, tuning, error)?,
         }
     }
-    queues.map(|_| Box::new(FileBackend::new(Arc::clone(image))) as Box<dyn BlockBackend>).collect()
+    Ok(queues.map(|_| Box::new(FileBackend::new(Arc::clone(image))) as Box<dyn BlockBackend>).collect())
+}
+
+/// One line for a host without io_uring.
+fn fall_back(id: &str, tuning: &DiskTuning, error: RingError) -> Result<(), DeviceError> {
+    match error.exhaustion() {
+        Ok(source) => Err(DeviceError::Host { what: format!("an io_uring for disk `{id}`"), source }),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            log::warn!("disk `{id}`: engine=sync instead of {}: {error}{cause}", tuning.engine);
+            Ok(())
+        }
+    }
 }

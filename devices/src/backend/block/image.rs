@@ -207,7 +207,11 @@ impl DiskImage {
         let discard = match (access, kind) {
             (DiskAccess::ReadOnly, _) => Discard::Unsupported,
             (DiskAccess::ReadWrite, Kind::Device) => probe::device_discard(&file),
-            (DiskAccess::ReadWrite, Kind::File | Kind::MemoryFile) => probe::file_discard(&file, bytes, physical),
+            // Whether the file system punches holes could only be found out by changing the file's times. One that
+            // does not takes the hint and keeps the space.
+            (DiskAccess::ReadWrite, Kind::File | Kind::MemoryFile) => {
+                Discard::Supported { granularity_bytes: physical }
+            }
         };
         let geometry = DiskGeometry {
             sectors: bytes / SECTOR_BYTES,

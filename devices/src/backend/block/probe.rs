@@ -1,5 +1,5 @@
 //! What the host says of an open file or block device.
-#![expect(unsafe_code, reason = "fcntl, ioctl, statx, fstatfs and fallocate")]
+#![expect(unsafe_code, reason = "fcntl, ioctl, statx and fstatfs")]
 
 use std::fs::File;
 use std::io;
@@ -90,22 +90,6 @@ pub(super) fn is_in_memory(file: &File) -> bool {
     told.is_ok() && answer.f_type == libc::TMPFS_MAGIC
 }
 
-/// Whether the file system punches holes. Asked behind the end of the file, where there is nothing to lose.
-pub(super) fn file_discard(file: &File, bytes: u64, block_bytes: u32) -> Discard {
-    let Some(behind) = bytes.checked_next_multiple_of(block_bytes.into()) else {
-        return Discard::Unsupported;
-    };
-    let Ok(offset) = libc::off_t::try_from(behind) else {
-        return Discard::Unsupported;
-    };
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: fallocate takes a descriptor = an open one, and no memory.
-    match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, libc::off_t::from(block_bytes)) }) {
-        Ok(_) => Discard::Supported { granularity_bytes: block_bytes },
-        Err(_) => Discard::Unsupported,
-    }
-}
-
 /// Whether the device discards. A partition's limits are those of its disk.
 pub(super) fn device_discard(device: &File) -> Discard {
     let Ok(metadata) = device.metadata() else {
@@ -134,15 +118,5 @@ mod tests {
         for (told, passed) in [(0, 512), (1, 512), (512, 512), (4096, 4096), (6000, 512), (1 << 30, 1 << 20)] {
             assert_eq!(sane_block_bytes(told), passed);
         }
-    }
-
-    #[test]
-    fn a_probe_for_holes_changes_nothing() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(5 * 512).unwrap();
-        let before = file.metadata().unwrap().blocks();
-        assert_ne!(file_discard(&file, 5 * 512, 4096), Discard::Unsupported, "the file systems of a test punch holes");
-        let after = file.metadata().unwrap();
-        assert_eq!((after.len(), after.blocks()), (5 * 512, before));
     }
 }

@@ -56,6 +56,20 @@ pub enum RingError {
     Confine(&'static str, #[source] io::Error),
 }
 
+impl RingError {
+    /// What the host said, if it would have given a ring to a process with fewer descriptors: then this one can hardly
+    /// go on. Else the host has no rings, for which there is a way around.
+    ///
+    /// # Errors
+    /// The other kind.
+    pub fn exhaustion(self) -> Result<io::Error, Self> {
+        match self {
+            Self::Create(source) if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => Ok(source),
+            other => Err(other),
+        }
+    }
+}
+
 /// The asynchronous backend.
 ///
 /// A ring belongs to the thread that submits first, until [`BlockBackend::leave_thread`]. The kernel keeps what a ring
