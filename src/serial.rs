@@ -60,8 +60,9 @@ impl SerialEnd {
                 let console = input.map(|input| Console::new(File::from(input), escape));
                 Ok(Self { output, console, made: None, _pty: None })
             }
-            SerialTarget::File(path) => Self::open_file(path)
-                .map_err(|source| SerialTargetError::Open { path: path.clone(), source }),
+            SerialTarget::File(path) => {
+                Self::open_file(path).map_err(|source| SerialTargetError::Open { path: path.clone(), source })
+            }
             SerialTarget::Pty => {
                 let pty = Pty::open().map_err(SerialTargetError::Pty)?;
                 let output = pty.master().try_clone().map_err(SerialTargetError::Duplicate)?;
@@ -86,9 +87,7 @@ impl SerialEnd {
         options.append(true).read(fifo).mode(0o600);
         let (file, made) = match options.create_new(true).open(path) {
             Ok(file) => (file, Some(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                (options.create_new(false).open(path)?, None)
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (options.create_new(false).open(path)?, None),
             Err(error) => return Err(error),
         };
         Ok(Self { output: file.into(), console: None, made, _pty: None })

@@ -20,41 +20,26 @@ pub fn load_kernel(memory: &GuestMemory, image: &mut impl Image, entry: BootEntr
         check_place(segment, memory_end)?;
     }
     let (protocol, entry) = choose_entry(&elf, &mut source, entry)?;
-    if !elf
-        .segments
-        .iter()
-        .any(|segment| (segment.address..segment.end()).contains(&entry))
-    {
+    if !elf.segments.iter().any(|segment| (segment.address..segment.end()).contains(&entry)) {
         return Err(LoadError::EntryOutsideKernel { protocol, entry });
     }
     for segment in &elf.segments {
         source.load_at(segment.offset, segment.file_size, memory, GuestAddress(segment.address))?;
     }
     let end = elf.segments.last().map_or(entry, Segment::end);
-    Ok(Kernel {
-        entry: GuestAddress(entry),
-        protocol,
-        end: GuestAddress(end),
-    })
+    Ok(Kernel { entry: GuestAddress(entry), protocol, end: GuestAddress(end) })
 }
 
 fn check_place(segment: &Segment, memory_end: u64) -> Result<(), LoadError> {
     let (index, end) = (segment.index, segment.end());
     if segment.address < HIGH_RAM_START.0 {
-        return Err(LoadError::SegmentTooLow {
-            segment: index,
-            address: segment.address,
-        });
+        return Err(LoadError::SegmentTooLow { segment: index, address: segment.address });
     }
     if end > MMIO_HOLE_START.0 {
         return Err(LoadError::SegmentInHole { segment: index, end });
     }
     if end > memory_end {
-        return Err(LoadError::SegmentBeyondMemory {
-            segment: index,
-            end,
-            memory_end,
-        });
+        return Err(LoadError::SegmentBeyondMemory { segment: index, end, memory_end });
     }
     Ok(())
 }

@@ -78,14 +78,7 @@ pub(super) struct Rule {
 
 const fn rule(leaf: u32, scope: Scope, register: Register, (high, low): (u32, u32), value: Value) -> Rule {
     assert!(high < 32 && low <= high);
-    Rule {
-        leaf,
-        scope,
-        register,
-        high,
-        low,
-        value,
-    }
+    Rule { leaf, scope, register, high, low, value }
 }
 
 #[rustfmt::skip]
