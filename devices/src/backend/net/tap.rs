@@ -59,7 +59,7 @@ pub enum TapError {
     #[error("descriptor {0} is no tap: open {TUN_PATH} and attach it with TUNSETIFF")]
     OtherDescriptor(RawFd),
     /// It is a tap of another form of frames.
-    #[error("descriptor {0} is a tap without IFF_NO_PI and IFF_VNET_HDR: attach it with both")]
+    #[error("descriptor {0} is a tap without headers: attach it with IFF_VNET_HDR and IFF_NO_PI")]
     OtherFrames(RawFd),
     /// The host failed.
     #[error("cannot {attempt} of tap {tap}")]
@@ -109,7 +109,7 @@ impl Tap {
         Self::set_up(file.into(), name.as_str())
     }
 
-    /// A tap that somebody else attached, by the number of its descriptor. Of that there is a copy afterwards, and it
+    /// A tap that somebody else attached, by the number of its descriptor, with IFF_NO_PI and IFF_VNET_HDR. Of that there is a copy afterwards, and it
     /// stays open itself; both are non-blocking.
     ///
     /// # Errors
@@ -130,7 +130,8 @@ impl Tap {
         if flags & IFF_TAP == 0 {
             return Err(TapError::OtherDescriptor(number));
         }
-        if flags & (IFF_NO_PI | IFF_VNET_HDR) != IFF_NO_PI | IFF_VNET_HDR {
+        // Of IFF_NO_PI the kernel does not tell: its bit says here that there is no filter (linux/if_tun.h).
+        if flags & IFF_VNET_HDR == 0 {
             return Err(TapError::OtherFrames(number));
         }
         let tap = format!("(descriptor {number})");

@@ -9,7 +9,7 @@ mod transmit;
 
 use super::*;
 use crate::backend::net::{FakeNet, NetFault, Wire};
-use crate::testing::{Buffer, Descriptor, FakeDriver, Used, memory_with_hole};
+use crate::testing::{Buffer, Descriptor, FakeDriver, memory_with_hole};
 use crate::virtio::transport::MmioTransport;
 use crate::virtio::worker::IoThread;
 use std::sync::atomic::AtomicU64;
