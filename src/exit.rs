@@ -1,7 +1,8 @@
 //! How the process ends: exit codes and the one line that says why.
 
 use std::error::Error;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 /// The exit codes of CONTRACT.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +16,12 @@ pub(crate) enum ExitStatus {
     GuestCrashed = 3,
 }
 
-/// The one line on standard error: `husk: what: why: hint`.
+/// Says one line on standard error. That nobody may be there to read it changes nothing.
+pub(crate) fn say(text: &str) {
+    let _ = std::io::stderr().write_all(format!("husk: {text}\n").as_bytes());
+}
+
+/// An error as one line: `what: why: hint`.
 pub(crate) fn describe(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();

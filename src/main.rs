@@ -1,11 +1,11 @@
 //! husk, a minimal virtual machine monitor on /dev/kvm. This crate is the program: arguments, the terminal, exit codes.
 //! It knows the commands of `vmm` and nothing of KVM or of devices.
 
-mod allocator;
 mod cli;
 mod demo;
 mod exit;
 mod logging;
+mod process;
 mod pty;
 mod serial;
 mod session;
@@ -16,12 +16,12 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    allocator::share_one_arena();
+    process::prepare();
     logging::install();
     let status = match cli::parse().run(started) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("husk: {}", exit::describe(&error));
+            exit::say(&exit::describe(&error));
             exit::ExitStatus::Failure
         }
     };

@@ -11,7 +11,7 @@ use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
 use vmm::control::{ControlError, ControlLoop, Escape, Outcome, Signals, event_queue};
 use vmm::machine::{BuildError, Machine, Wiring};
 
-use crate::exit::ExitStatus;
+use crate::exit::{self, ExitStatus};
 use crate::serial::{SerialEnd, SerialTargetError};
 use crate::terminal::{RawTerminal, TerminalError};
 
@@ -133,7 +133,7 @@ impl Finished {
         match &self.outcome {
             Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => ExitStatus::Success,
             Outcome::Crashed(crash) => {
-                eprintln!("husk: {crash}");
+                exit::say(&crash.to_string());
                 ExitStatus::GuestCrashed
             }
         }

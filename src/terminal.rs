@@ -31,19 +31,24 @@ unsafe impl Sync for Saved {}
 static SAVED: Saved = Saved(UnsafeCell::new(MaybeUninit::uninit()));
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Signals that end a process unless handled and are not the control loop's.
-const FATAL_SIGNALS: [libc::c_int; 12] = [
+/// Signals that end a process unless handled and are not the control loop's; the real-time ones are added to them.
+const FATAL_SIGNALS: [libc::c_int; 17] = [
     libc::SIGABRT,
     libc::SIGALRM,
     libc::SIGBUS,
     libc::SIGFPE,
     libc::SIGILL,
+    libc::SIGIO,
+    libc::SIGPROF,
+    libc::SIGPWR,
     libc::SIGQUIT,
     libc::SIGSEGV,
+    libc::SIGSTKFLT,
     libc::SIGSYS,
     libc::SIGTRAP,
     libc::SIGUSR1,
     libc::SIGUSR2,
+    libc::SIGVTALRM,
     libc::SIGXCPU,
 ];
 
@@ -126,7 +131,8 @@ fn restore_on_fatal_signals() {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = restore_and_die as extern "C" fn(libc::c_int) as usize;
     action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-    for signal in FATAL_SIGNALS {
+    // The first real-time signal is the one that vmm kicks vCPUs with.
+    for signal in FATAL_SIGNALS.into_iter().chain(libc::SIGRTMIN() + 1..=libc::SIGRTMAX()) {
         // SAFETY: `action` is initialised and its handler is async-signal-safe. A failure leaves the default action,
         // which still ends the process.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };

@@ -1,1 +1,125 @@
-//! Linux on husk (see the tests to come).
+//! Linux on husk: to userspace, through its checks and out again. Few boots, many checks a boot: each costs seconds.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::path::Path;
+
+use common::ended::{Ended, Facts};
+use common::folder::Folder;
+use common::guest::{fnv1a, noise};
+use common::{Launch, husk};
+
+/// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
+const CMDLINE: &str = "console=ttyS0 clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp panic=-1";
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 512;
+
+/// What `tools/dev guest` leaves.
+fn guest(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(name);
+    assert!(path.is_file(), "{} is missing: run tools/dev guest first", path.display());
+    path.to_str().unwrap().to_owned()
+}
+
+fn linux(words: &str) -> Launch {
+    let cmdline = format!("{CMDLINE} {words}");
+    husk(["run", "--kernel", &guest("vmlinux"), "--initrd", &guest("initramfs.cpio"), "--cmdline", &cmdline])
+}
+
+/// The bytes that the init writes to its `index`th disk with this seed: words of xorshift64.
+fn pattern(seed: u64, index: u64, len: usize) -> Vec<u8> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index + 1);
+    let mut word = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len / 8).flat_map(|_| word()).collect()
+}
+
+/// A sum as the init says it: hexadecimal digits alone.
+#[track_caller]
+fn sum(facts: &Facts, key: &str) -> u64 {
+    u64::from_str_radix(facts.get(key), 16).unwrap()
+}
+
+#[track_caller]
+fn disk(ended: &Ended, name: &str) -> Facts {
+    Facts::of(&ended.line(&format!("DISK {name} ")))
+}
+
+/// All that was asked was done, and nothing failed.
+#[track_caller]
+fn checks_went_well(ended: &Ended, names: &[&str], end: &str) {
+    assert_eq!(ended.code(), Some(0), "{ended}");
+    assert_eq!(ended.stderr, "", "{ended}");
+    for name in names {
+        ended.check(name);
+    }
+    let done = format!("checks={} failed=0 end={end}", names.len());
+    assert_eq!(ended.line("GUEST DONE ").trim_end(), done, "{ended}");
+    assert!(!ended.text().contains("GUEST FAIL") && !ended.text().contains("GUEST PANIC"), "{ended}");
+}
+
+#[test]
+fn linux_boots_with_two_cpus_uses_its_devices_and_powers_off_by_acpi() {
+    let folder = Folder::new();
+    let (before, only_read) = (noise(40, 2 * MIB), noise(41, MIB));
+    let writable = folder.file("writable", &before);
+    let read_only = folder.file("read-only", &only_read);
+    let names = ["cpus", "mem", "disk", "rng", "clock", "rtc", "dmesg"];
+    let words = format!("loglevel=8 reboot=k husk.seed=77 husk.check={} husk.end=poweroff", names.join(","));
+    let options = [
+        "--cpus",
+        "2",
+        "--memory",
+        "128M",
+        "--disk",
+        &format!("{writable},id=root"),
+        "--disk",
+        &format!("{read_only},ro"),
+    ];
+    let ended = linux(&words).args(options).end();
+    checks_went_well(&ended, &names, "poweroff");
+    let ready = Facts::of(&ended.line("GUEST READY "));
+    assert_eq!(ready.number("cpus"), 2);
+    assert_eq!(ended.check("cpus").number("ran"), 2);
+    assert_eq!(ended.check("disk").number("disks"), 2);
+    assert_eq!(ended.check("dmesg").number("warnings"), 0, "{ended}");
+
+    let root = disk(&ended, "vda");
+    assert_eq!((root.get("serial"), root.number("ro")), ("root", 0));
+    let (offset, len) = (2 * MIB / BLOCK / 4 * BLOCK, 2 * MIB / BLOCK / 2 * BLOCK);
+    assert_eq!((root.number("offset"), root.number("len")), (offset as u64, len as u64), "{ended}");
+    let mut after = before.clone();
+    after[offset..offset + len].copy_from_slice(&pattern(77, 0, len));
+    assert_eq!((sum(&root, "before"), sum(&root, "after")), (fnv1a(&before), fnv1a(&after)), "{ended}");
+    assert!(folder.read("writable") == after, "the file is what the guest says it wrote");
+
+    let data = disk(&ended, "vdb");
+    assert_eq!((data.get("serial"), data.number("ro")), ("disk1", 1));
+    assert_eq!(sum(&data, "before"), fnv1a(&only_read));
+    assert!(folder.read("read-only") == only_read);
+}
+
+#[test]
+fn linux_with_one_cpu_talks_on_its_console_and_reboots_by_the_keyboard_controller() {
+    let words = "quiet reboot=k husk.check=echo husk.end=reboot";
+    let mut husk = linux(words).args(["--memory", "64M", "--boot-entry", "linux64"]).typed();
+    husk.wait_for("WAIT echo");
+    // Longer than the FIFO of 64 bytes.
+    let line = "a line from outside ".repeat(10);
+    husk.type_in(format!("{line}\nend\n").as_bytes());
+    let ended = husk.end();
+    checks_went_well(&ended, &["echo"], "reboot");
+    assert_eq!(ended.line("ECHO ").trim_end(), line.trim_end());
+    assert_eq!(Facts::of(&ended.line("GUEST READY ")).number("cpus"), 1);
+}
+
+#[test]
+fn linux_reboots_by_acpi() {
+    let ended = linux("quiet reboot=a husk.end=reboot").args(["--memory", "64M"]).end();
+    checks_went_well(&ended, &[], "reboot");
+}

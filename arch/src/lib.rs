@@ -11,9 +11,11 @@
 //! | [`layout`] | the address map: memory, ports, interrupt lines |
 //! | [`boot`] | kernel, initrd, command line, and the structures that a kernel finds at its entry |
 //! | [`cpuid`] | what CPUID answers |
+//! | [`cpu_template`] | what a user changes in CPUID and MSRs |
 //! | [`msrs`] | the MSRs that firmware would have set |
 //! | [`vcpu`] | the state of a vCPU before its first instruction |
 //! | [`acpi`] | the tables that name the hardware |
+//! | [`mp`] | the table that names CPUs and interrupts to a kernel without ACPI |
 
 pub mod gsi;
 pub mod memory;
@@ -26,4 +28,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, cpuid, layout, msrs, vcpu};
+pub use x86_64::{acpi, boot, cpu_template, cpuid, layout, mp, msrs, vcpu};

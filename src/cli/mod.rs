@@ -2,6 +2,7 @@
 
 mod disk;
 mod firecracker;
+mod host;
 mod memory;
 mod run;
 
@@ -38,6 +39,9 @@ enum Command {
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
     Run(run::RunArgs),
+    /// Show what this host can do for husk, and the command that would mend what it cannot.
+    #[command(after_help = "Example: husk host --json")]
+    Host(host::HostArgs),
 }
 
 /// Reads the command line; a usage error ends the process with exit code 2.
@@ -50,6 +54,7 @@ impl Cli {
         match self.command {
             Some(Command::Demo) => demo::run(started),
             Some(Command::Run(args)) => args.run(),
+            Some(Command::Host(args)) => args.run(),
             None => self.firecracker.run(),
         }
     }

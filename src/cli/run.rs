@@ -15,7 +15,7 @@ use crate::session::{OnReboot, RunError, Session};
 /// Arguments of `husk run`.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Kernel image: an ELF file, entered by PVH or by the 64-bit Linux boot protocol.
+    /// Kernel image: an ELF file (vmlinux) or a bzImage (vmlinuz).
     #[arg(long, value_name = "FILE", required_unless_present = "config_file")]
     kernel: Option<PathBuf>,
     /// File that the kernel finds in memory as its initial RAM disk.
@@ -36,8 +36,8 @@ pub(super) struct RunArgs {
     /// Entropy device; `auto` gives one unless the disks take all 19 device slots.
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_entropy)]
     rng: Entropy,
-    /// How the kernel is entered: `auto` is PVH if the image has its note, else linux64.
-    #[arg(long, value_name = "auto|pvh|linux64", default_value = "auto")]
+    /// How the kernel is entered: `auto` is PVH if it has the note, else linux64; `image` runs a bzImage's own decompressor.
+    #[arg(long, value_name = "auto|pvh|linux64|image", default_value = "auto")]
     boot_entry: BootEntry,
     /// `off` gives an MP table and `virtio_mmio.device=` words instead of ACPI tables.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_acpi)]

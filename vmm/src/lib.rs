@@ -5,11 +5,13 @@
 //! | [`config`] | what a VM is; `validate` is the only place where limits live |
 //! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
+//! | [`host`] | what this host can do: facts and verdicts |
 //! | [`memfd`] | files that live in memory |
 //! | [`control`] | commands, the lifecycle table and the control loop |
 
 pub mod config;
 pub mod control;
+pub mod host;
 pub mod machine;
 pub mod memfd;
 pub mod vcpu;

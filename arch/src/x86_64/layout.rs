@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 0x0000_0000  RAM   GDT, PVH start info, zero page, stack, page tables, command line
-//! 0x0009_fc00        EBDA, video memory and ROM of a PC: ACPI tables in 0xe0000..0xf0000, the rest unused
+//! 0x0009_fc00        EBDA, video memory and ROM of a PC: ACPI tables in 0xe0000..0xf0000, the MP table behind them
 //! 0x0010_0000  RAM   kernel ... initrd, up to the end of RAM or 3 GiB
 //! 0xc000_0000  MMIO  virtio-mmio, IOAPIC, LAPIC, KVM's own pages
 //! 0x1_0000_0000 RAM  what does not fit below 3 GiB
@@ -47,6 +47,10 @@ pub const EBDA_START: GuestAddress = GuestAddress(0x9_fc00);
 pub const ACPI_START: GuestAddress = GuestAddress(0xe_0000);
 /// Room for the ACPI tables, in bytes.
 pub const ACPI_SIZE: u64 = 0x1_0000;
+/// The MP floating pointer, and the MP table behind it: inside the area that is searched for it (MP 1.4 §4).
+pub const MP_START: GuestAddress = GuestAddress(0xf_0000);
+/// Room for both, in bytes.
+pub const MP_SIZE: u64 = PAGE_SIZE;
 /// Where memory above the PC's BIOS area begins; no kernel segment lies below.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 
@@ -154,19 +158,32 @@ pub fn ram_ranges(size_bytes: u64) -> Vec<(GuestAddress, u64)> {
 /// Each entry is a name, its first address and the address behind it. In order of address.
 type Places<const N: usize> = [(&'static str, u64, u64); N];
 
-const LOW_MEMORY: Places<8> = [
+const LOW_MEMORY: Places<9> = [
     ("GDT", GDT_START.0, GDT_START.0 + GDT_SIZE),
-    ("PVH start info", PVH_START_INFO.0, PVH_START_INFO.0 + PVH_START_INFO_SIZE),
+    (
+        "PVH start info",
+        PVH_START_INFO.0,
+        PVH_START_INFO.0 + PVH_START_INFO_SIZE,
+    ),
     ("zero page", ZERO_PAGE.0, ZERO_PAGE.0 + ZERO_PAGE_SIZE),
     ("stack", ZERO_PAGE.0 + ZERO_PAGE_SIZE, BOOT_STACK_TOP.0 + 16),
-    ("page tables", PAGE_TABLES_START.0, PAGE_TABLES_START.0 + PAGE_TABLES_SIZE),
+    (
+        "page tables",
+        PAGE_TABLES_START.0,
+        PAGE_TABLES_START.0 + PAGE_TABLES_SIZE,
+    ),
     ("command line", CMDLINE_START.0, CMDLINE_START.0 + CMDLINE_SIZE),
     ("EBDA and video memory", EBDA_START.0, ACPI_START.0),
     ("ACPI tables", ACPI_START.0, ACPI_START.0 + ACPI_SIZE),
+    ("MP table", MP_START.0, MP_START.0 + MP_SIZE),
 ];
 
 const HOLE: Places<4> = [
-    ("virtio-mmio", VIRTIO_MMIO_START.0, VIRTIO_MMIO_START.0 + VIRTIO_MMIO_DEVICES_MAX as u64 * VIRTIO_MMIO_STRIDE),
+    (
+        "virtio-mmio",
+        VIRTIO_MMIO_START.0,
+        VIRTIO_MMIO_START.0 + VIRTIO_MMIO_DEVICES_MAX as u64 * VIRTIO_MMIO_STRIDE,
+    ),
     ("IOAPIC", IOAPIC_START.0, IOAPIC_START.0 + IOAPIC_SIZE),
     ("LAPIC", LAPIC_START.0, LAPIC_START.0 + LAPIC_SIZE),
     ("KVM's pages", KVM_IDENTITY_MAP.0, KVM_IDENTITY_MAP.0 + KVM_PAGES_SIZE),
@@ -204,6 +221,8 @@ const _: () = assert!(PAGE_TABLES_START.0.is_multiple_of(PAGE_SIZE) && PVH_START
 const _: () = assert!(BOOT_STACK_TOP.0.is_multiple_of(16));
 // ACPI 6.5 §5.2.5.1: the RSDP stands on a 16 byte boundary between 0xe0000 and 0xfffff.
 const _: () = assert!(ACPI_START.0.is_multiple_of(16) && ACPI_START.0 >= 0xe_0000);
+// MP 1.4 §4: the floating pointer stands on a 16 byte boundary between 0xf0000 and 0xfffff.
+const _: () = assert!(MP_START.0.is_multiple_of(16) && MP_START.0 >= 0xf_0000);
 const _: () = assert!(KVM_TSS.0 == KVM_IDENTITY_MAP.0 + PAGE_SIZE && KVM_PAGES_SIZE == 4 * PAGE_SIZE);
 const _: () = assert!(MMIO_HOLE_START.0.is_multiple_of(1 << 30) && MMIO_HOLE_END.0.is_multiple_of(1 << 30));
 const _: () = assert!(GED_GSI.get() < SERIAL_GSI.get() && SERIAL_GSI.get() < VIRTIO_MMIO_GSI_FIRST.get());
@@ -220,8 +239,14 @@ mod tests {
         assert_eq!(ram_ranges(0), []);
         assert_eq!(ram_ranges(32 << 20), [(GuestAddress(0), 32 << 20)]);
         assert_eq!(ram_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
-        assert_eq!(ram_ranges(3 * GIB + 1), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 1)]);
-        assert_eq!(ram_ranges(6 * GIB), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 3 * GIB)]);
+        assert_eq!(
+            ram_ranges(3 * GIB + 1),
+            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 1)]
+        );
+        assert_eq!(
+            ram_ranges(6 * GIB),
+            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 3 * GIB)]
+        );
         assert_eq!(ram_ranges(u64::MAX).iter().map(|r| r.1).sum::<u64>(), u64::MAX);
     }
 

@@ -1,6 +1,7 @@
 //! The serial port: a 16550 at COM1, written a line at a time.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu;
 
@@ -21,6 +22,14 @@ macro_rules! println {
     ($($arg:tt)*) => { $crate::console::write(format_args!("{}\n", format_args!($($arg)*))) };
 }
 
+/// Whether a line ends in CR LF, as a terminal in raw mode wants it.
+static CARRIAGE_RETURNS: AtomicBool = AtomicBool::new(false);
+
+/// Ends lines in CR LF from now on: for people, who watch on a terminal.
+pub fn end_lines_for_a_terminal() {
+    CARRIAGE_RETURNS.store(true, Ordering::Relaxed);
+}
+
 /// Gathers text, so that each call of `write` costs few calls down to ring 0.
 struct Line {
     bytes: [u8; 256],
@@ -28,6 +37,14 @@ struct Line {
 }
 
 impl Line {
+    fn push(&mut self, byte: u8) {
+        if self.len == self.bytes.len() {
+            self.flush();
+        }
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
     fn flush(&mut self) {
         write_bytes(&self.bytes[..self.len]);
         self.len = 0;
@@ -36,12 +53,12 @@ impl Line {
 
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        let for_terminal = CARRIAGE_RETURNS.load(Ordering::Relaxed);
         for &byte in text.as_bytes() {
-            if self.len == self.bytes.len() {
-                self.flush();
+            if byte == b'\n' && for_terminal {
+                self.push(b'\r');
             }
-            self.bytes[self.len] = byte;
-            self.len += 1;
+            self.push(byte);
         }
         Ok(())
     }

@@ -41,6 +41,7 @@ fn us(ticks: u64, times: u64) -> Milli {
 
 #[unsafe(no_mangle)]
 fn guest_main(boot: &'static Boot) -> ! {
+    console::end_lines_for_a_terminal();
     let clock = time::init();
     apic::mask_pic();
     apic::init_local();

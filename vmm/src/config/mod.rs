@@ -202,7 +202,7 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23)")]
+    #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23): remove a device")]
     TooManyDevices {
         /// The first device that finds no slot.
         id: String,

@@ -93,11 +93,7 @@ impl<'a> ControlLoop<'a> {
         control.watch(control.signals.as_raw_fd(), Source::Signal)?;
         control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
         if let Some(console) = &control.console {
-            control.input = match control.add(console.as_raw_fd(), Source::Console) {
-                Ok(()) => Input::Watched,
-                // A plain file never blocks, which is why epoll refuses it.
-                Err(_) => Input::Ready,
-            };
+            control.input = Self::watch_console(&control.epoll, console);
         }
         Ok(control)
     }
@@ -138,7 +134,7 @@ impl<'a> ControlLoop<'a> {
                 return Ok(Outcome::Stopped);
             }
             if room {
-                self.regain_room()?;
+                self.regain_room();
             }
         }
     }
@@ -156,47 +152,60 @@ impl<'a> ControlLoop<'a> {
 
     /// Moves what there is from the console into the serial port; whether the user asked to quit.
     fn feed_console(&mut self) -> bool {
-        let Some(console) = &mut self.console else { return false };
         loop {
-            let room = self.machine.serial_input_room();
-            if room == 0 {
-                if self.input == Input::Watched {
-                    self.input = Input::Full;
-                    self.unwatch_console();
-                }
-                return false;
-            }
-            match console.read(room) {
-                // All of it fits: only this thread fills the room that it was just told of.
-                Typed::Bytes(bytes) => {
-                    self.machine.serial_input(&bytes);
-                }
+            let Some(console) = &mut self.console else { return false };
+            match console.read() {
+                Typed::Some => {}
                 Typed::Quit => return true,
                 Typed::End => {
-                    if self.input == Input::Watched {
-                        self.unwatch_console();
-                    }
-                    self.input = Input::Ended;
+                    self.stop_watching(Input::Ended);
                     return false;
                 }
             }
-            if self.input == Input::Watched {
+            if !self.move_pending() {
+                self.stop_watching(Input::Full);
+            }
+            if self.input != Input::Ready {
                 return false;
             }
         }
     }
 
+    /// Gives the guest what it has room for. False if the console should wait until it has read that.
+    fn move_pending(&mut self) -> bool {
+        let Some(console) = &mut self.console else { return true };
+        let taken = self.machine.serial_input(console.pending());
+        console.taken(taken);
+        console.wants_more()
+    }
+
     /// The guest has read from its serial port.
-    fn regain_room(&mut self) -> Result<(), ControlError> {
+    fn regain_room(&mut self) {
         // As above: the count does not matter.
         let _ = self.machine.serial_room().read();
-        if self.input == Input::Full
+        if self.move_pending()
+            && self.input == Input::Full
             && let Some(console) = &self.console
         {
-            self.watch(console.as_raw_fd(), Source::Console)?;
-            self.input = Input::Watched;
+            self.input = Self::watch_console(&self.epoll, console);
         }
-        Ok(())
+    }
+
+    fn stop_watching(&mut self, next: Input) {
+        if self.input == Input::Watched {
+            self.unwatch_console();
+        }
+        self.input = next;
+    }
+
+    /// Where a console's bytes will come from.
+    fn watch_console(epoll: &Epoll, console: &Console) -> Input {
+        let interest = EpollEvent::new(EventSet::IN, Source::Console as u64);
+        match epoll.ctl(ControlOperation::Add, console.as_raw_fd(), interest) {
+            Ok(()) => Input::Watched,
+            // A plain file never blocks, which is why epoll refuses it.
+            Err(_) => Input::Ready,
+        }
     }
 
     fn unwatch_console(&self) {
@@ -207,10 +216,8 @@ impl<'a> ControlLoop<'a> {
     }
 
     fn watch(&self, fd: RawFd, source: Source) -> Result<(), ControlError> {
-        self.add(fd, source).map_err(|source| ControlError::Wait { what: "watch a descriptor", source })
-    }
-
-    fn add(&self, fd: RawFd, source: Source) -> io::Result<()> {
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
+        self.epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
+            .map_err(|source| ControlError::Wait { what: "watch a descriptor", source })
     }
 }

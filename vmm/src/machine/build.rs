@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
-use arch::boot::{self, Kernel, LoadError};
+use arch::boot::{self, Kernel, KernelFile, LoadError};
 use arch::cpuid::{self, CpuModel};
+use arch::mp::{self, MpError};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -85,6 +86,9 @@ pub enum BuildError {
     /// The ACPI tables do not fit.
     #[error("cannot write the ACPI tables")]
     Acpi(#[from] AcpiError),
+    /// The MP table does not fit.
+    #[error(transparent)]
+    Mp(#[from] MpError),
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -160,6 +164,9 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
             Some(load_failed("initrd", path, boot::load_initrd(memory, &mut file, &kernel))?)
         }
     };
+    // Beside ACPI too: Linux looks for this table first, through 64 KiB in steps of 16 bytes, and to find it at once ends the
+    // search. It names no device.
+    mp::write_mp_table(memory, count)?;
     let rsdp = match config.tables {
         HardwareTables::Mp => None,
         HardwareTables::Acpi | HardwareTables::AcpiAndMp => {
@@ -167,6 +174,11 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         }
     };
     boot::write_boot_data(memory, &kernel, initrd.as_ref(), &config.cmdline(), rsdp).map_err(BuildError::BootData)?;
+    if let KernelFile::Unpacked { compression, .. } = kernel.file {
+        log::info!(
+            "kernel: unpacked from its bzImage ({compression}); its own KASLR is skipped (--boot-entry image keeps it)"
+        );
+    }
     Ok(kernel)
 }
 
@@ -263,8 +275,8 @@ fn open(role: &'static str, path: &Path) -> Result<File, BuildError> {
         Err(cause) => {
             let hint = match cause.kind() {
                 io::ErrorKind::NotFound => "check the path",
-                io::ErrorKind::PermissionDenied => "let this user read it",
-                _ => "see whether the file can be read at all",
+                io::ErrorKind::PermissionDenied => "check its owner and mode",
+                _ => "check that the file can be read at all",
             };
             Err(BuildError::Open { role, path, cause, hint })
         }

@@ -143,10 +143,6 @@ impl Devices {
         self.power_button.press();
     }
 
-    pub(super) fn serial_input_room(&self) -> usize {
-        lock(&self.serial).room()
-    }
-
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
         lock(&self.serial).push(bytes)
     }

@@ -26,12 +26,12 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The mapping is refused.
-    #[error("cannot map {} MiB of guest memory", bytes / MIB)]
+    #[error("cannot map {} MiB of guest memory: {cause}: give the guest less, or check ulimit -v and vm.overcommit_memory", bytes / MIB)]
     Map {
         /// How much was asked.
         bytes: u64,
-        /// What the host said.
-        source: FromRangesError,
+        /// What the host said. Its text has its own source's in it.
+        cause: FromRangesError,
     },
     /// KVM does not take a region.
     #[error("cannot give KVM {} MiB of memory at guest address {address:#x} (slot {slot})", bytes / MIB)]
@@ -68,7 +68,7 @@ pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemory, MemoryError> {
             (address, usize::try_from(length).expect("a 64-bit host addresses 64 bits"), place)
         })
         .collect();
-    GuestMemory::from_ranges_with_files(ranges).map_err(|source| MemoryError::Map { bytes, source })
+    GuestMemory::from_ranges_with_files(ranges).map_err(|cause| MemoryError::Map { bytes, cause })
 }
 
 /// Gives KVM every region. Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.

@@ -76,14 +76,8 @@ impl Machine {
         &self.memory
     }
 
-    /// The bytes that the serial port can take from the console now.
-    #[must_use]
-    pub fn serial_input_room(&self) -> usize {
-        self.devices.serial_input_room()
-    }
-
-    /// Gives the serial port what was typed; it takes as much as [`serial_input_room`](Self::serial_input_room) said,
-    /// and returns how much that was.
+    /// Gives the serial port what was typed, and returns how many bytes it took. If not all,
+    /// [`serial_room`](Self::serial_room) tells when to try the rest.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.devices.serial_input(bytes)
     }

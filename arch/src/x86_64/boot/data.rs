@@ -1,13 +1,15 @@
 //! Writes what a kernel finds in memory at its entry.
 
 use super::map;
-use super::{BootProtocol, Initrd, Kernel, LoadError, linux64, pvh};
+use super::{BootProtocol, Initrd, Kernel, LoadError, SetupHeader, linux64, pvh};
 use crate::layout::{CMDLINE_MAX, CMDLINE_START};
 use crate::memory::{Bytes, GuestAddress, GuestMemory};
 
 /// What both protocols tell the kernel, each in its own form.
 pub(super) struct BootData<'a> {
     pub(super) initrd: Option<&'a Initrd>,
+    /// What the kernel's own bzImage says, for the protocol that hands it on.
+    pub(super) setup: Option<&'a SetupHeader>,
     /// Where the tables start; without ACPI there are none.
     pub(super) rsdp: Option<GuestAddress>,
     pub(super) map: Vec<map::Range>,
@@ -28,7 +30,12 @@ pub fn write_boot_data(
     rsdp: Option<GuestAddress>,
 ) -> Result<(), LoadError> {
     write_cmdline(memory, cmdline)?;
-    let data = BootData { initrd, rsdp, map: map::ranges(memory) };
+    let data = BootData {
+        initrd,
+        setup: kernel.setup(),
+        rsdp,
+        map: map::ranges(memory),
+    };
     match kernel.protocol {
         BootProtocol::Pvh => pvh::write(memory, &data),
         BootProtocol::Linux64 => linux64::write(memory, &data),
@@ -41,7 +48,9 @@ pub(super) fn write(
     address: GuestAddress,
     bytes: &[u8],
 ) -> Result<(), LoadError> {
-    memory.write_slice(bytes, address).map_err(|source| LoadError::Memory { what, address, source })
+    memory
+        .write_slice(bytes, address)
+        .map_err(|source| LoadError::Memory { what, address, source })
 }
 
 fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), LoadError> {
@@ -51,7 +60,12 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), LoadError> {
     if let Some(at) = cmdline.bytes().position(|byte| byte == 0) {
         return Err(LoadError::CmdlineNul { at });
     }
-    write(memory, "command line", CMDLINE_START, &[cmdline.as_bytes(), &[0]].concat())
+    write(
+        memory,
+        "command line",
+        CMDLINE_START,
+        &[cmdline.as_bytes(), &[0]].concat(),
+    )
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use linux_loader::elf::{
 
 use super::LoadError;
 use super::image::{Image, Source};
-use crate::memory::ByteValued;
+use crate::memory::{ByteValued, GuestAddress};
 
 /// vmlinux has about five. With the check that segments do not overlap this bounds what loading one costs.
 pub(super) const PROGRAM_HEADERS_MAX: u16 = 128;
@@ -20,9 +20,6 @@ pub(super) const NOTES_BYTES_MAX: u64 = 64 << 10;
 
 const EHDR_SIZE: u64 = size_of::<Elf64_Ehdr>() as u64;
 const PHDR_SIZE: usize = size_of::<Elf64_Phdr>();
-/// A bzImage says so in its setup header (Linux: arch/x86/boot.rst, the real-mode kernel header).
-const BZIMAGE_MAGIC_OFFSET: u64 = 0x202;
-const BZIMAGE_MAGIC: [u8; 4] = *b"HdrS";
 /// Xen's note with a 32-bit physical entry (Xen: public/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY).
 const PVH_NOTE_TYPE: u32 = 18;
 const PVH_NOTE_NAME: &[u8] = b"Xen\0";
@@ -55,10 +52,10 @@ pub(super) struct Elf {
 }
 
 /// A part of the file that holds notes. It is inside the file.
-#[derive(Debug)]
-struct Notes {
-    offset: u64,
-    size: u64,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notes {
+    pub(super) offset: u64,
+    pub(super) size: u64,
     align: usize,
 }
 
@@ -67,7 +64,10 @@ impl Elf {
         let header = read_header(source)?;
         let count = header.e_phnum;
         if count > PROGRAM_HEADERS_MAX {
-            return Err(LoadError::TooManyProgramHeaders { count, max: PROGRAM_HEADERS_MAX });
+            return Err(LoadError::TooManyProgramHeaders {
+                count,
+                max: PROGRAM_HEADERS_MAX,
+            });
         }
         let mut table = vec![0; usize::from(count) * PHDR_SIZE];
         inside_file(
@@ -78,7 +78,11 @@ impl Elf {
         )?;
         source.read_at(header.e_phoff, &mut table)?;
 
-        let mut elf = Self { segments: Vec::new(), entry: header.e_entry, notes: Vec::new() };
+        let mut elf = Self {
+            segments: Vec::new(),
+            entry: header.e_entry,
+            notes: Vec::new(),
+        };
         for (index, bytes) in table.chunks_exact(PHDR_SIZE).enumerate() {
             let mut program = Elf64_Phdr::default();
             program.as_mut_slice().copy_from_slice(bytes);
@@ -94,17 +98,32 @@ impl Elf {
         Ok(elf)
     }
 
-    /// The entry that the kernel offers for PVH. Reads the notes, which nothing else needs.
-    pub(super) fn pvh_entry(&self, source: &mut Source<'_, impl Image>) -> Result<Option<u64>, LoadError> {
-        for notes in &self.notes {
-            let size = match usize::try_from(notes.size) {
-                Ok(size) if notes.size <= NOTES_BYTES_MAX => size,
-                _ => {
-                    return Err(LoadError::NotesTooLarge { size: notes.size, max: NOTES_BYTES_MAX });
-                }
-            };
-            let mut bytes = vec![0; size];
-            source.read_at(notes.offset, &mut bytes)?;
+    /// The first address behind all segments.
+    pub(super) fn end(&self) -> GuestAddress {
+        // They are sorted and do not overlap, and there is one.
+        GuestAddress(self.segments.last().map_or(self.entry, Segment::end))
+    }
+
+    /// The parts that hold notes, none larger than [`NOTES_BYTES_MAX`].
+    pub(super) fn notes(&self) -> Result<&[Notes], LoadError> {
+        match self.notes.iter().find(|notes| notes.size > NOTES_BYTES_MAX) {
+            None => Ok(&self.notes),
+            Some(notes) => Err(LoadError::NotesTooLarge {
+                size: notes.size,
+                max: NOTES_BYTES_MAX,
+            }),
+        }
+    }
+
+    /// The entry that the kernel offers for PVH. Reads the notes, which nothing else needs: `read` fills a buffer from an
+    /// offset of the ELF.
+    pub(super) fn pvh_entry(
+        &self,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), LoadError>,
+    ) -> Result<Option<u64>, LoadError> {
+        for notes in self.notes()? {
+            let mut bytes = vec![0; usize::try_from(notes.size).expect("notes() bounds it")];
+            read(notes.offset, &mut bytes)?;
             if let Some(entry) = find_pvh_note(&bytes, notes.align)? {
                 return Ok(Some(entry));
             }
@@ -117,10 +136,18 @@ impl Elf {
         for pair in self.segments.windows(2) {
             if pair[1].address < pair[0].end() {
                 let (first, second) = (pair[0].index, pair[1].index);
-                return Err(LoadError::SegmentsOverlap { first, second, address: pair[1].address });
+                return Err(LoadError::SegmentsOverlap {
+                    first,
+                    second,
+                    address: pair[1].address,
+                });
             }
         }
-        if self.segments.is_empty() { Err(LoadError::NoSegments) } else { Ok(()) }
+        if self.segments.is_empty() {
+            Err(LoadError::NoSegments)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -128,7 +155,7 @@ fn read_header(source: &mut Source<'_, impl Image>) -> Result<Elf64_Ehdr, LoadEr
     let mut start = [0; 4];
     source.read_at(0, &mut start[..usize::try_from(source.size.min(4)).expect("at most 4")])?;
     if start != *ELFMAG {
-        return Err(foreign_format(source, start));
+        return Err(LoadError::NotElf { start });
     }
     inside_file("ELF header", 0, EHDR_SIZE, source.size)?;
     let mut header = Elf64_Ehdr::default();
@@ -137,46 +164,78 @@ fn read_header(source: &mut Source<'_, impl Image>) -> Result<Elf64_Ehdr, LoadEr
         true => Ok(()),
         false => Err(LoadError::WrongElf { field, found, expected }),
     };
-    is("ELF class", header.e_ident[EI_CLASS].into(), &[ELFCLASS64.into()], "2 (64 bit)")?;
-    is("ELF byte order", header.e_ident[EI_DATA].into(), &[ELFDATA2LSB.into()], "1 (little endian)")?;
-    is("ELF machine", header.e_machine.into(), &[EM_X86_64.into()], "62 (x86-64)")?;
-    is("ELF type", header.e_type.into(), &[ET_EXEC.into(), ET_DYN.into()], "2 (executable)")?;
-    is("ELF program header size", header.e_phentsize.into(), &[PHDR_SIZE as u64], "56")?;
+    is(
+        "ELF class",
+        header.e_ident[EI_CLASS].into(),
+        &[ELFCLASS64.into()],
+        "2 (64 bit)",
+    )?;
+    is(
+        "ELF byte order",
+        header.e_ident[EI_DATA].into(),
+        &[ELFDATA2LSB.into()],
+        "1 (little endian)",
+    )?;
+    is(
+        "ELF machine",
+        header.e_machine.into(),
+        &[EM_X86_64.into()],
+        "62 (x86-64)",
+    )?;
+    is(
+        "ELF type",
+        header.e_type.into(),
+        &[ET_EXEC.into(), ET_DYN.into()],
+        "2 (executable)",
+    )?;
+    is(
+        "ELF program header size",
+        header.e_phentsize.into(),
+        &[PHDR_SIZE as u64],
+        "56",
+    )?;
     Ok(header)
-}
-
-fn foreign_format(source: &mut Source<'_, impl Image>, start: [u8; 4]) -> LoadError {
-    let mut magic = [0; BZIMAGE_MAGIC.len()];
-    if source.size >= BZIMAGE_MAGIC_OFFSET + 4 {
-        match source.read_at(BZIMAGE_MAGIC_OFFSET, &mut magic) {
-            Ok(()) if magic == BZIMAGE_MAGIC => return LoadError::BzImage,
-            Ok(()) => {}
-            Err(error) => return error,
-        }
-    }
-    LoadError::NotElf { start }
 }
 
 fn segment(index: usize, program: &Elf64_Phdr, size: u64) -> Result<Segment, LoadError> {
     let (address, file_size, memory_size) = (program.p_paddr, program.p_filesz, program.p_memsz);
     if file_size > memory_size || address.checked_add(memory_size).is_none() {
-        return Err(LoadError::MalformedSegment { segment: index, address, file_size, memory_size });
+        return Err(LoadError::MalformedSegment {
+            segment: index,
+            address,
+            file_size,
+            memory_size,
+        });
     }
     inside_file("segment", program.p_offset, file_size, size)?;
-    Ok(Segment { index, offset: program.p_offset, file_size, address, memory_size })
+    Ok(Segment {
+        index,
+        offset: program.p_offset,
+        file_size,
+        address,
+        memory_size,
+    })
 }
 
 fn notes(program: &Elf64_Phdr, size: u64) -> Result<Notes, LoadError> {
     inside_file("note segment", program.p_offset, program.p_filesz, size)?;
     // The ELF specification says 8 for 64-bit files, tools say 4 but for GNU properties; the header tells which.
     let align = if program.p_align == 8 { 8 } else { 4 };
-    Ok(Notes { offset: program.p_offset, size: program.p_filesz, align })
+    Ok(Notes {
+        offset: program.p_offset,
+        size: program.p_filesz,
+        align,
+    })
 }
 
 fn inside_file(what: &'static str, offset: u64, len: u64, size: u64) -> Result<(), LoadError> {
     match offset.checked_add(len) {
         Some(end) if end <= size => Ok(()),
-        end => Err(LoadError::Truncated { what, end: end.unwrap_or(u64::MAX), size }),
+        end => Err(LoadError::Truncated {
+            what,
+            end: end.unwrap_or(u64::MAX),
+            size,
+        }),
     }
 }
 

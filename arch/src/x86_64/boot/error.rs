@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::bzimage::BzImageError;
 use crate::layout::{CMDLINE_MAX, HIGH_RAM_START, MMIO_HOLE_START};
 use crate::memory::{GuestAddress, GuestMemoryError};
 
@@ -30,7 +31,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A file of no bytes.
-    #[error("the {what} is empty")]
+    #[error("the {what} is empty: copy it again")]
     Empty {
         /// Kernel or initrd.
         what: &'static str,
@@ -46,14 +47,20 @@ pub enum LoadError {
         size: u64,
     },
     /// Neither an ELF nor anything else that is known.
-    #[error("the kernel is not an ELF file, it starts with {start:02x?}: give the vmlinux of an x86-64 kernel")]
+    #[error(
+        "the kernel is neither an ELF file nor a bzImage, it starts with {start:02x?}: give the vmlinux or the vmlinuz \
+         of an x86-64 kernel"
+    )]
     NotElf {
         /// The first bytes of the file.
         start: [u8; 4],
     },
-    /// A compressed Linux kernel image.
-    #[error("the kernel is a bzImage: give the vmlinux inside it, as Linux's scripts/extract-vmlinux writes it")]
-    BzImage,
+    /// A bzImage that cannot be used.
+    #[error(transparent)]
+    BzImage(#[from] BzImageError),
+    /// The image entry was asked for and there is none.
+    #[error("the kernel is an ELF file, the boot entry image is a bzImage's: use the boot entry auto")]
+    NotBzImage,
     /// An ELF for another CPU or of another kind.
     #[error("the kernel has {field} {found}, it must be {expected}: give the vmlinux of an x86-64 kernel")]
     WrongElf {

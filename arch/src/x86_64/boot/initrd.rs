@@ -1,12 +1,12 @@
 //! Puts an initrd into guest memory.
 
 use super::image::{Image, Source};
-use super::{Initrd, Kernel, LoadError, map};
+use super::{Initrd, Kernel, LoadError, SetupHeader, map};
 use crate::layout::PAGE_SIZE;
 use crate::memory::{GuestAddress, GuestMemory};
 
 /// Loads an initrd, read straight into guest memory: page aligned, as high below the MMIO hole as it fits, so that the
-/// kernel has room to grow into; never over the kernel.
+/// kernel has room to grow into; never over the kernel, nor above what its bzImage allows.
 ///
 /// # Errors
 /// [`LoadError::InitrdTooLarge`] with both sizes, or why the file cannot be read.
@@ -15,7 +15,9 @@ pub fn load_initrd(memory: &GuestMemory, image: &mut impl Image, kernel: &Kernel
     let size = source.size;
     // Every end that a Kernel can have is below the hole, so the rounding does not overflow.
     let first = kernel.end.0.next_multiple_of(PAGE_SIZE);
-    let available = map::low_memory_end(memory).saturating_sub(first);
+    let last = kernel.setup().map_or(u64::MAX, SetupHeader::initrd_last);
+    let end = map::low_memory_end(memory).min(last.saturating_add(1));
+    let available = end.saturating_sub(first);
     if size > available {
         return Err(LoadError::InitrdTooLarge { size, available });
     }
@@ -31,7 +33,7 @@ mod tests {
     use std::io::{Cursor, Write};
 
     use super::*;
-    use crate::boot::BootProtocol;
+    use crate::boot::{BootProtocol, KernelFile};
     use crate::memory::Bytes;
 
     const MIB: u64 = 1 << 20;
@@ -41,7 +43,12 @@ mod tests {
     }
 
     fn kernel(end: u64) -> Kernel {
-        Kernel { entry: GuestAddress(MIB), protocol: BootProtocol::Pvh, end: GuestAddress(end) }
+        Kernel {
+            entry: GuestAddress(MIB),
+            protocol: BootProtocol::Pvh,
+            end: GuestAddress(end),
+            file: KernelFile::Elf,
+        }
     }
 
     #[test]
@@ -51,7 +58,13 @@ mod tests {
         file.write_all(&bytes).unwrap();
         let memory = memory();
         let initrd = load_initrd(&memory, &mut file, &kernel(2 * MIB)).unwrap();
-        assert_eq!(initrd, Initrd { address: GuestAddress(4 * MIB - 3 * PAGE_SIZE), size: 10_000 });
+        assert_eq!(
+            initrd,
+            Initrd {
+                address: GuestAddress(4 * MIB - 3 * PAGE_SIZE),
+                size: 10_000
+            }
+        );
         let mut found = vec![0; bytes.len()];
         memory.read_slice(&mut found, initrd.address).unwrap();
         assert_eq!(found, bytes);
@@ -73,7 +86,7 @@ mod tests {
     #[test]
     fn an_empty_file_and_a_directory_are_refused() {
         let refused = load_initrd(&memory(), &mut Cursor::new([0_u8; 0]), &kernel(MIB)).unwrap_err();
-        assert_eq!(refused.to_string(), "the initrd is empty");
+        assert_eq!(refused.to_string(), "the initrd is empty: copy it again");
         let mut folder = std::fs::File::open("/").unwrap();
         assert!(load_initrd(&memory(), &mut folder, &kernel(MIB)).is_err());
     }
@@ -104,6 +117,17 @@ mod tests {
             }
         }
         let refused = load_initrd(&memory(), &mut Shrinking(Cursor::new(vec![0; 100])), &kernel(MIB)).unwrap_err();
-        assert!(matches!(refused, LoadError::Read { what: "initrd", offset: 0, len: 4096, .. }), "{refused}");
+        assert!(
+            matches!(
+                refused,
+                LoadError::Read {
+                    what: "initrd",
+                    offset: 0,
+                    len: 4096,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
     }
 }

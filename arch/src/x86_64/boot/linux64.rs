@@ -46,6 +46,9 @@ pub(super) fn write(memory: &GuestMemory, boot: &BootData<'_>) -> Result<(), Loa
 fn zero_page(boot: &BootData<'_>) -> boot_params {
     let low = |address: u64| u32::try_from(address).expect("everything loaded is below 4 GiB");
     let mut params = boot_params::default();
+    if let Some(setup) = boot.setup {
+        params.hdr = setup.raw();
+    }
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = SETUP_MAGIC;
     params.hdr.version = SETUP_VERSION;
@@ -53,16 +56,26 @@ fn zero_page(boot: &BootData<'_>) -> boot_params {
     params.hdr.loadflags = LOADED_HIGH;
     params.hdr.code32_start = low(HIGH_RAM_START.0);
     params.hdr.cmd_line_ptr = low(CMDLINE_START.0);
+    params.hdr.ext_loader_ver = 0;
+    params.hdr.ext_loader_type = 0;
+    params.hdr.setup_data = 0;
     params.hdr.cmdline_size = u32::try_from(CMDLINE_MAX - 1).expect("a small constant");
-    if let Some(initrd) = boot.initrd {
-        params.hdr.ramdisk_image = low(initrd.address.0);
-        params.hdr.ramdisk_size = low(initrd.size);
-    }
+    let (address, size) = boot.initrd.map_or((0, 0), |initrd| (initrd.address.0, initrd.size));
+    params.hdr.ramdisk_image = low(address);
+    params.hdr.ramdisk_size = low(size);
     params.acpi_rsdp_addr = boot.rsdp.map_or(0, |rsdp| rsdp.0);
     let mut table = params.e820_table;
-    assert!(boot.map.len() <= table.len(), "{} memory ranges do not fit into the zero page", boot.map.len());
+    assert!(
+        boot.map.len() <= table.len(),
+        "{} memory ranges do not fit into the zero page",
+        boot.map.len()
+    );
     for (entry, range) in table.iter_mut().zip(&boot.map) {
-        *entry = boot_e820_entry { addr: range.start, size: range.size, r#type: range.kind.number() };
+        *entry = boot_e820_entry {
+            addr: range.start,
+            size: range.size,
+            r#type: range.kind.number(),
+        };
     }
     params.e820_table = table;
     params.e820_entries = u8::try_from(boot.map.len()).expect("at most 128");
@@ -74,7 +87,13 @@ fn page_tables() -> Vec<u8> {
     let directory_pointers = PAGE_TABLES_START.0 + PAGE_SIZE;
     let directories = directory_pointers + PAGE_SIZE;
     let top = (0..ENTRIES).map(|i| if i == 0 { directory_pointers | TABLE } else { 0 });
-    let pointers = (0..ENTRIES).map(|i| if i < DIRECTORIES { (directories + i * PAGE_SIZE) | TABLE } else { 0 });
+    let pointers = (0..ENTRIES).map(|i| {
+        if i < DIRECTORIES {
+            (directories + i * PAGE_SIZE) | TABLE
+        } else {
+            0
+        }
+    });
     let pages = (0..DIRECTORIES * ENTRIES).map(|i| (i * LARGE_PAGE_SIZE) | LARGE_PAGE);
     let mut bytes = Vec::with_capacity(usize::try_from(PAGE_TABLES_SIZE).expect("six pages"));
     for entry in top.chain(pointers).chain(pages) {

@@ -1,7 +1,10 @@
 //! The table of what husk changes in KVM's CPUID answers. One line is one field of one register, in the order of the
 //! manuals: Intel SDM 2A "CPUID", AMD APM 3 appendix E.
 
+use std::fmt;
+
 use kvm_bindings::kvm_cpuid_entry2;
+use serde::Deserialize;
 
 use super::Cpu;
 
@@ -28,11 +31,17 @@ impl Scope {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Register {
+/// A register that CPUID answers in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Register {
+    /// EAX.
     Eax,
+    /// EBX.
     Ebx,
+    /// ECX.
     Ecx,
+    /// EDX.
     Edx,
 }
 use Register::{Eax, Ebx, Ecx, Edx};
@@ -74,43 +83,60 @@ pub(super) struct Rule {
     high: u32,
     low: u32,
     value: Value,
+    /// What the field says, for error messages.
+    pub(super) field: &'static str,
 }
 
-const fn rule(leaf: u32, scope: Scope, register: Register, (high, low): (u32, u32), value: Value) -> Rule {
+const fn rule(
+    leaf: u32,
+    scope: Scope,
+    register: Register,
+    (high, low): (u32, u32),
+    value: Value,
+    field: &'static str,
+) -> Rule {
     assert!(high < 32 && low <= high);
-    Rule { leaf, scope, register, high, low, value }
+    Rule {
+        leaf,
+        scope,
+        register,
+        high,
+        low,
+        value,
+        field,
+    }
 }
 
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
-    //   leaf         whose          register  bits      becomes             field
-    rule(0x0000_0000, Scope::Any,    Eax,      (31, 0),  AtLeast(0xb)),   // last basic leaf: topology is there
-    rule(0x0000_0001, Scope::Any,    Ebx,      (31, 24), ApicId),         // initial APIC ID
-    rule(0x0000_0001, Scope::Any,    Ebx,      (23, 16), ApicIds),        // addressable IDs in the package
-    rule(0x0000_0001, Scope::Any,    Ebx,      (15, 8),  Is(8)),          // CLFLUSH line, in 8 bytes
-    rule(0x0000_0001, Scope::Any,    Ecx,      (21, 21), Is(1)),          // x2APIC: KVM's LAPIC has it
-    rule(0x0000_0001, Scope::Any,    Ecx,      (24, 24), TscDeadlineTimer), // LAPIC timer by TSC deadline
-    rule(0x0000_0001, Scope::Any,    Ecx,      (31, 31), Is(1)),          // a hypervisor is present
-    rule(0x0000_0001, Scope::Any,    Edx,      (28, 28), Several),        // HTT: bits 23:16 of EBX count
-    rule(0x0000_0004, Scope::Intel,  Eax,      (31, 26), CacheCoreIds),   // addressable core IDs, less one
-    rule(0x0000_0004, Scope::Intel,  Eax,      (25, 14), CacheSharers),   // IDs that share this cache, less one
-    rule(0x8000_0001, Scope::Amd,    Ecx,      (1, 1),   Several),        // CmpLegacy: several cores, no threads
-    rule(0x8000_0008, Scope::Amd,    Ecx,      (7, 0),   CountMinusOne),  // NC: threads in the package, less one
-    rule(0x8000_0008, Scope::Amd,    Ecx,      (15, 12), ApicIdBits),     // ApicIdSize
-    rule(0x8000_001d, Scope::Amd,    Eax,      (25, 14), CacheSharers),   // threads that share this cache, less one
-    rule(0x8000_001e, Scope::Amd,    Eax,      (31, 0),  ApicId),         // extended APIC ID
-    rule(0x8000_001e, Scope::Amd,    Ebx,      (7, 0),   ApicId),         // core ID
-    rule(0x8000_001e, Scope::Amd,    Ebx,      (15, 8),  Is(0)),          // threads of a core, less one
-    rule(0x8000_001e, Scope::Amd,    Ecx,      (10, 0),  Is(0)),          // node 0 of one
+    //   leaf         whose          register  bits      becomes            field
+    rule(0x0000_0000, Scope::Any,    Eax,      (31, 0),  AtLeast(0xb),      "the last basic leaf, which must reach the topology"),
+    rule(0x0000_0001, Scope::Any,    Ebx,      (31, 24), ApicId,            "the initial APIC ID"),
+    rule(0x0000_0001, Scope::Any,    Ebx,      (23, 16), ApicIds,           "the addressable IDs of the package"),
+    rule(0x0000_0001, Scope::Any,    Ebx,      (15, 8),  Is(8),             "the CLFLUSH line size, in 8 bytes"),
+    rule(0x0000_0001, Scope::Any,    Ecx,      (21, 21), Is(1),             "x2APIC, which KVM's LAPIC has"),
+    rule(0x0000_0001, Scope::Any,    Ecx,      (24, 24), TscDeadlineTimer,  "the LAPIC timer by TSC deadline"),
+    rule(0x0000_0001, Scope::Any,    Ecx,      (31, 31), Is(1),             "that a hypervisor is present"),
+    rule(0x0000_0001, Scope::Any,    Edx,      (28, 28), Several,           "HTT, that bits 23:16 of EBX count"),
+    rule(0x0000_0004, Scope::Intel,  Eax,      (31, 26), CacheCoreIds,      "the addressable core IDs, less one"),
+    rule(0x0000_0004, Scope::Intel,  Eax,      (25, 14), CacheSharers,      "the IDs that share a cache, less one"),
+    rule(0x8000_0001, Scope::Amd,    Ecx,      (1, 1),   Several,           "CmpLegacy, that there are several cores and no threads"),
+    rule(0x8000_0008, Scope::Amd,    Ecx,      (7, 0),   CountMinusOne,     "NC, the threads of the package, less one"),
+    rule(0x8000_0008, Scope::Amd,    Ecx,      (15, 12), ApicIdBits,        "ApicIdSize"),
+    rule(0x8000_001d, Scope::Amd,    Eax,      (25, 14), CacheSharers,      "the threads that share a cache, less one"),
+    rule(0x8000_001e, Scope::Amd,    Eax,      (31, 0),  ApicId,            "the extended APIC ID"),
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (7, 0),   ApicId,            "the core ID"),
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (15, 8),  Is(0),             "the threads of a core, less one"),
+    rule(0x8000_001e, Scope::Amd,    Ecx,      (10, 0),  Is(0),             "the node, 0 of one"),
 ];
 
 impl Rule {
     /// Writes the field, if it is one of this vCPU's vendor.
     pub(super) fn apply(&self, entry: &mut kvm_cpuid_entry2, cpu: &Cpu<'_>) {
-        if self.scope != Scope::Any && self.scope != cpu.scope {
+        if !self.holds_for(cpu.scope) {
             return;
         }
-        let mask = (u32::MAX >> (31 - self.high + self.low)) << self.low;
+        let mask = self.mask();
         let cache = Cache::of(entry.eax);
         let register = self.register.of(entry);
         if let Some(value) = self.value.of((*register & mask) >> self.low, cache, cpu) {
@@ -119,14 +145,48 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Whether `register`, with its bits in `mask` chosen by someone else, would not be what this rule makes it.
+    pub(super) fn contradicts(&self, scope: Scope, register: Register, mask: u32, value: u32) -> bool {
+        let chosen = mask & self.mask();
+        if self.register != register || !self.holds_for(scope) || chosen == 0 {
+            return false;
+        }
+        match self.value {
+            Is(own) => ((own << self.low) ^ value) & chosen != 0,
+            AtLeast(least) => (value & self.mask()) >> self.low < least,
+            _ => true,
+        }
+    }
+
+    fn holds_for(&self, scope: Scope) -> bool {
+        self.scope == Scope::Any || self.scope == scope
+    }
+
+    fn mask(&self) -> u32 {
+        (u32::MAX >> (31 - self.high + self.low)) << self.low
+    }
+}
+
 impl Register {
-    fn of(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
+    pub(in super::super) fn of(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
         match self {
             Eax => &mut entry.eax,
             Ebx => &mut entry.ebx,
             Ecx => &mut entry.ecx,
             Edx => &mut entry.edx,
         }
+    }
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Eax => "EAX",
+            Ebx => "EBX",
+            Ecx => "ECX",
+            Edx => "EDX",
+        })
     }
 }
 

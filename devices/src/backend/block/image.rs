@@ -29,15 +29,14 @@ pub enum DiskImageError {
     #[error("disk {0} does not exist: check the path")]
     Absent(PathBuf),
     /// We may not.
-    #[error("no permission to open disk {path} for {}", purpose(.access))]
+    #[error("no permission to open disk {path} for {} ({cause}): check its owner and mode, or add ,ro", purpose(.access))]
     Permission {
         /// The disk.
         path: PathBuf,
         /// What for.
         access: DiskAccess,
         /// What the host said.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is a directory.
     #[error("disk {0} is a directory: give a file or a block device")]
@@ -158,7 +157,7 @@ fn open_error(path: &Path, access: DiskAccess, source: io::Error) -> DiskImageEr
         Some(libc::ENOENT | libc::ENOTDIR) => DiskImageError::Absent(path.to_owned()),
         Some(libc::EISDIR) => DiskImageError::Directory(path.to_owned()),
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
-            DiskImageError::Permission { path: path.to_owned(), access, source }
+            DiskImageError::Permission { path: path.to_owned(), access, cause: source }
         }
         // No such device, or a socket.
         Some(libc::ENXIO) => DiskImageError::Kind(path.to_owned()),
@@ -331,7 +330,7 @@ mod tests {
         let source = io::Error::from_raw_os_error(libc::EACCES);
         let refused = open_error(&path, DiskAccess::ReadWrite, source);
         assert!(matches!(refused, DiskImageError::Permission { .. }));
-        assert!(refused.to_string().ends_with("for reading and writing"));
+        assert!(refused.to_string().contains("for reading and writing"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The test guest: does what the words on its command line say, a line for each result.
 //!
-//! `check=a,b,c` names checks, done in order (see [`CHECKS`]); `end=` says how to end afterwards (see [`end`]). The first
-//! line is `PROBE READY entry=pvh|linux64 cpus=N mem=BYTES`; then each check prints lines of its own in capitals, if it
-//! has any, and last `CHECK name ok key=value...` or `CHECK name FAIL reason`. A fault or a panic is a line that starts
-//! with `FAULT` or `PANIC`, and a triple fault.
+//! `check=a,b,c` names checks, done in order (see [`CHECKS`]); `end=` says how to end afterwards (see [`end`]). Without
+//! either word the command line was not written for this guest, and the check `cmdline` shows it. The first line is
+//! `PROBE READY entry=pvh|linux64 cpus=N mem=BYTES`; then each check prints lines of its own in capitals, if it has any,
+//! and last `CHECK name ok key=value...` or `CHECK name FAIL reason`. A fault or a panic is a line that starts with
+//! `FAULT` or `PANIC`, and a triple fault.
 
 #![no_std]
 #![no_main]
@@ -107,7 +108,9 @@ fn guest_main(boot: &'static Boot) -> ! {
         time::tsc_hz(),
         clock.name()
     );
-    for name in boot.values("check").flat_map(|names| names.split(',')) {
+    let not_ours = boot.values("check").chain(boot.values("end")).next().is_none();
+    let wanted = boot.values("check").chain(not_ours.then_some("cmdline"));
+    for name in wanted.flat_map(|names| names.split(',')) {
         match CHECKS.iter().find(|(known, _)| *known == name) {
             None => println!("CHECK {name} FAIL there is no such check"),
             Some((_, check)) => {

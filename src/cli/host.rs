@@ -1,0 +1,95 @@
+//! `husk host`: what this host can do, as a table or as JSON.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use serde::Serialize;
+use vmm::host::{Facts, Group, Level, Verdict, obstacle, verdicts};
+
+use super::RunError;
+use crate::exit::ExitStatus;
+
+/// A text that is longer pushes the rest of its own line aside, not of all.
+const FOUND_WIDTH_MAX: usize = 48;
+
+/// Arguments of `husk host`.
+#[derive(Debug, Args)]
+pub(super) struct HostArgs {
+    /// Print one JSON object, `{"verdicts": [...], "facts": {...}}`, in place of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    verdicts: &'a [Verdict],
+    facts: &'a Facts,
+}
+
+impl HostArgs {
+    /// Success says that husk can run a VM here.
+    pub(super) fn run(self) -> Result<ExitStatus, RunError> {
+        let facts = Facts::read();
+        let verdicts = verdicts(&facts);
+        let mut out = io::stdout().lock();
+        let printed = if self.json {
+            let report = Report { verdicts: &verdicts, facts: &facts };
+            write_json(&mut out, &report)
+        } else {
+            write_table(&mut out, &verdicts)
+        };
+        match printed {
+            // Who reads only the first lines (`husk host | head`) has what they want.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            printed => printed.map_err(|source| RunError::Host { what: "print what this host can do", source })?,
+        }
+        Ok(match obstacle(&verdicts) {
+            None => ExitStatus::Success,
+            Some(obstacle) => {
+                let fix = obstacle.fix.as_deref().unwrap_or_default();
+                eprintln!("husk: no VM can run here: {}: {}: {fix}", obstacle.name, obstacle.found);
+                ExitStatus::Failure
+            }
+        })
+    }
+}
+
+fn write_json(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, report)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+fn write_table(out: &mut impl Write, verdicts: &[Verdict]) -> io::Result<()> {
+    for group in Group::ALL {
+        writeln!(out, "{}", group.name())?;
+        let lines: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.group == group).collect();
+        let width = |text: fn(&Verdict) -> &str| lines.iter().map(|line| text(line).chars().count()).max();
+        let name_width = width(|line| &line.name).unwrap_or(0);
+        let found_width = width(|line| &line.found).unwrap_or(0).min(FOUND_WIDTH_MAX);
+        for verdict in lines {
+            write_line(out, verdict, name_width, found_width)?;
+        }
+    }
+    let count = |level| verdicts.iter().filter(|verdict| verdict.level == level).count();
+    writeln!(
+        out,
+        "{} ok, {} degraded, {} missing: husk {} here",
+        count(Level::Ok),
+        count(Level::Degraded),
+        count(Level::Missing),
+        if obstacle(verdicts).is_none() { "runs" } else { "cannot run" }
+    )?;
+    out.flush()
+}
+
+/// A line, and below it what would mend it.
+fn write_line(out: &mut impl Write, verdict: &Verdict, name_width: usize, found_width: usize) -> io::Result<()> {
+    let level = verdict.level.name();
+    let (name, found, purpose) = (&verdict.name, &verdict.found, verdict.purpose);
+    writeln!(out, "  {level:8}  {name:name_width$}  {found:found_width$}  {purpose}")?;
+    match &verdict.fix {
+        Some(fix) => writeln!(out, "            fix: {fix}"),
+        None => Ok(()),
+    }
+}

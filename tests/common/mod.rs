@@ -1,0 +1,197 @@
+//! Starts the husk binary as a user would and watches it: its streams are read by threads into buffers, tests wait for
+//! text or for the end with a deadline, and a process that a test leaves behind, also by failing, is killed and reaped.
+#![allow(dead_code, reason = "each suite is a program of its own and uses the part that it needs")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+pub(crate) mod ended;
+pub(crate) mod folder;
+pub(crate) mod guest;
+pub(crate) mod refusal;
+mod stream;
+pub(crate) mod sys;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use ended::Ended;
+use stream::{Seen, Stream};
+use sys::Terminal;
+
+/// The program under test.
+pub(crate) const HUSK: &str = env!("CARGO_BIN_EXE_husk");
+
+/// A process to be started. Its standard input is /dev/null and its outputs are watched unless it is told otherwise.
+pub(crate) struct Launch {
+    command: Command,
+}
+
+/// `husk` with these arguments.
+pub(crate) fn husk<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Launch {
+    Launch::new(HUSK, args)
+}
+
+/// A shell command in which `"$@"` is husk with the arguments of `launch`: for redirections and namespaces.
+pub(crate) fn through_shell(script: &str, launch: &Launch) -> Launch {
+    let shell = ["-c", script, "sh"].map(OsStr::new);
+    let wrapped = shell.into_iter().chain([launch.command.get_program()]).chain(launch.command.get_args());
+    let mut shell = Launch::new("sh", wrapped);
+    if let Some(folder) = launch.command.get_current_dir() {
+        shell.command.current_dir(folder);
+    }
+    shell
+}
+
+impl Launch {
+    pub(crate) fn new<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command }
+    }
+
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub(crate) fn folder(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
+    pub(crate) fn stdin(mut self, input: impl Into<Stdio>) -> Self {
+        self.command.stdin(input);
+        self
+    }
+
+    pub(crate) fn stdout(mut self, output: impl Into<Stdio>) -> Self {
+        self.command.stdout(output);
+        self
+    }
+
+    pub(crate) fn stderr(mut self, output: impl Into<Stdio>) -> Self {
+        self.command.stderr(output);
+        self
+    }
+
+    /// Starts it with a pipe that the test types into.
+    pub(crate) fn typed(self) -> Husk {
+        self.stdin(Stdio::piped()).start()
+    }
+
+    /// Starts it with its console on a terminal.
+    pub(crate) fn on_terminal(self, terminal: &Terminal) -> Husk {
+        let mut husk = self.stdin(terminal.slave()).stdout(terminal.slave()).start();
+        husk.stdout = Stream::of(terminal.master());
+        husk.output = Output::Terminal;
+        husk
+    }
+
+    pub(crate) fn start(mut self) -> Husk {
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().map_or_else(Stream::none, Stream::of);
+        let stderr = child.stderr.take().map_or_else(Stream::none, Stream::of);
+        Husk { child, stdin, stdout, stderr, output: Output::Own }
+    }
+
+    /// Starts it and waits for its end.
+    pub(crate) fn end(self) -> Ended {
+        self.start().end()
+    }
+}
+
+/// A process that runs. Dropped, it is killed.
+pub(crate) struct Husk {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Stream,
+    stderr: Stream,
+    output: Output,
+}
+
+/// What standard output is.
+#[derive(PartialEq, Eq)]
+enum Output {
+    /// It ends when the process ends.
+    Own,
+    /// The test holds it open, to look at its settings.
+    Terminal,
+}
+
+impl Husk {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until its standard output contains `text`.
+    pub(crate) fn wait_for(&self, text: &str) {
+        self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| contains(&seen.bytes, text));
+    }
+
+    /// Waits until its standard output contains `text` so often.
+    pub(crate) fn wait_for_times(&self, text: &str, times: usize) {
+        self.wait_until(&format!("`{text}` {times} times"), &self.stdout, |seen| {
+            String::from_utf8_lossy(&seen.bytes).matches(text).count() >= times
+        });
+    }
+
+    /// What follows `start` on the line of standard error that begins so, which must have come.
+    pub(crate) fn error_line(&self, start: &str) -> String {
+        let text = String::from_utf8(self.stderr.bytes()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(start)).unwrap().to_owned()
+    }
+
+    /// Waits until its standard error contains `text`.
+    pub(crate) fn wait_for_error(&self, text: &str) {
+        self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| contains(&seen.bytes, text));
+    }
+
+    pub(crate) fn type_in(&mut self, bytes: &[u8]) {
+        self.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Ends its standard input.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
+        sys::signal(self.pid(), signal);
+    }
+
+    /// Waits for its end, which is when nobody holds its streams any more.
+    pub(crate) fn end(mut self) -> Ended {
+        self.wait_until("the end of standard error", &self.stderr, |seen| seen.ended);
+        if self.output == Output::Own {
+            self.wait_until("the end of standard output", &self.stdout, |seen| seen.ended);
+        }
+        let status = self.child.wait().unwrap();
+        Ended { status, stdout: self.stdout.bytes(), stderr: String::from_utf8(self.stderr.bytes()).unwrap() }
+    }
+
+    fn wait_until(&self, what: &str, stream: &Stream, done: impl Fn(&Seen) -> bool) {
+        let outcome = stream.wait(|seen| done(seen) || seen.ended);
+        if outcome.is_ok_and(|seen| done(&seen)) {
+            return;
+        }
+        panic!(
+            "no {what}\nstandard output:\n{}\nstandard error:\n{}",
+            String::from_utf8_lossy(&self.stdout.bytes()),
+            String::from_utf8_lossy(&self.stderr.bytes())
+        );
+    }
+}
+
+impl Drop for Husk {
+    fn drop(&mut self) {
+        // Of one that has ended and was waited for, both say so and do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}

@@ -1,0 +1,125 @@
+//! System calls that tests need and std does not have: terminals, signals, locks.
+#![expect(unsafe_code, reason = "openpty, tcgetattr, kill and fcntl have no safe interface in libc")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// A pseudo-terminal: the test sits at its master, husk's streams are its slave.
+pub(crate) struct Terminal {
+    master: File,
+    slave: OwnedFd,
+}
+
+/// A terminal's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) input: libc::tcflag_t,
+    pub(crate) output: libc::tcflag_t,
+    pub(crate) control: libc::tcflag_t,
+    pub(crate) local: libc::tcflag_t,
+    pub(crate) keys: [libc::cc_t; libc::NCCS],
+}
+
+impl Terminal {
+    pub(crate) fn open() -> Self {
+        let (mut master, mut slave) = (-1, -1);
+        let null = std::ptr::null_mut();
+        // SAFETY: openpty writes two ints = the two here, and takes null for the name, the settings and the size.
+        let opened = unsafe { libc::openpty(&raw mut master, &raw mut slave, null, null.cast(), null.cast()) };
+        assert_eq!(opened, 0, "openpty: {}", io::Error::last_os_error());
+        // SAFETY: openpty has just made it, and nobody else knows of it.
+        let master = unsafe { File::from_raw_fd(master) };
+        // SAFETY: as above.
+        let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+        // A child that held the master would keep the terminal alive.
+        for fd in [master.as_raw_fd(), slave.as_raw_fd()] {
+            // SAFETY: F_SETFD takes a descriptor = an open one, and an int.
+            let set = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        }
+        Self { master, slave }
+    }
+
+    /// The end at which one types and reads.
+    pub(crate) fn master(&self) -> File {
+        self.master.try_clone().unwrap()
+    }
+
+    /// The end for a process's streams.
+    pub(crate) fn slave(&self) -> OwnedFd {
+        self.slave.try_clone().unwrap()
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        let mut settings = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: tcgetattr writes a termios = the place it is given.
+        let got = unsafe { libc::tcgetattr(self.slave.as_raw_fd(), settings.as_mut_ptr()) };
+        assert_eq!(got, 0, "tcgetattr: {}", io::Error::last_os_error());
+        // SAFETY: tcgetattr succeeded, so it has written all of it.
+        let settings = unsafe { settings.assume_init() };
+        Settings {
+            input: settings.c_iflag,
+            output: settings.c_oflag,
+            control: settings.c_cflag,
+            local: settings.c_lflag,
+            keys: settings.c_cc,
+        }
+    }
+}
+
+impl Settings {
+    /// Neither echo nor lines, no key that is a signal, no byte that becomes another.
+    pub(crate) fn is_raw(&self) -> bool {
+        let input = libc::ICRNL | libc::INLCR | libc::IGNCR | libc::IXON | libc::ISTRIP;
+        let local = libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN;
+        self.input & input == 0 && self.output & libc::OPOST == 0 && self.local & local == 0
+    }
+}
+
+/// What a pipe of [`small_pipe`] holds: a page, the least that Linux gives.
+pub(crate) const SMALL_PIPE_BYTES: usize = 4096;
+
+/// A pipe that is soon full.
+pub(crate) fn small_pipe() -> (io::PipeReader, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    let size: libc::c_int = SMALL_PIPE_BYTES.try_into().unwrap();
+    // SAFETY: F_SETPIPE_SZ takes a descriptor = an open pipe, and an int.
+    let set = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
+    assert_eq!(set, size, "{}", io::Error::last_os_error());
+    (reader, writer)
+}
+
+/// Sends a signal to a child that has not been waited for.
+pub(crate) fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill takes two ints and no memory; the process is a child of ours that is not reaped, so the number is its own.
+    let sent = unsafe { libc::kill(pid.try_into().unwrap(), signal) };
+    assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
+}
+
+/// What an OFD lock keeps others from.
+#[derive(Clone, Copy)]
+pub(crate) enum Lock {
+    Shared,
+    Exclusive,
+}
+
+/// Locks all of a file as another program would, for as long as `file` is open; whether it could be had.
+pub(crate) fn lock(file: &File, lock: Lock) -> bool {
+    let kind = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+    };
+    let request = libc::flock {
+        l_type: kind.try_into().unwrap(),
+        l_whence: libc::SEEK_SET.try_into().unwrap(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
+    let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
+    locked == 0
+}

@@ -1,0 +1,166 @@
+//! The shapes that a machine comes in beside the plain one: Firecracker's configuration file, tables by choice, other ends
+//! of the serial port, and a reboot that starts the same machine again.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use common::ended::Ended;
+use common::folder::Folder;
+use common::guest::{PROBE, READY, probe};
+use common::husk;
+
+/// A file of the shape that Firecracker's users have, for the probe.
+fn config_file(folder: &Folder, boot_args: &str, drives: &str, more: &str) -> String {
+    let text = format!(
+        r#"{{"boot-source": {{"kernel_image_path": "{PROBE}", "boot_args": "{boot_args}", "initrd_path": null}},
+            "drives": [{drives}],
+            "machine-config": {{"vcpu_count": 2, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
+                               "huge_pages": "None"}},
+            "cpu-config": null, "balloon": null, "network-interfaces": [], "vsock": null, "logger": null,
+            "metrics": null, "mmds-config": null, "pmem": [], "memory-hotplug": null{more}}}"#
+    );
+    folder.file("vm.json", text.as_bytes())
+}
+
+fn disk(folder: &Folder, name: &str) -> String {
+    folder.sparse(name, 1 << 20)
+}
+
+/// Ended by itself with every check passed. The disk check provokes an error on purpose, which husk may tell.
+fn checked(ended: Ended) -> Ended {
+    assert_eq!(ended.code(), Some(0), "{ended}");
+    assert!(!ended.text().contains(" FAIL "), "{ended}");
+    ended
+}
+
+#[test]
+fn a_firecracker_users_file_boots_unchanged_with_the_root_drive_first() {
+    let folder = Folder::new();
+    let drive = |id: &str, root: bool| {
+        let path = disk(&folder, id);
+        format!(
+            r#"{{"drive_id": "{id}", "partuuid": null, "is_root_device": {root}, "cache_type": "Unsafe",
+            "is_read_only": false, "path_on_host": "{path}", "io_engine": "Sync", "rate_limiter": null, "socket": null}}"#
+        )
+    };
+    let drives = format!("{}, {}", drive("data", false), drive("rootfs", true));
+    let path = config_file(&folder, "check=cmdline,cpus,blk,rng end=poweroff", &drives, r#", "entropy": {}"#);
+    for args in [vec!["--no-api", "--config-file", &path], vec!["run", "--config-file", &path]] {
+        let ended = checked(husk(args).end());
+        assert_eq!(ended.check("cpus").number("running"), 2);
+        let cmdline = ended.line("CMDLINE ");
+        assert!(cmdline.starts_with("check=cmdline,cpus,blk,rng end=poweroff root=/dev/vda rw "), "{cmdline}");
+        let disks = ended.lines("BLK ");
+        assert!(disks[0].contains(r#"id="rootfs""#) && disks[1].contains(r#"id="data""#), "{ended}");
+        ended.check("rng");
+    }
+}
+
+#[test]
+fn what_a_file_asks_for_and_husk_cannot_is_refused_by_name() {
+    let folder = Folder::new();
+    let path = config_file(&folder, "end=poweroff", "", r#", "vsock-cid": 3"#);
+    let ended = husk(["--no-api", "--config-file", &path]).end();
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.message().contains("unknown field `vsock-cid`") && ended.message().contains(&path), "{ended}");
+    let ended = husk(["--no-api", "--config-file", "/nowhere/vm.json"]).end();
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.message().contains("/nowhere/vm.json"), "{ended}");
+}
+
+#[test]
+fn firecrackers_flags_are_accepted_with_one_warning() {
+    let folder = Folder::new();
+    let path = config_file(&folder, "end=poweroff", "", "");
+    let ended = husk(["--no-api", "--config-file", &path, "--id", "vm-1", "--level", "Info", "--no-seccomp"]).end();
+    assert_eq!(ended.code(), Some(0), "{ended}");
+    assert!(ended.message().ends_with("--no-seccomp --level"), "{ended}");
+}
+
+#[test]
+fn without_acpi_the_kernel_finds_cpus_by_the_mp_table_and_devices_by_its_command_line() {
+    let folder = Folder::new();
+    let args = ["--acpi", "off", "--cpus", "4", "--disk", &disk(&folder, "d")];
+    let ended = checked(probe("check=cmdline,cpus,timer,blk,rng end=i8042").args(args).end());
+    assert!(ended.line(READY).contains("tables=mp"), "{ended}");
+    assert!(ended.line("CMDLINE ").ends_with("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"));
+    assert_eq!(ended.check("cpus").number("running"), 4);
+    ended.check("blk");
+    ended.check("rng");
+}
+
+#[test]
+fn serial_output_goes_to_a_file_behind_what_is_there() {
+    let folder = Folder::new();
+    let path = folder.path().join("console.log");
+    for boots in 1..=2 {
+        probe("end=poweroff").args(["--serial", path.to_str().unwrap()]).end().went_well();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches(READY).count(), boots, "{text}");
+    }
+}
+
+#[test]
+fn a_serial_file_is_not_left_behind_by_a_machine_that_never_was() {
+    let folder = Folder::new();
+    let path = folder.path().join("console.log");
+    let args = ["run", "--kernel", "/nowhere", "--serial", path.to_str().unwrap()];
+    assert_eq!(husk(args).end().code(), Some(1));
+    assert!(!path.exists());
+    fs::write(&path, "kept").unwrap();
+    assert_eq!(husk(args).end().code(), Some(1));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+}
+
+#[test]
+fn no_serial_output_is_an_option_too() {
+    let ended = probe("end=poweroff").args(["--serial", "null"]).end().went_well();
+    assert_eq!(ended.text(), "");
+}
+
+#[test]
+fn a_pty_carries_the_console_both_ways_and_its_path_is_printed() {
+    let husk = probe("check=serial end=poweroff").args(["--serial", "pty"]).start();
+    husk.wait_for_error("/dev/pts/");
+    husk.wait_for_error("\n");
+    let path = husk.error_line("husk: info: serial port: ");
+    let mut pty = OpenOptions::new().read(true).write(true).open(Path::new(&path)).unwrap();
+    read_until(&mut pty, "SERIAL WAIT");
+    pty.write_all(b"over the pty\nend\n").unwrap();
+    let text = read_until(&mut pty, "END poweroff");
+    assert!(text.contains("ECHO over the pty"), "{text}");
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_guest_that_resets_itself_is_started_again_with_the_same_disks() {
+    let folder = Folder::new();
+    let husk = probe("check=blk end=acpi-reset")
+        .args(["--on-reboot", "restart", "--cpus", "2", "--disk", &disk(&folder, "d")])
+        .start();
+    husk.wait_for_times(READY, 5);
+    husk.signal(15);
+    checked(husk.end());
+}
+
+#[test]
+fn a_crash_is_no_reboot() {
+    let ended = probe("end=triple").args(["--on-reboot", "restart"]).end();
+    assert_eq!(ended.code(), Some(3), "{ended}");
+    assert_eq!(ended.lines(READY).len(), 1);
+}
+
+/// What is read from a terminal until `text` has come; the harness's deadline for the process bounds it.
+fn read_until(pty: &mut File, text: &str) -> String {
+    let mut seen = String::new();
+    let mut chunk = [0; 256];
+    while !seen.contains(text) {
+        let count = pty.read(&mut chunk).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
+    }
+    seen
+}

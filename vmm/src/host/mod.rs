@@ -1,0 +1,30 @@
+//! What this host can do for husk: facts in, verdicts out. It runs on the caller's thread, before or without a machine,
+//! and must never change the host: what it makes to see whether it can be made (a VM, a ring, a memfd) is gone again
+//! before it returns.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `facts` | plain data, as it goes into JSON |
+//! | `tree` | /proc and /sys below a root, so that recorded hosts can be read like this one |
+//! | `probe` | what only the running kernel can answer: ioctls and system calls |
+//! | `read` | the facts from both |
+//! | `capabilities` | the KVM capabilities that husk stands on or profits from |
+//! | `verdicts` | the judgement, a pure function of the facts |
+
+mod capabilities;
+mod facts;
+mod id_list;
+mod probe;
+mod read;
+mod tree;
+mod verdicts;
+
+#[cfg(test)]
+mod tests;
+
+pub use facts::{
+    Attempt, CgroupV2Facts, CpuFacts, Facts, IoFacts, IsolationFacts, KsmFacts, KvmFacts, MemoryFacts, NodeFacts,
+    PoolFacts, SeccompFacts, Virtualization,
+};
+pub use id_list::{IdList, IdListError};
+pub use verdicts::{Group, Level, Verdict, obstacle, verdicts};
