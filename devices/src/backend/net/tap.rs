@@ -50,8 +50,8 @@ pub enum TapError {
     #[error("{TUN_PATH} does not exist: load it with `modprobe tun`")]
     NoDriver,
     /// We may not.
-    #[error("no permission to open {TUN_PATH}: run as a user that may read and write it")]
-    Permission(#[source] io::Error),
+    #[error("no permission to open {TUN_PATH} ({0}): give it, as by setfacl -m u:$USER:rw {TUN_PATH}")]
+    Permission(io::Error),
     /// No descriptor of that number is open.
     #[error("descriptor {0} is not open")]
     NotOpen(RawFd),
