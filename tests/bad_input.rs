@@ -67,7 +67,7 @@ fn random_bytes_are_no_kernel() {
     let folder = Folder::new();
     for seed in 1..=4 {
         let path = folder.file("kernel", &noise(seed, 100_000));
-        refused(&folder, kernel(&path), &[&path, "not an ELF file"]);
+        refused(&folder, kernel(&path), &[&path, "neither an ELF file nor a bzImage"]);
     }
 }
 
@@ -309,10 +309,7 @@ fn a_process_that_may_have_too_few_files_is_told_so_wherever_they_run_out() {
             Some(1) => assert!(ended.message().contains("Too many open files"), "{files}: {ended}"),
             _ => panic!("with {files} files: {ended}"),
         }
-        assert!(
-            boots == 0 || ended.code() == Some(0),
-            "{files} files do not do where fewer did: {ended}"
-        );
+        assert!(boots == 0 || ended.code() == Some(0), "{files} files do not do where fewer did: {ended}");
     }
     assert!(boots > 0, "40 files are not enough");
 }

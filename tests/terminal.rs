@@ -114,52 +114,29 @@ fn is_killed_and_restores(signal: i32) {
     assert!(terminal.settings().is_raw());
     husk.signal(signal);
     let ended = husk.end();
-    assert_eq!(
-        (ended.signal(), ended.code()),
-        (Some(signal), None),
-        "signal {signal}: {ended}"
-    );
+    assert_eq!((ended.signal(), ended.code()), (Some(signal), None), "signal {signal}: {ended}");
     assert_eq!(terminal.settings(), before, "after signal {signal}");
 }
 
 #[test]
 fn a_fault_of_husks_own_restores_the_terminal_first() {
     // SIGABRT is how a panic ends it (panic = "abort").
-    for signal in [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGILL,
-        libc::SIGFPE,
-        libc::SIGABRT,
-        libc::SIGTRAP,
-        libc::SIGSYS,
-    ] {
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS]
+    {
         is_killed_and_restores(signal);
     }
 }
 
 #[test]
 fn a_signal_from_outside_that_kills_restores_the_terminal_first() {
-    for signal in [
-        libc::SIGQUIT,
-        libc::SIGALRM,
-        libc::SIGUSR1,
-        libc::SIGUSR2,
-        libc::SIGXCPU,
-    ] {
+    for signal in [libc::SIGQUIT, libc::SIGALRM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGXCPU] {
         is_killed_and_restores(signal);
     }
 }
 
 #[test]
 fn the_rarer_signals_that_kill_restore_the_terminal_too() {
-    for signal in [
-        libc::SIGVTALRM,
-        libc::SIGPROF,
-        libc::SIGIO,
-        libc::SIGPWR,
-        libc::SIGSTKFLT,
-    ] {
+    for signal in [libc::SIGVTALRM, libc::SIGPROF, libc::SIGIO, libc::SIGPWR, libc::SIGSTKFLT] {
         is_killed_and_restores(signal);
     }
 }
@@ -175,9 +152,7 @@ fn each_line_of_the_demo_begins_at_the_margin_of_a_terminal() {
     assert_eq!(terminal.settings(), before);
     // A raw terminal does not return the carriage by itself, and the demo is a newcomer's first sight of husk.
     let text = ended.text();
-    let stairs = text
-        .split_inclusive('\n')
-        .find(|line| line.ends_with('\n') && !line.ends_with("\r\n"));
+    let stairs = text.split_inclusive('\n').find(|line| line.ends_with('\n') && !line.ends_with("\r\n"));
     assert_eq!(stairs, None);
 }
 

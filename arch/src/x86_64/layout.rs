@@ -160,18 +160,10 @@ type Places<const N: usize> = [(&'static str, u64, u64); N];
 
 const LOW_MEMORY: Places<9> = [
     ("GDT", GDT_START.0, GDT_START.0 + GDT_SIZE),
-    (
-        "PVH start info",
-        PVH_START_INFO.0,
-        PVH_START_INFO.0 + PVH_START_INFO_SIZE,
-    ),
+    ("PVH start info", PVH_START_INFO.0, PVH_START_INFO.0 + PVH_START_INFO_SIZE),
     ("zero page", ZERO_PAGE.0, ZERO_PAGE.0 + ZERO_PAGE_SIZE),
     ("stack", ZERO_PAGE.0 + ZERO_PAGE_SIZE, BOOT_STACK_TOP.0 + 16),
-    (
-        "page tables",
-        PAGE_TABLES_START.0,
-        PAGE_TABLES_START.0 + PAGE_TABLES_SIZE,
-    ),
+    ("page tables", PAGE_TABLES_START.0, PAGE_TABLES_START.0 + PAGE_TABLES_SIZE),
     ("command line", CMDLINE_START.0, CMDLINE_START.0 + CMDLINE_SIZE),
     ("EBDA and video memory", EBDA_START.0, ACPI_START.0),
     ("ACPI tables", ACPI_START.0, ACPI_START.0 + ACPI_SIZE),
@@ -179,11 +171,7 @@ const LOW_MEMORY: Places<9> = [
 ];
 
 const HOLE: Places<4> = [
-    (
-        "virtio-mmio",
-        VIRTIO_MMIO_START.0,
-        VIRTIO_MMIO_START.0 + VIRTIO_MMIO_DEVICES_MAX as u64 * VIRTIO_MMIO_STRIDE,
-    ),
+    ("virtio-mmio", VIRTIO_MMIO_START.0, VIRTIO_MMIO_START.0 + VIRTIO_MMIO_DEVICES_MAX as u64 * VIRTIO_MMIO_STRIDE),
     ("IOAPIC", IOAPIC_START.0, IOAPIC_START.0 + IOAPIC_SIZE),
     ("LAPIC", LAPIC_START.0, LAPIC_START.0 + LAPIC_SIZE),
     ("KVM's pages", KVM_IDENTITY_MAP.0, KVM_IDENTITY_MAP.0 + KVM_PAGES_SIZE),
@@ -239,14 +227,8 @@ mod tests {
         assert_eq!(ram_ranges(0), []);
         assert_eq!(ram_ranges(32 << 20), [(GuestAddress(0), 32 << 20)]);
         assert_eq!(ram_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
-        assert_eq!(
-            ram_ranges(3 * GIB + 1),
-            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 1)]
-        );
-        assert_eq!(
-            ram_ranges(6 * GIB),
-            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 3 * GIB)]
-        );
+        assert_eq!(ram_ranges(3 * GIB + 1), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 1)]);
+        assert_eq!(ram_ranges(6 * GIB), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 3 * GIB)]);
         assert_eq!(ram_ranges(u64::MAX).iter().map(|r| r.1).sum::<u64>(), u64::MAX);
     }
 

@@ -193,10 +193,7 @@ mod tests {
     fn every_cpu_is_enabled_and_the_first_one_boots() {
         for count in [1_u8, 2, 64] {
             let table = read(count.into());
-            let cpus: Vec<_> = entries(&table)
-                .into_iter()
-                .filter(|entry| entry[0] == PROCESSOR)
-                .collect();
+            let cpus: Vec<_> = entries(&table).into_iter().filter(|entry| entry[0] == PROCESSOR).collect();
             assert_eq!(cpus.len(), usize::from(count));
             for (id, cpu) in (0..).zip(cpus) {
                 assert_eq!(cpu[..4], [0, id, 0x14, if id == 0 { 3 } else { 1 }]);
@@ -208,21 +205,13 @@ mod tests {
     #[test]
     fn every_line_but_the_cascade_is_the_ioapic_input_of_its_number() {
         let table = read(8);
-        let of = |kind| {
-            entries(&table)
-                .into_iter()
-                .filter(move |entry| entry[0] == kind)
-                .collect::<Vec<_>>()
-        };
+        let of = |kind| entries(&table).into_iter().filter(move |entry| entry[0] == kind).collect::<Vec<_>>();
         assert_eq!(of(BUS), [b"\x01\x00ISA   "]);
         assert_eq!(of(IOAPIC), [[2, 8, 0x11, 1, 0, 0, 0xc0, 0xfe]]);
         let lines: Vec<u8> = (0..24).filter(|line| *line != 2).collect();
         let expected: Vec<_> = lines.iter().map(|&line| [3, 0, 0, 0, 0, line, 8, line]).collect();
         assert_eq!(of(IO_INTERRUPT), expected);
-        assert_eq!(
-            of(LOCAL_INTERRUPT),
-            [[4, 3, 0, 0, 0, 0, 0, 0], [4, 1, 0, 0, 0, 0, 0xff, 1]]
-        );
+        assert_eq!(of(LOCAL_INTERRUPT), [[4, 3, 0, 0, 0, 0, 0, 0], [4, 1, 0, 0, 0, 0, 0xff, 1]]);
     }
 
     #[test]
@@ -238,9 +227,6 @@ mod tests {
     fn a_guest_without_the_place_is_an_error() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
         let refused = write_mp_table(&memory, VcpuCount::ONE).unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            "cannot write the MP table at 0xf0000 of guest memory: give the guest at least 1 MiB"
-        );
+        assert_eq!(refused, "cannot write the MP table at 0xf0000 of guest memory: give the guest at least 1 MiB");
     }
 }

@@ -61,32 +61,16 @@ pub fn configure(
     let set = fd.set_msrs(msrs).map_err(failed("KVM_SET_MSRS"))?;
     match msrs.as_slice().get(set) {
         None => Ok(()),
-        Some(refused) => Err(VcpuError::Msr {
-            index,
-            msr: refused.index,
-            value: refused.data,
-        }),
+        Some(refused) => Err(VcpuError::Msr { index, msr: refused.index, value: refused.data }),
     }
 }
 
 fn registers(kernel: &Kernel) -> kvm_regs {
     // Bit 1 is always set, all else off: interrupts too, as both protocols want (SDM 1 §3.4.3).
-    let regs = kvm_regs {
-        rip: kernel.entry.0,
-        rflags: 1 << 1,
-        ..Default::default()
-    };
+    let regs = kvm_regs { rip: kernel.entry.0, rflags: 1 << 1, ..Default::default() };
     match kernel.protocol {
-        BootProtocol::Pvh => kvm_regs {
-            rbx: PVH_START_INFO.0,
-            ..regs
-        },
-        BootProtocol::Linux64 => kvm_regs {
-            rsi: ZERO_PAGE.0,
-            rsp: BOOT_STACK_TOP.0,
-            rbp: BOOT_STACK_TOP.0,
-            ..regs
-        },
+        BootProtocol::Pvh => kvm_regs { rbx: PVH_START_INFO.0, ..regs },
+        BootProtocol::Linux64 => kvm_regs { rsi: ZERO_PAGE.0, rsp: BOOT_STACK_TOP.0, rbp: BOOT_STACK_TOP.0, ..regs },
     }
 }
 
@@ -112,37 +96,19 @@ fn enter_mode(sregs: &mut kvm_sregs, protocol: BootProtocol) {
         }
         BootProtocol::Linux64 => {
             sregs.cs = kvm_segment { l: 1, ..code };
-            sregs.gdt = kvm_dtable {
-                base: GDT_START.0,
-                limit: GDT_LIMIT,
-                ..Default::default()
-            };
+            sregs.gdt = kvm_dtable { base: GDT_START.0, limit: GDT_LIMIT, ..Default::default() };
             sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
             sregs.cr3 = PAGE_TABLES_START.0;
             sregs.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
             sregs.efer = EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE;
         }
     }
-    let data = kvm_segment {
-        db: 1,
-        ..segment(DATA_SELECTOR, TYPE_DATA)
-    };
-    for register in [
-        &mut sregs.ds,
-        &mut sregs.es,
-        &mut sregs.fs,
-        &mut sregs.gs,
-        &mut sregs.ss,
-    ] {
+    let data = kvm_segment { db: 1, ..segment(DATA_SELECTOR, TYPE_DATA) };
+    for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *register = data;
     }
     // Hardware refuses to run with a task register that is not a busy TSS (SDM 3C §27.3.1.2).
-    sregs.tr = kvm_segment {
-        limit: TSS_LIMIT,
-        type_: TYPE_TSS_BUSY,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr = kvm_segment { limit: TSS_LIMIT, type_: TYPE_TSS_BUSY, present: 1, ..Default::default() };
     sregs.idt = kvm_dtable::default();
 }
 
@@ -160,16 +126,7 @@ const TSS_LIMIT: u32 = 0x67;
 
 /// All of 4 GiB, ring 0.
 fn segment(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    }
+    kvm_segment { base: 0, limit: u32::MAX, selector, type_, present: 1, s: 1, g: 1, ..Default::default() }
 }
 
 const LAPIC_LVT_LINT0: usize = 0x350;

@@ -18,11 +18,8 @@ pub struct Register {
 
 impl Register {
     fn read(table: u64) -> Option<Self> {
-        let register = Self {
-            space: memory::read(table),
-            width: memory::read(table + 1),
-            address: memory::read(table + 4),
-        };
+        let register =
+            Self { space: memory::read(table), width: memory::read(table + 1), address: memory::read(table + 4) };
         (register.address != 0).then_some(register)
     }
 
@@ -61,11 +58,7 @@ pub struct Power {
 
 /// Finds the tables, by the monitor's word or by the scan that a PC's firmware allows, and reads them.
 pub(crate) fn read(boot: &Boot, platform: &mut Platform) -> bool {
-    let Some(rsdp) = (if boot.rsdp != 0 {
-        Some(boot.rsdp)
-    } else {
-        scan_for_rsdp()
-    }) else {
+    let Some(rsdp) = (if boot.rsdp != 0 { Some(boot.rsdp) } else { scan_for_rsdp() }) else {
         return false;
     };
     if memory::read::<[u8; 8]>(rsdp) != *b"RSD PTR " {
@@ -78,11 +71,7 @@ pub(crate) fn read(boot: &Boot, platform: &mut Platform) -> bool {
     };
     for entry in (36..length(root)).step_by(step) {
         let at = root + entry;
-        let table = if step == 8 {
-            memory::read(at)
-        } else {
-            u64::from(memory::read::<u32>(at))
-        };
+        let table = if step == 8 { memory::read(at) } else { u64::from(memory::read::<u32>(at)) };
         match &memory::read::<[u8; 4]>(table) {
             b"FACP" => read_fadt(table, platform),
             b"APIC" => read_madt(table, platform),
@@ -156,9 +145,7 @@ fn length(table: u64) -> u64 {
 
 /// ACPI 6.5 §5.2.5.1: on a 16-byte boundary of the BIOS area.
 fn scan_for_rsdp() -> Option<u64> {
-    (0xe_0000u64..0x10_0000)
-        .step_by(16)
-        .find(|at| memory::read::<[u8; 8]>(*at) == *b"RSD PTR ")
+    (0xe_0000u64..0x10_0000).step_by(16).find(|at| memory::read::<[u8; 8]>(*at) == *b"RSD PTR ")
 }
 
 /// SLP_TYPa: the first element of the package behind the name `_S5_`.
@@ -196,15 +183,9 @@ fn find_window(aml: &[u8]) -> Option<Window> {
 
 /// ACPI 6.5 §6.4.3.6: extended interrupt descriptor with one interrupt.
 fn find_line(aml: &[u8]) -> Option<Line> {
-    let at = aml
-        .windows(5)
-        .position(|bytes| matches!(bytes, [0x89, 0x06, 0x00, _, 1]))?;
+    let at = aml.windows(5).position(|bytes| matches!(bytes, [0x89, 0x06, 0x00, _, 1]))?;
     let flags = aml[at + 3];
-    Some(Line {
-        gsi: u32_at(aml, at + 5)?,
-        level: flags & 2 == 0,
-        low: flags & 4 != 0,
-    })
+    Some(Line { gsi: u32_at(aml, at + 5)?, level: flags & 2 == 0, low: flags & 4 != 0 })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -88,24 +88,13 @@ impl Blk {
         let queue = device.queue(0, 256, features)?;
         device.go();
         let capacity = u64::from(device.config(4)) << 32 | u64::from(device.config(0));
-        let chains = if features & F_INDIRECT != 0 {
-            queue.size
-        } else {
-            queue.size / 3
-        };
+        let chains = if features & F_INDIRECT != 0 { queue.size } else { queue.size / 3 };
         let depth = usize::from(chains).min(DEPTH_MAX);
         if depth == 0 {
             return Err("a queue too short for one request");
         }
         let free = u64::MAX >> (64 - depth);
-        Ok(Self {
-            device,
-            features,
-            capacity,
-            queue,
-            slots: memory::alloc(SLOT * DEPTH_MAX as u64),
-            free,
-        })
+        Ok(Self { device, features, capacity, queue, slots: memory::alloc(SLOT * DEPTH_MAX as u64), free })
     }
 
     /// Opens it with the features that make polled requests cheapest.
@@ -120,11 +109,7 @@ impl Blk {
 
     /// The device's block size, or a sector.
     pub fn block_size(&self) -> u32 {
-        if self.features & F_BLOCK_SIZE != 0 {
-            self.device.config(20)
-        } else {
-            SECTOR as u32
-        }
+        if self.features & F_BLOCK_SIZE != 0 { self.device.config(20) } else { SECTOR as u32 }
     }
 
     /// Requests that fit in the queue.
@@ -157,12 +142,7 @@ impl Blk {
         let mut count = 0;
         let mut add = |address, len, flags| {
             let next = if flags & DESC_NEXT != 0 { first + count + 1 } else { 0 };
-            let desc = Desc {
-                address,
-                len,
-                flags,
-                next,
-            };
+            let desc = Desc { address, len, flags, next };
             if indirect {
                 memory::store(at + TABLE + 16 * u64::from(count), desc);
             } else {
@@ -179,12 +159,7 @@ impl Blk {
         }
         add(at + STATUS, 1, DESC_WRITE);
         let head = if indirect {
-            let table = Desc {
-                address: at + TABLE,
-                len: 16 * u32::from(count),
-                flags: DESC_INDIRECT,
-                next: 0,
-            };
+            let table = Desc { address: at + TABLE, len: 16 * u32::from(count), flags: DESC_INDIRECT, next: 0 };
             self.queue.set(slot as u16, table);
             slot as u16
         } else {
@@ -197,15 +172,8 @@ impl Blk {
     /// Takes one answer: slot and status.
     pub fn pop(&mut self) -> Option<(u32, u8)> {
         let (head, _) = self.queue.pop()?;
-        let slot = u32::from(if self.features & F_INDIRECT != 0 {
-            head
-        } else {
-            head / 3
-        });
-        assert!(
-            slot < 64 && self.free & 1 << slot == 0,
-            "an answer to a request that nobody made: head {head}"
-        );
+        let slot = u32::from(if self.features & F_INDIRECT != 0 { head } else { head / 3 });
+        assert!(slot < 64 && self.free & 1 << slot == 0, "an answer to a request that nobody made: head {head}");
         self.free |= 1 << slot;
         Some((slot, memory::load(self.slot_address(slot) + STATUS)))
     }
@@ -229,23 +197,13 @@ impl Blk {
 
     /// Flushes.
     pub fn flush(&mut self) -> Result<u8, &'static str> {
-        self.request(Request {
-            op: Op::Flush,
-            sector: 0,
-            buffer: 0,
-            len: 0,
-        })
+        self.request(Request { op: Op::Flush, sector: 0, buffer: 0, len: 0 })
     }
 
     /// The identity string.
     pub fn id(&mut self) -> Result<[u8; 20], &'static str> {
         let buffer = memory::alloc(20);
-        match self.request(Request {
-            op: Op::GetId,
-            sector: 0,
-            buffer,
-            len: 20,
-        })? {
+        match self.request(Request { op: Op::GetId, sector: 0, buffer, len: 20 })? {
             OK => Ok(memory::load(buffer)),
             _ => Err("GET_ID is refused"),
         }
@@ -295,10 +253,6 @@ impl Blk {
                 cpu::pause();
             }
         }
-        Ok(Series {
-            ticks: cpu::tsc() - start,
-            failed,
-            doorbells,
-        })
+        Ok(Series { ticks: cpu::tsc() - start, failed, doorbells })
     }
 }

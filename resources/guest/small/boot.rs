@@ -49,11 +49,7 @@ impl Boot {
             entry: Entry::Pvh,
             cmdline: [0; CMDLINE_MAX],
             cmdline_len: 0,
-            ranges: [Range {
-                start: 0,
-                end: 0,
-                kind: Kind::Reserved(0),
-            }; RANGES_MAX],
+            ranges: [Range { start: 0, end: 0, kind: Kind::Reserved(0) }; RANGES_MAX],
             range_count: 0,
             initrd: None,
             rsdp: 0,
@@ -67,15 +63,12 @@ impl Boot {
 
     /// The words of the command line that are text.
     pub fn words(&self) -> impl Iterator<Item = &str> {
-        self.cmdline()
-            .split(|byte| *byte == b' ')
-            .filter_map(|word| core::str::from_utf8(word).ok())
+        self.cmdline().split(|byte| *byte == b' ').filter_map(|word| core::str::from_utf8(word).ok())
     }
 
     /// The values of the words `key=value`, in order.
     pub fn values<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.words()
-            .filter_map(move |word| word.strip_prefix(key)?.strip_prefix('='))
+        self.words().filter_map(move |word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// The memory map, in the monitor's order.
@@ -89,15 +82,8 @@ impl Boot {
     }
 
     fn add_range(&mut self, start: u64, len: u64, kind: u32) {
-        assert!(
-            self.range_count < RANGES_MAX,
-            "memory map of more than {RANGES_MAX} ranges"
-        );
-        self.ranges[self.range_count] = Range {
-            start,
-            end: start + len,
-            kind: Kind::from_number(kind),
-        };
+        assert!(self.range_count < RANGES_MAX, "memory map of more than {RANGES_MAX} ranges");
+        self.ranges[self.range_count] = Range { start, end: start + len, kind: Kind::from_number(kind) };
         self.range_count += 1;
     }
 

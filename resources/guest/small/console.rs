@@ -66,10 +66,7 @@ impl Write for Line {
 
 /// What `print!` and `println!` call.
 pub fn write(text: fmt::Arguments) {
-    let mut line = Line {
-        bytes: [0; 256],
-        len: 0,
-    };
+    let mut line = Line { bytes: [0; 256], len: 0 };
     // It cannot fail: `write_str` above never does.
     let _ = line.write_fmt(text);
     line.flush();

@@ -83,12 +83,7 @@ pub fn flush_tlb() {
 
 /// Writes `bytes` to one port, one after the other.
 pub fn out_bytes(port: u16, bytes: &[u8]) {
-    ring0(
-        ring0_out_bytes,
-        bytes.as_ptr() as u64,
-        u64::from(port),
-        bytes.len() as u64,
-    );
+    ring0(ring0_out_bytes, bytes.as_ptr() as u64, u64::from(port), bytes.len() as u64);
 }
 
 /// Reads a byte port `times` times from ring 0.

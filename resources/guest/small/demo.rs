@@ -68,11 +68,7 @@ fn show_memory(boot: &Boot) {
     println!("Memory");
     for range in boot.ranges().iter().filter(|range| !range.is_empty()) {
         let (last, kib) = (range.end - 1, range.len() / 1024);
-        println!(
-            "  {:#012x} - {last:#012x}  {kib:9} KiB  {}",
-            range.start,
-            range.kind.name()
-        );
+        println!("  {:#012x} - {last:#012x}  {kib:9} KiB  {}", range.start, range.kind.name());
     }
     let usable: u64 = boot.usable().map(|range| range.len()).sum();
     println!("  {} MiB are mine to use.\n", Milli(usable * 1000 / MIB));
@@ -84,12 +80,7 @@ static CPUS: AtomicUsize = AtomicUsize::new(1);
 
 /// Counts primes below [`NUMBERS`] among every nth odd number, where n is the number of CPUs.
 fn count_primes(cpu: usize) -> u64 {
-    let is_prime = |n: u64| {
-        (3..)
-            .step_by(2)
-            .take_while(|d| d * d <= n)
-            .all(|d| !n.is_multiple_of(d))
-    };
+    let is_prime = |n: u64| (3..).step_by(2).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
     let cpus = CPUS.load(Ordering::Relaxed);
     let odd = (3 + 2 * cpu as u64..NUMBERS).step_by(2 * cpus);
     odd.filter(|n| is_prime(*n)).count() as u64 + u64::from(cpu == 0)
@@ -108,9 +99,7 @@ fn show_cpus(platform: &Platform) {
     let mut total = count_primes(0);
     print!("  Primes below {NUMBERS}: cpu 0 found {total}");
     for index in 1..running {
-        let Some(found) = smp::collect(index, 5000) else {
-            panic!("cpu {index} gave no answer within 5 s")
-        };
+        let Some(found) = smp::collect(index, 5000) else { panic!("cpu {index} gave no answer within 5 s") };
         print!(", cpu {index} found {found}");
         total += found;
     }
@@ -134,11 +123,7 @@ fn show_timer() {
 }
 
 fn check(what: &'static str, series: Series) -> Result<u64, &'static str> {
-    if series.failed == 0 {
-        Ok(series.ticks)
-    } else {
-        Err(what)
-    }
+    if series.failed == 0 { Ok(series.ticks) } else { Err(what) }
 }
 
 fn show_disk(boot: &Boot, platform: &Platform) -> Result<(), &'static str> {
@@ -149,12 +134,7 @@ fn show_disk(boot: &Boot, platform: &Platform) -> Result<(), &'static str> {
     };
     let mut disk = Blk::open_fast(device)?;
     let size = disk.capacity * SECTOR;
-    println!(
-        "  virtio-blk at {:#x}, interrupt {}: {} MiB",
-        device.base,
-        device.line.gsi,
-        size / MIB
-    );
+    println!("  virtio-blk at {:#x}, interrupt {}: {} MiB", device.base, device.line.gsi, size / MIB);
     if disk.read_only() {
         println!("  It is read-only.\n");
         return Ok(());
@@ -176,11 +156,7 @@ fn show_disk(boot: &Boot, platform: &Platform) -> Result<(), &'static str> {
     if memory::bytes(read, len) != memory::bytes(written, len) {
         return Err("what was read is not what was written");
     }
-    println!(
-        "  read back  {} MiB at {:6} MiB/s, and it is what was written",
-        len / MIB,
-        speed(ticks)
-    );
+    println!("  read back  {} MiB at {:6} MiB/s, and it is what was written", len / MIB, speed(ticks));
     for depth in [1, 32] {
         let reads = random_requests(&mut disk, Op::Read, depth, read)?;
         let writes = random_requests(&mut disk, Op::Write, depth, written)?;
@@ -237,10 +213,7 @@ fn show_costs(boot: &Boot, platform: &Platform, clock: time::Source) {
     let repeat = |work: &dyn Fn()| (0..TIMES).for_each(|_| work());
     println!("What I measured");
     let turns = timed(&|| cpu::spin_turns(TURNS));
-    println!(
-        "  instructions in ring 3     {:7} million a second",
-        time::rate(2 * TURNS, turns) / 1_000_000
-    );
+    println!("  instructions in ring 3     {:7} million a second", time::rate(2 * TURNS, turns) / 1_000_000);
     let scratch = console::PORT + 7;
     let port = timed(&|| repeat(&|| _ = cpu::in8(scratch)));
     println!("  port read, from ring 3     {:7} us", us(port, TIMES.into()));
@@ -255,9 +228,5 @@ fn show_costs(boot: &Boot, platform: &Platform, clock: time::Source) {
             println!("  doorbell, from ring 3      {:7} us", us(ring, TIMES.into()));
         }
     }
-    println!(
-        "  (time stamp counter at {} MHz, by {})\n",
-        time::tsc_hz() / 1_000_000,
-        clock.name()
-    );
+    println!("  (time stamp counter at {} MHz, by {})\n", time::tsc_hz() / 1_000_000, clock.name());
 }

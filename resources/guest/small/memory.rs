@@ -111,9 +111,7 @@ static INITRD_END: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn init(boot: &Boot) {
     let (_, end) = image();
     let range = boot.usable().find(|range| range.start < end && end <= range.end);
-    let Some(range) = range else {
-        panic!("the image's end {end:#x} is not in usable memory")
-    };
+    let Some(range) = range else { panic!("the image's end {end:#x} is not in usable memory") };
     NEXT.store(end, Ordering::Relaxed);
     LIMIT.store(range.end.min(4 * GIB), Ordering::Relaxed);
     if let Some((start, len)) = boot.initrd {
@@ -129,10 +127,7 @@ pub fn alloc(len: u64) -> u64 {
     if start < INITRD_END.load(Ordering::Relaxed) && start + len > INITRD_START.load(Ordering::Relaxed) {
         start = INITRD_END.load(Ordering::Relaxed);
     }
-    assert!(
-        start + len <= LIMIT.load(Ordering::Relaxed),
-        "no {len} bytes of memory left"
-    );
+    assert!(start + len <= LIMIT.load(Ordering::Relaxed), "no {len} bytes of memory left");
     NEXT.store(start + len, Ordering::Relaxed);
     start
 }
@@ -144,10 +139,7 @@ pub fn allocated_end() -> u64 {
 
 /// Maps physical memory up to `end` where it is. The first 4 GiB always are.
 pub fn map_to(end: u64) {
-    assert!(
-        end <= MAPPABLE_END,
-        "memory up to {end:#x} is more than the guest can map"
-    );
+    assert!(end <= MAPPABLE_END, "memory up to {end:#x} is more than the guest can map");
     for gib in 4..end.div_ceil(GIB) {
         let entry = PDPT + 8 * gib;
         if load::<u64>(entry) != 0 {
@@ -164,7 +156,5 @@ pub fn map_to(end: u64) {
 
 /// FNV-1a, 64 bits.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }

@@ -100,9 +100,7 @@ impl Platform {
     /// The I/O APIC that a GSI belongs to, and its pin there.
     pub fn ioapic_of(&self, gsi: u32) -> Option<(u64, u32)> {
         let below = self.ioapics.iter().flatten().filter(|(_, first)| *first <= gsi);
-        below
-            .max_by_key(|(_, first)| *first)
-            .map(|(address, first)| (*address, gsi - first))
+        below.max_by_key(|(_, first)| *first).map(|(address, first)| (*address, gsi - first))
     }
 
     /// APIC ids of the enabled CPUs.

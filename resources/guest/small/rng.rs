@@ -9,15 +9,7 @@ pub fn fill(device: Device, len: u32) -> Result<(u64, u32), &'static str> {
     let mut queue = device.queue(0, 8, features)?;
     device.go();
     let buffer = memory::alloc(u64::from(len));
-    queue.set(
-        0,
-        Desc {
-            address: buffer,
-            len,
-            flags: DESC_WRITE,
-            next: 0,
-        },
-    );
+    queue.set(0, Desc { address: buffer, len, flags: DESC_WRITE, next: 0 });
     queue.push(0);
     queue.kick();
     let mut answer = None;

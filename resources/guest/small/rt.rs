@@ -72,10 +72,7 @@ fn panic(info: &PanicInfo) -> ! {
 /// traps.s sends every fault here, in ring 3.
 #[unsafe(no_mangle)]
 extern "C" fn fault_report(vector: u64, error: u64, rip: u64, cr2: u64, rsp: u64, cs: u64) -> ! {
-    println!(
-        "FAULT vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x} rsp={rsp:#x} ring={}",
-        cs & 3
-    );
+    println!("FAULT vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x} rsp={rsp:#x} ring={}", cs & 3);
     power::triple_fault()
 }
 

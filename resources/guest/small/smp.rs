@@ -60,12 +60,7 @@ pub fn start(apic_ids: &[u32]) -> usize {
 }
 
 fn count_online() -> usize {
-    MAILBOXES
-        .iter()
-        .skip(1)
-        .filter(|mailbox| mailbox.online.load(Ordering::Acquire) != 0)
-        .count()
-        + 1
+    MAILBOXES.iter().skip(1).filter(|mailbox| mailbox.online.load(Ordering::Acquire) != 0).count() + 1
 }
 
 /// The APIC id that the CPU of this index found in its own APIC.
@@ -95,9 +90,7 @@ pub(crate) fn serve(index: usize) -> ! {
 /// Lets a CPU that runs do some work; `collect` must take the result before it is given more.
 pub fn give(index: usize, work: Work) {
     let mailbox = &MAILBOXES[index];
-    let Some(apic_id) = apic_id(index) else {
-        panic!("cpu {index} does not run")
-    };
+    let Some(apic_id) = apic_id(index) else { panic!("cpu {index} does not run") };
     mailbox.work.store(work as usize, Ordering::Relaxed);
     mailbox.given.fetch_add(1, Ordering::Release);
     apic::send_wake(apic_id);

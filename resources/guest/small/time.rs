@@ -145,11 +145,7 @@ fn from_kvm_clock() -> Option<u64> {
         return None;
     }
     let hz = (1_000_000_000u64 << 32) / u64::from(scale);
-    Some(if shift < 0 {
-        hz << shift.unsigned_abs()
-    } else {
-        hz >> shift
-    })
+    Some(if shift < 0 { hz << shift.unsigned_abs() } else { hz >> shift })
 }
 
 /// Channel 2 counts 10 ms down at 1.193182 MHz; bit 5 of port 0x61 shows the end.

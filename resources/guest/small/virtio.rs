@@ -98,16 +98,8 @@ fn parse_word(word: &str) -> Option<Resources> {
     let (size, rest) = word.split_once('@')?;
     let mut rest = rest.split(':');
     let (base, gsi) = (parse_number(rest.next()?)?, parse_number(rest.next()?)?);
-    let line = Line {
-        gsi: u32::try_from(gsi).ok()?,
-        level: false,
-        low: false,
-    };
-    Some(Resources {
-        base,
-        size: parse_number(size)?,
-        line,
-    })
+    let line = Line { gsi: u32::try_from(gsi).ok()?, level: false, low: false };
+    Some(Resources { base, size: parse_number(size)?, line })
 }
 
 fn parse_number(text: &str) -> Option<u64> {
@@ -136,11 +128,7 @@ pub struct Device {
 impl Device {
     fn at(resources: Resources) -> Option<Self> {
         let base = resources.base;
-        let device = Self {
-            base,
-            line: resources.line,
-            kind: memory::load(base + register::DEVICE_ID),
-        };
+        let device = Self { base, line: resources.line, kind: memory::load(base + register::DEVICE_ID) };
         let fits = device.read(register::MAGIC) == u32::from_le_bytes(*b"virt") && device.read(register::VERSION) == 2;
         (fits && device.kind != 0).then_some(device)
     }
@@ -308,18 +296,7 @@ impl Queue {
         for (start, len) in [(table, 16 * entries), (avail, 6 + 2 * entries), (used, 6 + 8 * entries)] {
             (start..start + len).for_each(|at| memory::store(at, 0u8));
         }
-        let queue = Self {
-            device,
-            index,
-            size,
-            event_idx,
-            table,
-            avail,
-            used,
-            available: 0,
-            published: 0,
-            seen: 0,
-        };
+        let queue = Self { device, index, size, event_idx, table, avail, used, available: 0, published: 0, seen: 0 };
         queue.interrupts_off();
         queue
     }
@@ -391,9 +368,6 @@ impl Queue {
     /// Asks for none; with EVENT_IDX for one in half the index's range, which is as good.
     pub fn interrupts_off(&self) {
         memory::store(self.avail, u16::from(!self.event_idx));
-        memory::store(
-            self.avail + 4 + 2 * u64::from(self.size),
-            self.seen.wrapping_sub(0x8000),
-        );
+        memory::store(self.avail + 4 + 2 * u64::from(self.size), self.seen.wrapping_sub(0x8000));
     }
 }

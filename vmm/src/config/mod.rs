@@ -169,7 +169,7 @@ pub enum ConfigError {
     #[error("memory: 0 bytes: a machine needs at least 1M")]
     NoMemory,
     /// Memory that is not a whole number of MiB.
-    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}M", bytes.div_ceil(MIB))]
+    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}", whole_mib_near(*bytes))]
     MemoryNotWholeMib {
         /// What was asked.
         bytes: u64,
@@ -343,6 +343,14 @@ impl MemoryConfig {
             return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
         }
         Ok(())
+    }
+}
+
+/// The sizes on both sides of one that is not whole, as far as there are any.
+fn whole_mib_near(bytes: u64) -> String {
+    match (bytes / MIB, bytes.div_ceil(MIB)) {
+        (0, above) => format!("{above}M"),
+        (below, above) => format!("{below}M or {above}M"),
     }
 }
 

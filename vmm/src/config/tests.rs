@@ -42,10 +42,14 @@ fn memory_is_some_whole_mebibytes_that_the_host_has() {
     assert_eq!(with(0), Err(ConfigError::NoMemory));
     assert_eq!(with(MIB), Ok(()));
     assert_eq!(with(MIB + 1), Err(ConfigError::MemoryNotWholeMib { bytes: MIB + 1 }));
+    assert_eq!(with(1).unwrap_err().to_string(), "memory: 1 bytes is not a whole number of MiB: use 1M");
     assert_eq!(with(HOST.memory_bytes), Ok(()));
     let beyond = HOST.memory_bytes + MIB;
     assert_eq!(with(beyond), Err(ConfigError::MemoryBeyondHost { asked: beyond, host: HOST.memory_bytes }));
-    assert_eq!(with(MIB + 1).unwrap_err().to_string(), "memory: 1048577 bytes is not a whole number of MiB: use 2M");
+    assert_eq!(
+        with(MIB + 1).unwrap_err().to_string(),
+        "memory: 1048577 bytes is not a whole number of MiB: use 1M or 2M"
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) enum Typed {
 
 const CTRL_A: u8 = 1;
 /// A guest that does not read its keys must not keep the escape from being seen: what is typed beyond this is dropped.
-const PENDING_MAX: usize = 4096;
+const PENDING_MAX: usize = 64 << 10;
 
 impl Console {
     /// Reads from `input`.

@@ -109,14 +109,22 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let kvm = kvm::open(count)?;
         let memory = Arc::new(memory::map(&config.memory)?);
+        let kvm = match kvm::open(count) {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                // What is wrong with the user's files is told before what is wrong with the host.
+                load(config, &memory, count)?;
+                Devices::make(config, &memory, wiring)?;
+                return Err(error.into());
+            }
+        };
         let (parts, created) = thread::scope(|scope| {
             let parts = scope.spawn(|| Parts::make(&kvm, config, &memory, count, wiring));
             let created = Created::make(&kvm, &memory, count);
             (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
         });
-        // What is wrong with the user's files is told before what is wrong with the host.
+        // As above: the files first.
         let (Parts { kernel, templates, devices }, Created { vm, fds }) = (parts?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;

@@ -17,7 +17,9 @@ pub enum KvmError {
         hint: &'static str,
     },
     /// The kernel's KVM is not the one of the last fifteen years.
-    #[error("/dev/kvm is not KVM of API version {KVM_API_VERSION} (KVM_GET_API_VERSION says {found}): check that the node is the kernel's, as made by mknod /dev/kvm c 10 232")]
+    #[error(
+        "/dev/kvm is not KVM of API version {KVM_API_VERSION} (KVM_GET_API_VERSION says {found}): check that the node is the kernel's, as made by mknod /dev/kvm c 10 232"
+    )]
     Version {
         /// What it speaks.
         found: i32,

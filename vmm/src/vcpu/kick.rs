@@ -77,10 +77,12 @@ impl RunPage {
     /// The width of the port access that the last exit was, in bytes: 1, 2 or 4. A string instruction brings several
     /// accesses in one exit. For the vCPU's own thread, while it handles an exit for port I/O.
     pub(super) fn pio_bytes(&self) -> usize {
-        // SAFETY: the page is mapped as long as `self`, KVM writes it only inside KVM_RUN, which this thread is not in,
-        // and for KVM_EXIT_IO `io` is the member that it wrote.
-        let bytes = unsafe { (*self.0.as_ptr()).__bindgen_anon_1.io.size };
-        usize::from(bytes.max(1))
+        // SAFETY: the place is inside the page, which is mapped as long as `self`.
+        let io = unsafe { &raw const (*self.0.as_ptr()).__bindgen_anon_1.io };
+        // SAFETY: for KVM_EXIT_IO `io` is the member that KVM wrote, and it writes only inside KVM_RUN, which this thread
+        // is not in.
+        let io = unsafe { io.read() };
+        usize::from(io.size.max(1))
     }
 
     /// Makes the next KVM_RUN return before it enters the guest.

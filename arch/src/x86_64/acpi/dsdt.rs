@@ -30,11 +30,7 @@ pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     }
     let mut body = Scope::raw(Path::new("\\_SB_"), devices);
     // The sleep type of power off, in the first element; the others are for registers that are not here.
-    Name::new(
-        "_S5_".into(),
-        &Package::new(vec![&PM_SLEEP_TYPE_S5, &0_u8, &0_u8, &0_u8]),
-    )
-    .to_aml_bytes(&mut body);
+    Name::new("_S5_".into(), &Package::new(vec![&PM_SLEEP_TYPE_S5, &0_u8, &0_u8, &0_u8])).to_aml_bytes(&mut body);
     Ok(body)
 }
 
@@ -57,21 +53,14 @@ fn clock(sink: &mut Vec<u8>) {
         "RTC_".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&ports(CMOS_PORT, CMOS_PORT_LEN)]),
-            ),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports(CMOS_PORT, CMOS_PORT_LEN)])),
         ],
     )
     .to_aml_bytes(sink);
 }
 
 fn power_button(sink: &mut Vec<u8>) {
-    Device::new(
-        "PWRB".into(),
-        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
-    )
-    .to_aml_bytes(sink);
+    Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]).to_aml_bytes(sink);
 }
 
 /// ACPI 6.5 §5.6.9. An interrupt on its line runs `_EVT` with the GSI; the power button is the one event on it.
@@ -98,10 +87,7 @@ fn event_device(sink: &mut Vec<u8>) {
 
 fn virtio_mmio(sink: &mut Vec<u8>, index: usize, window: &VirtioMmioWindow) -> Result<(), AcpiError> {
     let end = window.base.0.checked_add(window.size).filter(|&end| end <= 1 << 32);
-    let above = AcpiError::WindowAbove4Gib {
-        index,
-        base: window.base,
-    };
+    let above = AcpiError::WindowAbove4Gib { index, base: window.base };
     let (Some(_), Ok(base), Ok(size)) = (end, u32::try_from(window.base.0), u32::try_from(window.size)) else {
         return Err(above);
     };

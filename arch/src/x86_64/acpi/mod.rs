@@ -64,9 +64,7 @@ pub fn write_tables(memory: &GuestMemory, config: &AcpiConfig<'_>) -> Result<Gue
 
 fn tables(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     // The RSDP comes first and names the XSDT, which comes last.
-    let mut area = Area {
-        bytes: vec![0; Rsdp::len()],
-    };
+    let mut area = Area { bytes: vec![0; Rsdp::len()] };
     let dsdt = area.append(&table(*b"DSDT", dsdt::REVISION, &dsdt::body(config)?));
     let fadt = area.append(&fixed::fadt(dsdt));
     let madt = area.append(&table(*b"APIC", fixed::MADT_REVISION, &fixed::madt_body(config.cpus)));

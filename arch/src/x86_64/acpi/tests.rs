@@ -6,10 +6,7 @@ use crate::layout::{VIRTIO_MMIO_DEVICES_MAX, virtio_mmio_window};
 fn write(cpus: u64, devices: u8) -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let windows: Vec<_> = (0..devices).map_while(virtio_mmio_window).collect();
-    let config = AcpiConfig {
-        cpus: VcpuCount::new(cpus).unwrap(),
-        virtio_mmio: &windows,
-    };
+    let config = AcpiConfig { cpus: VcpuCount::new(cpus).unwrap(), virtio_mmio: &windows };
     assert_eq!(write_tables(&memory, &config).unwrap(), ACPI_START);
     memory
 }
@@ -21,10 +18,7 @@ fn read(memory: &GuestMemory, address: u64, len: usize) -> Vec<u8> {
 }
 
 fn number(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |number, &byte| number << 8 | u64::from(byte))
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 fn sum(bytes: &[u8]) -> u8 {
@@ -50,11 +44,7 @@ fn follow(memory: &GuestMemory) -> [Vec<u8>; 3] {
     let fadt = table_at(memory, number(&xsdt[36..44]), b"FACP");
     let madt = table_at(memory, number(&xsdt[44..52]), b"APIC");
     let dsdt = table_at(memory, number(&fadt[140..148]), b"DSDT");
-    assert_eq!(
-        number(&fadt[40..44]),
-        number(&fadt[140..148]),
-        "the old field names the same DSDT"
-    );
+    assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]), "the old field names the same DSDT");
     [fadt, madt, dsdt]
 }
 
@@ -65,16 +55,9 @@ fn the_fadt_is_hardware_reduced_with_reset_and_sleep_registers_on_ports() {
     assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5));
     let flags = number(&fadt[112..116]);
     let [wbinvd, power_button, sleep_button, fixed_rtc, reset, reduced] = [0, 4, 5, 6, 10, 20].map(|bit| 1 << bit);
-    assert_eq!(
-        flags,
-        wbinvd | power_button | sleep_button | fixed_rtc | reset | reduced
-    );
+    assert_eq!(flags, wbinvd | power_button | sleep_button | fixed_rtc | reset | reduced);
     let port = |offset: usize| {
-        assert_eq!(
-            fadt[offset..offset + 4],
-            [1, 8, 0, 1],
-            "system I/O, 8 bits at bit 0, byte access"
-        );
+        assert_eq!(fadt[offset..offset + 4], [1, 8, 0, 1], "system I/O, 8 bits at bit 0, byte access");
         number(&fadt[offset + 4..offset + 12])
     };
     assert_eq!((port(116), fadt[128]), (0x602, 1), "reset");
@@ -97,10 +80,7 @@ fn the_madt_has_every_vcpu_the_ioapic_and_the_nmi() {
             rest = next;
         }
         assert_eq!(vcpus, (0..count).collect::<Vec<_>>());
-        assert_eq!(
-            others,
-            [&[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0][..], &[4, 6, 0xff, 0, 0, 1]]
-        );
+        assert_eq!(others, [&[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0][..], &[4, 6, 0xff, 0, 0, 1]]);
     }
 }
 
@@ -128,19 +108,14 @@ fn package(aml: &[u8]) -> (&[u8], &[u8]) {
 
 /// The devices under `\_SB`, and what comes after them.
 fn devices(dsdt: &[u8]) -> (Vec<Found<'_>>, &[u8]) {
-    let (0x10, aml) = (dsdt[36], &dsdt[37..]) else {
-        panic!("the DSDT does not start with a scope")
-    };
+    let (0x10, aml) = (dsdt[36], &dsdt[37..]) else { panic!("the DSDT does not start with a scope") };
     let (scope, rest) = package(aml);
     assert_eq!(&scope[..5], b"\\_SB_");
     let (mut aml, mut found) = (&scope[5..], Vec::new());
     while !aml.is_empty() {
         assert_eq!(aml[..2], [0x5b, 0x82], "something else than a device");
         let (device, next) = package(&aml[2..]);
-        found.push(Found {
-            name: String::from_utf8(device[..4].to_vec()).unwrap(),
-            body: &device[4..],
-        });
+        found.push(Found { name: String::from_utf8(device[..4].to_vec()).unwrap(), body: &device[4..] });
         aml = next;
     }
     (found, rest)
@@ -161,18 +136,12 @@ fn the_dsdt_names_every_device_with_its_resources() {
         assert!(serial.has(&[0x41, 0xd0, 0x05, 0x01]), "PNP0501");
         assert!(serial.has(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]) && serial.has(&interrupt(4)));
 
-        assert_eq!(
-            devices.iter().filter(|device| device.has(b"LNRO0005\0")).count(),
-            usize::from(windows)
-        );
+        assert_eq!(devices.iter().filter(|device| device.has(b"LNRO0005\0")).count(), usize::from(windows));
         for (index, device) in (0..).zip(devices.iter().filter(|device| device.has(b"LNRO0005\0"))) {
             let window = virtio_mmio_window(index).unwrap();
             let base = u32::try_from(window.base.0).unwrap().to_le_bytes();
             assert_eq!(device.name, format!("V{index:03X}"));
-            assert!(
-                device.has(&[&[0x86, 9, 0, 1][..], &base, &[0, 0x10, 0, 0]].concat()),
-                "Memory32Fixed"
-            );
+            assert!(device.has(&[&[0x86, 9, 0, 1][..], &base, &[0, 0x10, 0, 0]].concat()), "Memory32Fixed");
             assert!(device.has(&interrupt(5 + index)) && device.has(b"_CCA\x01"));
         }
     }
@@ -199,19 +168,10 @@ fn a_window_that_a_32_bit_resource_cannot_name_is_refused() {
     for base in [0x1_0000_0000, 0xffff_ff00, u64::MAX] {
         let config = AcpiConfig {
             cpus: VcpuCount::ONE,
-            virtio_mmio: &[
-                window,
-                VirtioMmioWindow {
-                    base: GuestAddress(base),
-                    ..window
-                },
-            ],
+            virtio_mmio: &[window, VirtioMmioWindow { base: GuestAddress(base), ..window }],
         };
         let refused = write_tables(&memory, &config).unwrap_err();
-        assert!(
-            matches!(refused, AcpiError::WindowAbove4Gib { index: 1, .. }),
-            "{refused}"
-        );
+        assert!(matches!(refused, AcpiError::WindowAbove4Gib { index: 1, .. }), "{refused}");
     }
 }
 
@@ -219,13 +179,7 @@ fn a_window_that_a_32_bit_resource_cannot_name_is_refused() {
 fn tables_without_room_or_without_memory_are_refused() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let windows = [virtio_mmio_window(0).unwrap(); 2000];
-    let config = |count| AcpiConfig {
-        cpus: VcpuCount::ONE,
-        virtio_mmio: &windows[..count],
-    };
-    assert!(matches!(
-        write_tables(&memory, &config(2000)),
-        Err(AcpiError::TooLarge { .. })
-    ));
+    let config = |count| AcpiConfig { cpus: VcpuCount::ONE, virtio_mmio: &windows[..count] };
+    assert!(matches!(write_tables(&memory, &config(2000)), Err(AcpiError::TooLarge { .. })));
     assert!(matches!(write_tables(&memory, &config(1)), Err(AcpiError::Memory(_))));
 }

@@ -30,12 +30,7 @@ pub fn write_boot_data(
     rsdp: Option<GuestAddress>,
 ) -> Result<(), LoadError> {
     write_cmdline(memory, cmdline)?;
-    let data = BootData {
-        initrd,
-        setup: kernel.setup(),
-        rsdp,
-        map: map::ranges(memory),
-    };
+    let data = BootData { initrd, setup: kernel.setup(), rsdp, map: map::ranges(memory) };
     match kernel.protocol {
         BootProtocol::Pvh => pvh::write(memory, &data),
         BootProtocol::Linux64 => linux64::write(memory, &data),
@@ -48,9 +43,7 @@ pub(super) fn write(
     address: GuestAddress,
     bytes: &[u8],
 ) -> Result<(), LoadError> {
-    memory
-        .write_slice(bytes, address)
-        .map_err(|source| LoadError::Memory { what, address, source })
+    memory.write_slice(bytes, address).map_err(|source| LoadError::Memory { what, address, source })
 }
 
 fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), LoadError> {
@@ -60,12 +53,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), LoadError> {
     if let Some(at) = cmdline.bytes().position(|byte| byte == 0) {
         return Err(LoadError::CmdlineNul { at });
     }
-    write(
-        memory,
-        "command line",
-        CMDLINE_START,
-        &[cmdline.as_bytes(), &[0]].concat(),
-    )
+    write(memory, "command line", CMDLINE_START, &[cmdline.as_bytes(), &[0]].concat())
 }
 
 #[cfg(test)]

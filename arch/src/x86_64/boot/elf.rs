@@ -64,10 +64,7 @@ impl Elf {
         let header = read_header(source)?;
         let count = header.e_phnum;
         if count > PROGRAM_HEADERS_MAX {
-            return Err(LoadError::TooManyProgramHeaders {
-                count,
-                max: PROGRAM_HEADERS_MAX,
-            });
+            return Err(LoadError::TooManyProgramHeaders { count, max: PROGRAM_HEADERS_MAX });
         }
         let mut table = vec![0; usize::from(count) * PHDR_SIZE];
         inside_file(
@@ -78,11 +75,7 @@ impl Elf {
         )?;
         source.read_at(header.e_phoff, &mut table)?;
 
-        let mut elf = Self {
-            segments: Vec::new(),
-            entry: header.e_entry,
-            notes: Vec::new(),
-        };
+        let mut elf = Self { segments: Vec::new(), entry: header.e_entry, notes: Vec::new() };
         for (index, bytes) in table.chunks_exact(PHDR_SIZE).enumerate() {
             let mut program = Elf64_Phdr::default();
             program.as_mut_slice().copy_from_slice(bytes);
@@ -108,10 +101,7 @@ impl Elf {
     pub(super) fn notes(&self) -> Result<&[Notes], LoadError> {
         match self.notes.iter().find(|notes| notes.size > NOTES_BYTES_MAX) {
             None => Ok(&self.notes),
-            Some(notes) => Err(LoadError::NotesTooLarge {
-                size: notes.size,
-                max: NOTES_BYTES_MAX,
-            }),
+            Some(notes) => Err(LoadError::NotesTooLarge { size: notes.size, max: NOTES_BYTES_MAX }),
         }
     }
 
@@ -136,18 +126,10 @@ impl Elf {
         for pair in self.segments.windows(2) {
             if pair[1].address < pair[0].end() {
                 let (first, second) = (pair[0].index, pair[1].index);
-                return Err(LoadError::SegmentsOverlap {
-                    first,
-                    second,
-                    address: pair[1].address,
-                });
+                return Err(LoadError::SegmentsOverlap { first, second, address: pair[1].address });
             }
         }
-        if self.segments.is_empty() {
-            Err(LoadError::NoSegments)
-        } else {
-            Ok(())
-        }
+        if self.segments.is_empty() { Err(LoadError::NoSegments) } else { Ok(()) }
     }
 }
 
@@ -164,78 +146,34 @@ fn read_header(source: &mut Source<'_, impl Image>) -> Result<Elf64_Ehdr, LoadEr
         true => Ok(()),
         false => Err(LoadError::WrongElf { field, found, expected }),
     };
-    is(
-        "ELF class",
-        header.e_ident[EI_CLASS].into(),
-        &[ELFCLASS64.into()],
-        "2 (64 bit)",
-    )?;
-    is(
-        "ELF byte order",
-        header.e_ident[EI_DATA].into(),
-        &[ELFDATA2LSB.into()],
-        "1 (little endian)",
-    )?;
-    is(
-        "ELF machine",
-        header.e_machine.into(),
-        &[EM_X86_64.into()],
-        "62 (x86-64)",
-    )?;
-    is(
-        "ELF type",
-        header.e_type.into(),
-        &[ET_EXEC.into(), ET_DYN.into()],
-        "2 (executable)",
-    )?;
-    is(
-        "ELF program header size",
-        header.e_phentsize.into(),
-        &[PHDR_SIZE as u64],
-        "56",
-    )?;
+    is("ELF class", header.e_ident[EI_CLASS].into(), &[ELFCLASS64.into()], "2 (64 bit)")?;
+    is("ELF byte order", header.e_ident[EI_DATA].into(), &[ELFDATA2LSB.into()], "1 (little endian)")?;
+    is("ELF machine", header.e_machine.into(), &[EM_X86_64.into()], "62 (x86-64)")?;
+    is("ELF type", header.e_type.into(), &[ET_EXEC.into(), ET_DYN.into()], "2 (executable)")?;
+    is("ELF program header size", header.e_phentsize.into(), &[PHDR_SIZE as u64], "56")?;
     Ok(header)
 }
 
 fn segment(index: usize, program: &Elf64_Phdr, size: u64) -> Result<Segment, LoadError> {
     let (address, file_size, memory_size) = (program.p_paddr, program.p_filesz, program.p_memsz);
     if file_size > memory_size || address.checked_add(memory_size).is_none() {
-        return Err(LoadError::MalformedSegment {
-            segment: index,
-            address,
-            file_size,
-            memory_size,
-        });
+        return Err(LoadError::MalformedSegment { segment: index, address, file_size, memory_size });
     }
     inside_file("segment", program.p_offset, file_size, size)?;
-    Ok(Segment {
-        index,
-        offset: program.p_offset,
-        file_size,
-        address,
-        memory_size,
-    })
+    Ok(Segment { index, offset: program.p_offset, file_size, address, memory_size })
 }
 
 fn notes(program: &Elf64_Phdr, size: u64) -> Result<Notes, LoadError> {
     inside_file("note segment", program.p_offset, program.p_filesz, size)?;
     // The ELF specification says 8 for 64-bit files, tools say 4 but for GNU properties; the header tells which.
     let align = if program.p_align == 8 { 8 } else { 4 };
-    Ok(Notes {
-        offset: program.p_offset,
-        size: program.p_filesz,
-        align,
-    })
+    Ok(Notes { offset: program.p_offset, size: program.p_filesz, align })
 }
 
 fn inside_file(what: &'static str, offset: u64, len: u64, size: u64) -> Result<(), LoadError> {
     match offset.checked_add(len) {
         Some(end) if end <= size => Ok(()),
-        end => Err(LoadError::Truncated {
-            what,
-            end: end.unwrap_or(u64::MAX),
-            size,
-        }),
+        end => Err(LoadError::Truncated { what, end: end.unwrap_or(u64::MAX), size }),
     }
 }
 

@@ -19,9 +19,7 @@ pub(super) struct Source<'a, I> {
 
 impl<'a, I: Image> Source<'a, I> {
     pub(super) fn open(what: &'static str, image: &'a mut I) -> Result<Self, LoadError> {
-        let size = image
-            .seek(SeekFrom::End(0))
-            .map_err(|source| LoadError::Size { what, source })?;
+        let size = image.seek(SeekFrom::End(0)).map_err(|source| LoadError::Size { what, source })?;
         if size == 0 {
             return Err(LoadError::Empty { what });
         }
@@ -59,16 +57,10 @@ impl<'a, I: Image> Source<'a, I> {
         memory: &GuestMemory,
         address: GuestAddress,
     ) -> Result<(), LoadError> {
-        self.image
-            .seek(SeekFrom::Start(offset))
-            .map_err(|source| self.error(offset, len, source))?;
+        self.image.seek(SeekFrom::Start(offset)).map_err(|source| self.error(offset, len, source))?;
         let count = usize::try_from(len).expect("guest memory is no larger than the address space");
         for slice in memory.get_slices(address, count) {
-            let mut rest = slice.map_err(|source| LoadError::Memory {
-                what: self.what,
-                address,
-                source,
-            })?;
+            let mut rest = slice.map_err(|source| LoadError::Memory { what: self.what, address, source })?;
             // vm-memory's read_exact_volatile_from takes a short read for a failure, and one read(2) ends at 2 GiB.
             while !rest.is_empty() {
                 let read = match self.image.read_volatile(&mut rest) {
@@ -78,20 +70,13 @@ impl<'a, I: Image> Source<'a, I> {
                     Err(VolatileMemoryError::IOError(error)) => return Err(self.error(offset, len, error)),
                     Err(error) => return Err(self.error(offset, len, io::Error::other(error))),
                 };
-                rest = rest
-                    .offset(read)
-                    .expect("a read returns no more than it was given room for");
+                rest = rest.offset(read).expect("a read returns no more than it was given room for");
             }
         }
         Ok(())
     }
 
     fn error(&self, offset: u64, len: u64, source: io::Error) -> LoadError {
-        LoadError::Read {
-            what: self.what,
-            offset,
-            len,
-            source,
-        }
+        LoadError::Read { what: self.what, offset, len, source }
     }
 }

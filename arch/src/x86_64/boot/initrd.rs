@@ -43,12 +43,7 @@ mod tests {
     }
 
     fn kernel(end: u64) -> Kernel {
-        Kernel {
-            entry: GuestAddress(MIB),
-            protocol: BootProtocol::Pvh,
-            end: GuestAddress(end),
-            file: KernelFile::Elf,
-        }
+        Kernel { entry: GuestAddress(MIB), protocol: BootProtocol::Pvh, end: GuestAddress(end), file: KernelFile::Elf }
     }
 
     #[test]
@@ -58,13 +53,7 @@ mod tests {
         file.write_all(&bytes).unwrap();
         let memory = memory();
         let initrd = load_initrd(&memory, &mut file, &kernel(2 * MIB)).unwrap();
-        assert_eq!(
-            initrd,
-            Initrd {
-                address: GuestAddress(4 * MIB - 3 * PAGE_SIZE),
-                size: 10_000
-            }
-        );
+        assert_eq!(initrd, Initrd { address: GuestAddress(4 * MIB - 3 * PAGE_SIZE), size: 10_000 });
         let mut found = vec![0; bytes.len()];
         memory.read_slice(&mut found, initrd.address).unwrap();
         assert_eq!(found, bytes);
@@ -117,17 +106,6 @@ mod tests {
             }
         }
         let refused = load_initrd(&memory(), &mut Shrinking(Cursor::new(vec![0; 100])), &kernel(MIB)).unwrap_err();
-        assert!(
-            matches!(
-                refused,
-                LoadError::Read {
-                    what: "initrd",
-                    offset: 0,
-                    len: 4096,
-                    ..
-                }
-            ),
-            "{refused}"
-        );
+        assert!(matches!(refused, LoadError::Read { what: "initrd", offset: 0, len: 4096, .. }), "{refused}");
     }
 }

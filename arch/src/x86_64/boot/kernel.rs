@@ -29,38 +29,24 @@ fn load_elf(memory: &GuestMemory, mut source: Source<'_, impl Image>, entry: Boo
     for segment in &elf.segments {
         source.load_at(segment.offset, segment.file_size, memory, GuestAddress(segment.address))?;
     }
-    Ok(Kernel {
-        entry,
-        protocol,
-        end: elf.end(),
-        file: KernelFile::Elf,
-    })
+    Ok(Kernel { entry, protocol, end: elf.end(), file: KernelFile::Elf })
 }
 
 /// Checks that every segment has its place in guest memory.
 pub(super) fn check_places(elf: &Elf, memory_end: u64) -> Result<(), LoadError> {
-    elf.segments
-        .iter()
-        .try_for_each(|segment| check_place(segment, memory_end))
+    elf.segments.iter().try_for_each(|segment| check_place(segment, memory_end))
 }
 
 fn check_place(segment: &Segment, memory_end: u64) -> Result<(), LoadError> {
     let (index, end) = (segment.index, segment.end());
     if segment.address < HIGH_RAM_START.0 {
-        return Err(LoadError::SegmentTooLow {
-            segment: index,
-            address: segment.address,
-        });
+        return Err(LoadError::SegmentTooLow { segment: index, address: segment.address });
     }
     if end > MMIO_HOLE_START.0 {
         return Err(LoadError::SegmentInHole { segment: index, end });
     }
     if end > memory_end {
-        return Err(LoadError::SegmentBeyondMemory {
-            segment: index,
-            end,
-            memory_end,
-        });
+        return Err(LoadError::SegmentBeyondMemory { segment: index, end, memory_end });
     }
     Ok(())
 }

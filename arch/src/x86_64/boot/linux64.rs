@@ -65,17 +65,9 @@ fn zero_page(boot: &BootData<'_>) -> boot_params {
     params.hdr.ramdisk_size = low(size);
     params.acpi_rsdp_addr = boot.rsdp.map_or(0, |rsdp| rsdp.0);
     let mut table = params.e820_table;
-    assert!(
-        boot.map.len() <= table.len(),
-        "{} memory ranges do not fit into the zero page",
-        boot.map.len()
-    );
+    assert!(boot.map.len() <= table.len(), "{} memory ranges do not fit into the zero page", boot.map.len());
     for (entry, range) in table.iter_mut().zip(&boot.map) {
-        *entry = boot_e820_entry {
-            addr: range.start,
-            size: range.size,
-            r#type: range.kind.number(),
-        };
+        *entry = boot_e820_entry { addr: range.start, size: range.size, r#type: range.kind.number() };
     }
     params.e820_table = table;
     params.e820_entries = u8::try_from(boot.map.len()).expect("at most 128");
@@ -87,13 +79,7 @@ fn page_tables() -> Vec<u8> {
     let directory_pointers = PAGE_TABLES_START.0 + PAGE_SIZE;
     let directories = directory_pointers + PAGE_SIZE;
     let top = (0..ENTRIES).map(|i| if i == 0 { directory_pointers | TABLE } else { 0 });
-    let pointers = (0..ENTRIES).map(|i| {
-        if i < DIRECTORIES {
-            (directories + i * PAGE_SIZE) | TABLE
-        } else {
-            0
-        }
-    });
+    let pointers = (0..ENTRIES).map(|i| if i < DIRECTORIES { (directories + i * PAGE_SIZE) | TABLE } else { 0 });
     let pages = (0..DIRECTORIES * ENTRIES).map(|i| (i * LARGE_PAGE_SIZE) | LARGE_PAGE);
     let mut bytes = Vec::with_capacity(usize::try_from(PAGE_TABLES_SIZE).expect("six pages"));
     for entry in top.chain(pointers).chain(pages) {

@@ -29,11 +29,7 @@ pub(super) struct Range {
 
 impl Range {
     fn new(start: u64, end: u64, kind: Kind) -> Option<Self> {
-        (start < end).then(|| Self {
-            start,
-            size: end - start,
-            kind,
-        })
+        (start < end).then(|| Self { start, size: end - start, kind })
     }
 }
 
@@ -50,21 +46,14 @@ pub(super) fn ranges(memory: &GuestMemory) -> Vec<Range> {
     map.extend(above.clone().filter(|span| span.0 < MMIO_HOLE_START.0).filter_map(ram));
     // A kernel that places PCI windows or memory itself must not do so on these.
     map.extend(Range::new(LAPIC_START.0, LAPIC_START.0 + LAPIC_SIZE, Kind::Reserved));
-    map.extend(Range::new(
-        KVM_IDENTITY_MAP.0,
-        KVM_IDENTITY_MAP.0 + KVM_PAGES_SIZE,
-        Kind::Reserved,
-    ));
+    map.extend(Range::new(KVM_IDENTITY_MAP.0, KVM_IDENTITY_MAP.0 + KVM_PAGES_SIZE, Kind::Reserved));
     map.extend(above.filter(|span| span.0 >= MMIO_HOLE_START.0).filter_map(ram));
     map
 }
 
 /// The end of the memory that starts at 0: where a kernel and its initrd can be. Never above the MMIO hole's start.
 pub(super) fn low_memory_end(memory: &GuestMemory) -> u64 {
-    spans(memory)
-        .first()
-        .filter(|span| span.0 == 0)
-        .map_or(0, |span| span.1.min(MMIO_HOLE_START.0))
+    spans(memory).first().filter(|span| span.0 == 0).map_or(0, |span| span.1.min(MMIO_HOLE_START.0))
 }
 
 fn ram(&(start, end): &(u64, u64)) -> Option<Range> {
@@ -94,10 +83,7 @@ mod tests {
     fn map(regions: &[(u64, usize)]) -> Vec<(u64, u64, Kind)> {
         let regions: Vec<_> = regions.iter().map(|&(start, len)| (GuestAddress(start), len)).collect();
         let memory = GuestMemory::from_ranges(&regions).unwrap();
-        ranges(&memory)
-            .iter()
-            .map(|r| (r.start, r.start + r.size, r.kind))
-            .collect()
+        ranges(&memory).iter().map(|r| (r.start, r.start + r.size, r.kind)).collect()
     }
 
     #[test]
@@ -115,10 +101,7 @@ mod tests {
     #[test]
     fn adjoining_regions_make_one_range_and_memory_above_4_gib_comes_last() {
         let whole = map(&[(0, 32 * MIB), (0x1_0000_0000, 2 * MIB)]);
-        assert_eq!(
-            map(&[(0, 16 * MIB), (16 << 20, 16 * MIB), (0x1_0000_0000, 2 * MIB)]),
-            whole
-        );
+        assert_eq!(map(&[(0, 16 * MIB), (16 << 20, 16 * MIB), (0x1_0000_0000, 2 * MIB)]), whole);
         assert_eq!(whole.last(), Some(&(0x1_0000_0000, 0x1_0020_0000, Kind::Ram)));
         assert!(whole.windows(2).all(|pair| pair[0].1 <= pair[1].0));
     }

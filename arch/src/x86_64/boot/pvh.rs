@@ -21,11 +21,7 @@ const _: () = assert!(
 );
 
 pub(super) fn start_info(boot: &BootData<'_>) -> Vec<u8> {
-    assert!(
-        boot.map.len() <= MAP_ENTRIES_MAX,
-        "{} memory ranges do not fit into the start info",
-        boot.map.len()
-    );
+    assert!(boot.map.len() <= MAP_ENTRIES_MAX, "{} memory ranges do not fit into the start info", boot.map.len());
     let modules = boot.initrd.map_or((0, 0), |_| (1, MODULES_START));
     let info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
@@ -38,23 +34,17 @@ pub(super) fn start_info(boot: &BootData<'_>) -> Vec<u8> {
         memmap_entries: u32::try_from(boot.map.len()).expect("bounded above"),
         ..Default::default()
     };
-    let module = boot
-        .initrd
-        .map_or_else(hvm_modlist_entry::default, |initrd| hvm_modlist_entry {
-            paddr: initrd.address.0,
-            size: initrd.size,
-            ..Default::default()
-        });
+    let module = boot.initrd.map_or_else(hvm_modlist_entry::default, |initrd| hvm_modlist_entry {
+        paddr: initrd.address.0,
+        size: initrd.size,
+        ..Default::default()
+    });
     let mut bytes = Vec::with_capacity(usize::try_from(PVH_START_INFO_SIZE).expect("one page"));
     bytes.extend_from_slice(info.as_slice());
     bytes.extend_from_slice(module.as_slice());
     for range in &boot.map {
-        let entry = hvm_memmap_table_entry {
-            addr: range.start,
-            size: range.size,
-            type_: range.kind.number(),
-            reserved: 0,
-        };
+        let entry =
+            hvm_memmap_table_entry { addr: range.start, size: range.size, type_: range.kind.number(), reserved: 0 };
         bytes.extend_from_slice(entry.as_slice());
     }
     bytes

@@ -17,45 +17,25 @@ pub(crate) struct TestElf {
 impl TestElf {
     /// An executable with this entry and no segment.
     pub(crate) fn new(entry: u64) -> Self {
-        let mut header = Elf64_Ehdr {
-            e_type: ET_EXEC,
-            e_machine: EM_X86_64,
-            e_version: 1,
-            ..Default::default()
-        };
+        let mut header = Elf64_Ehdr { e_type: ET_EXEC, e_machine: EM_X86_64, e_version: 1, ..Default::default() };
         header.e_ident[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
         header.e_entry = entry;
         header.e_phoff = 64;
         header.e_ehsize = 64;
         header.e_phentsize = 56;
-        Self {
-            header,
-            parts: Vec::new(),
-        }
+        Self { header, parts: Vec::new() }
     }
 
     /// With a segment of `content` at `address`, in `memory_size` bytes of memory.
     pub(crate) fn load(mut self, address: u64, content: &[u8], memory_size: u64) -> Self {
-        let program = Elf64_Phdr {
-            p_type: PT_LOAD,
-            p_paddr: address,
-            p_memsz: memory_size,
-            ..Default::default()
-        };
+        let program = Elf64_Phdr { p_type: PT_LOAD, p_paddr: address, p_memsz: memory_size, ..Default::default() };
         self.parts.push((program, content.to_vec()));
         self
     }
 
     /// With a note segment.
     pub(crate) fn notes(mut self, content: &[u8], align: u64) -> Self {
-        self.parts.push((
-            Elf64_Phdr {
-                p_type: PT_NOTE,
-                p_align: align,
-                ..Default::default()
-            },
-            content.to_vec(),
-        ));
+        self.parts.push((Elf64_Phdr { p_type: PT_NOTE, p_align: align, ..Default::default() }, content.to_vec()));
         self
     }
 
@@ -94,10 +74,7 @@ impl TestElf {
 /// One note, padded to `align`.
 pub(crate) fn note(name: &[u8], kind: u32, descriptor: &[u8], align: usize) -> Vec<u8> {
     let size = |part: &[u8]| u32::try_from(part.len()).unwrap();
-    let mut bytes: Vec<u8> = [size(name), size(descriptor), kind]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
+    let mut bytes: Vec<u8> = [size(name), size(descriptor), kind].iter().flat_map(|word| word.to_le_bytes()).collect();
     for part in [name, descriptor] {
         bytes.extend_from_slice(part);
         bytes.resize(bytes.len().next_multiple_of(align), 0);
@@ -140,10 +117,7 @@ impl TestImage {
             init_size: 0x10_0000,
             ..Default::default()
         };
-        Self {
-            header,
-            payload: payload.to_vec(),
-        }
+        Self { header, payload: payload.to_vec() }
     }
 
     /// The file: boot sector and real-mode code, then protected-mode code with the payload in it.

@@ -53,18 +53,13 @@ impl TryFrom<Template> for CpuTemplate {
     type Error = CpuTemplateError;
 
     fn try_from(json: Template) -> Result<Self, CpuTemplateError> {
-        for (field, found) in [
-            ("vcpu_features", json.vcpu_features),
-            ("reg_modifiers", json.reg_modifiers),
-        ] {
+        for (field, found) in [("vcpu_features", json.vcpu_features), ("reg_modifiers", json.reg_modifiers)] {
             if found.is_some() {
                 return Err(CpuTemplateError::Arm { field });
             }
         }
         Ok(Self {
-            capabilities: each(&json.kvm_capabilities, "kvm_capabilities", |text, place| {
-                capability(text, place)
-            })?,
+            capabilities: each(&json.kvm_capabilities, "kvm_capabilities", |text, place| capability(text, place))?,
             cpuid: each(&json.cpuid_modifiers, "cpuid_modifiers", cpuid_modifier)?,
             msrs: each(&json.msr_modifiers, "msr_modifiers", msr_modifier)?,
         })
@@ -77,10 +72,7 @@ fn each<T, U>(
     place: &str,
     convert: impl Fn(&T, &str) -> Result<U, CpuTemplateError>,
 ) -> Result<Vec<U>, CpuTemplateError> {
-    list.iter()
-        .enumerate()
-        .map(|(i, element)| convert(element, &format!("{place}[{i}]")))
-        .collect()
+    list.iter().enumerate().map(|(i, element)| convert(element, &format!("{place}[{i}]"))).collect()
 }
 
 fn capability(text: &str, place: &str) -> Result<CapabilityCheck, CpuTemplateError> {
@@ -90,20 +82,14 @@ fn capability(text: &str, place: &str) -> Result<CapabilityCheck, CpuTemplateErr
     };
     parse(number, 10)
         .map(check)
-        .ok_or_else(|| CpuTemplateError::Capability {
-            place: place.to_owned(),
-            text: text.to_owned(),
-        })
+        .ok_or_else(|| CpuTemplateError::Capability { place: place.to_owned(), text: text.to_owned() })
 }
 
 fn cpuid_modifier(json: &Leaf, place: &str) -> Result<CpuidModifier, CpuTemplateError> {
     let leaf = number(&json.leaf, &format!("{place}.leaf"))?;
     let subleaf = number(&json.subleaf, &format!("{place}.subleaf"))?;
     if json.flags & !FLAGS != 0 {
-        return Err(CpuTemplateError::Flags {
-            leaf,
-            flags: json.flags,
-        });
+        return Err(CpuTemplateError::Flags { leaf, flags: json.flags });
     }
     if let Some(what) = owner_of_leaf(leaf) {
         return Err(CpuTemplateError::OwnLeaf { leaf, what });
@@ -111,18 +97,9 @@ fn cpuid_modifier(json: &Leaf, place: &str) -> Result<CpuidModifier, CpuTemplate
     let registers = each(&json.modifiers, &format!("{place}.modifiers"), |modifier, place| {
         let (mask, value) = bitmap(&modifier.bitmap, u32::BITS, place)?;
         let low = |bits: u64| u32::try_from(bits).expect("a bitmap of 32 bits");
-        Ok(RegisterModifier {
-            register: modifier.register,
-            mask: low(mask),
-            value: low(value),
-        })
+        Ok(RegisterModifier { register: modifier.register, mask: low(mask), value: low(value) })
     })?;
-    Ok(CpuidModifier {
-        leaf,
-        subleaf,
-        flags: json.flags,
-        registers,
-    })
+    Ok(CpuidModifier { leaf, subleaf, flags: json.flags, registers })
 }
 
 fn msr_modifier(json: &Msr, place: &str) -> Result<MsrModifier, CpuTemplateError> {
@@ -140,10 +117,7 @@ fn number(text: &str, place: &str) -> Result<u32, CpuTemplateError> {
         (_, Some(digits)) => parse(digits, 2),
         _ => None,
     };
-    parsed.ok_or_else(|| CpuTemplateError::Number {
-        place: place.to_owned(),
-        text: text.to_owned(),
-    })
+    parsed.ok_or_else(|| CpuTemplateError::Number { place: place.to_owned(), text: text.to_owned() })
 }
 
 /// Digits and nothing else; the standard library takes a sign too.
@@ -154,11 +128,7 @@ fn parse(digits: &str, radix: u32) -> Option<u32> {
 
 /// Which bits are chosen, and as what. The last character is bit 0; what is missing at the front is x.
 fn bitmap(text: &str, width: u32, place: &str) -> Result<(u64, u64), CpuTemplateError> {
-    let wrong = || CpuTemplateError::Bitmap {
-        place: format!("{place}.bitmap"),
-        text: text.to_owned(),
-        width,
-    };
+    let wrong = || CpuTemplateError::Bitmap { place: format!("{place}.bitmap"), text: text.to_owned(), width };
     let bits = text.strip_prefix("0b").ok_or_else(wrong)?;
     let (mut mask, mut value, mut count) = (0, 0, 0);
     for bit in bits.chars().filter(|bit| *bit != '_') {

@@ -99,11 +99,7 @@ impl CpuTemplate {
             let changed = |old: u64| (old & !msr.mask) | (msr.value & msr.mask);
             match set.iter_mut().find(|entry| entry.index == msr.index) {
                 Some(entry) => entry.data = changed(entry.data),
-                None => set.push(kvm_msr_entry {
-                    index: msr.index,
-                    data: changed(found.data),
-                    ..Default::default()
-                }),
+                None => set.push(kvm_msr_entry { index: msr.index, data: changed(found.data), ..Default::default() }),
             }
         }
         Msrs::from_entries(&set).map_err(|_| CpuTemplateError::TooManyMsrs { count: set.len() })
@@ -128,12 +124,7 @@ impl CpuidModifier {
                 false => cpuid::contradicted(supported, (leaf, modifier.register), modifier.mask, *register),
             };
             if let Some(field) = field {
-                return Err(CpuTemplateError::OwnField {
-                    leaf,
-                    subleaf,
-                    register: modifier.register,
-                    field,
-                });
+                return Err(CpuTemplateError::OwnField { leaf, subleaf, register: modifier.register, field });
             }
         }
         Ok(())
@@ -150,12 +141,7 @@ struct OwnMsrs {
 }
 
 const fn own(first: u32, last: u32, mask: u64, what: &'static str) -> OwnMsrs {
-    OwnMsrs {
-        first,
-        last,
-        mask,
-        what,
-    }
+    OwnMsrs { first, last, mask, what }
 }
 
 #[rustfmt::skip]
@@ -177,10 +163,7 @@ const OWN_MSRS: &[OwnMsrs] = &[
 
 /// What bits of an MSR are that no template may choose, if they are.
 fn owner_of_msr(index: u32, mask: u64) -> Option<&'static str> {
-    OWN_MSRS
-        .iter()
-        .find(|own| (own.first..=own.last).contains(&index) && own.mask & mask != 0)
-        .map(|own| own.what)
+    OWN_MSRS.iter().find(|own| (own.first..=own.last).contains(&index) && own.mask & mask != 0).map(|own| own.what)
 }
 
 #[cfg(test)]

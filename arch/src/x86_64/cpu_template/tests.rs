@@ -20,15 +20,7 @@ fn changing(leaf: &str, subleaf: &str, register: &str, bitmap: &str) -> CpuTempl
 }
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
-    kvm_cpuid_entry2 {
-        function,
-        index,
-        eax,
-        ebx,
-        ecx,
-        edx,
-        ..Default::default()
-    }
+    kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
 }
 
 fn host(vendor: [u32; 3]) -> CpuId {
@@ -53,19 +45,12 @@ fn amd() -> CpuId {
 }
 
 fn registers(cpuid: &CpuId, function: u32, index: u32) -> [u32; 4] {
-    let entry = cpuid
-        .as_slice()
-        .iter()
-        .find(|e| (e.function, e.index) == (function, index));
+    let entry = cpuid.as_slice().iter().find(|e| (e.function, e.index) == (function, index));
     entry.map(|e| [e.eax, e.ebx, e.ecx, e.edx]).unwrap()
 }
 
 fn msr(index: u32, data: u64) -> kvm_msr_entry {
-    kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    }
+    kvm_msr_entry { index, data, ..Default::default() }
 }
 
 const TEMPLATE: &str = r#"{
@@ -83,10 +68,7 @@ const TEMPLATE: &str = r#"{
 #[test]
 fn a_template_changes_the_bits_it_names_and_no_others() {
     let template = parse(TEMPLATE).unwrap();
-    assert_eq!(
-        template.capabilities(),
-        [CapabilityCheck::Remove(56), CapabilityCheck::Add(171)]
-    );
+    assert_eq!(template.capabilities(), [CapabilityCheck::Remove(56), CapabilityCheck::Add(171)]);
     let before = intel();
     let after = template.apply_cpuid(&before).unwrap();
     let [eax, ebx, ecx, edx] = registers(&before, 1, 0);
@@ -99,9 +81,7 @@ fn a_template_changes_the_bits_it_names_and_no_others() {
 
     assert_eq!(template.msr_indices(), [0x10a, 0x1a0]);
     let boot = Msrs::from_entries(&[msr(0x1a0, 1), msr(0x2ff, 0x806)]).unwrap();
-    let set = template
-        .apply_msrs(&boot, &[msr(0x1a0, 0xffff), msr(0x10a, 0b1011)])
-        .unwrap();
+    let set = template.apply_msrs(&boot, &[msr(0x1a0, 0xffff), msr(0x10a, 0b1011)]).unwrap();
     let values: Vec<_> = set.as_slice().iter().map(|msr| (msr.index, msr.data)).collect();
     assert_eq!(values, [(0x1a0, 1 | 1 << 22), (0x2ff, 0x806), (0x10a, 0b1110)]);
 }
@@ -118,11 +98,7 @@ fn an_empty_template_changes_nothing() {
 #[test]
 fn what_the_template_says_reaches_the_guest_beside_what_the_machine_says() {
     let template = changing("0x1", "0x0", "ecx", "0bxxxxxxx0xxxx0");
-    let model = CpuModel {
-        count: VcpuCount::new(2).unwrap(),
-        tsc_deadline_timer: true,
-        tsc_khz: None,
-    };
+    let model = CpuModel { count: VcpuCount::new(2).unwrap(), tsc_deadline_timer: true, tsc_khz: None };
     let with = for_vcpu(&template.apply_cpuid(&intel()).unwrap(), VcpuIndex::BOOT, &model).unwrap();
     let without = for_vcpu(&intel(), VcpuIndex::BOOT, &model).unwrap();
     let [eax, ebx, ecx, edx] = registers(&without, 1, 0);
@@ -145,10 +121,7 @@ fn a_field_that_is_unknown_doubled_missing_or_mistyped_is_named() {
     );
     for field in ["vcpu_features", "reg_modifiers"] {
         let refused = parse(&format!(r#"{{"{field}": []}}"#)).unwrap_err();
-        assert!(
-            refused.starts_with(&format!("cpu-config has {field}, which is for aarch64: remove it")),
-            "{refused}"
-        );
+        assert!(refused.starts_with(&format!("cpu-config has {field}, which is for aarch64: remove it")), "{refused}");
     }
 }
 
@@ -195,24 +168,10 @@ fn the_machines_own_leaves_and_msrs_are_refused_by_name() {
         let expected = format!("cpu-config changes CPUID leaf {leaf}, in which the machine says {what}: remove it");
         assert!(parse(&json).unwrap_err().starts_with(&expected));
     }
-    for index in [
-        0x10_u32,
-        0x1b,
-        0x2ff,
-        0x800,
-        0x8ff,
-        0x4b56_4d01,
-        0xc000_0080,
-        0xc000_0082,
-        0xc000_0101,
-        0x1a0,
-    ] {
+    for index in [0x10_u32, 0x1b, 0x2ff, 0x800, 0x8ff, 0x4b56_4d01, 0xc000_0080, 0xc000_0082, 0xc000_0101, 0x1a0] {
         let json = format!(r#"{{"msr_modifiers": [{{"addr": "{index:#x}", "bitmap": "0b0"}}]}}"#);
         let refused = parse(&json).unwrap_err();
-        assert!(
-            refused.starts_with(&format!("cpu-config changes MSR {index:#x}, which holds ")),
-            "{refused}"
-        );
+        assert!(refused.starts_with(&format!("cpu-config changes MSR {index:#x}, which holds ")), "{refused}");
     }
     assert!(parse(r#"{"msr_modifiers": [{"addr": "0x10", "bitmap": "0bx"}]}"#).is_ok());
 }
@@ -220,10 +179,7 @@ fn the_machines_own_leaves_and_msrs_are_refused_by_name() {
 #[test]
 fn the_machines_own_bits_are_refused_unless_they_are_left_or_right() {
     let check = |host: &CpuId, leaf, register, bitmap: &str| {
-        changing(leaf, "0x0", register, bitmap)
-            .apply_cpuid(host)
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        changing(leaf, "0x0", register, bitmap).apply_cpuid(host).map(|_| ()).map_err(|error| error.to_string())
     };
     let high = |bit: usize, value: char| format!("0b{value}{}", "x".repeat(bit));
     let cases = [
@@ -234,12 +190,7 @@ fn the_machines_own_bits_are_refused_unless_they_are_left_or_right() {
         ("0x1", "ecx", high(21, '0'), "x2APIC, which KVM's LAPIC has"),
         ("0x1", "edx", high(28, '0'), "HTT, that bits 23:16 of EBX count"),
         ("0x0", "ebx", high(0, '0'), "the vendor's name"),
-        (
-            "0x0",
-            "eax",
-            high(3, '0'),
-            "the last basic leaf, which must reach the topology",
-        ),
+        ("0x0", "eax", high(3, '0'), "the last basic leaf, which must reach the topology"),
     ];
     for (leaf, register, bitmap, field) in &cases {
         let expected = format!(
@@ -256,11 +207,7 @@ fn the_machines_own_bits_are_refused_unless_they_are_left_or_right() {
         ("0x0", "eax", "0b1011".to_owned()),
         ("0x40000001", "eax", "0b0000".to_owned()),
     ] {
-        assert_eq!(
-            check(&intel(), leaf, register, &bitmap),
-            Ok(()),
-            "{leaf} {register} {bitmap}"
-        );
+        assert_eq!(check(&intel(), leaf, register, &bitmap), Ok(()), "{leaf} {register} {bitmap}");
     }
     // One vendor's field is reserved on the other's CPUs.
     assert!(check(&amd(), "0x80000008", "ecx", "0b0").is_err());
@@ -279,17 +226,12 @@ fn what_the_host_does_not_have_is_refused_by_name() {
     let template = parse(r#"{"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1"}]}"#).unwrap();
     let boot = Msrs::from_entries(&[]).unwrap();
     let refused = template.apply_msrs(&boot, &[msr(0x10b, 0)]).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "cpu-config changes MSR 0x10a, which this host does not have: remove it"
-    );
+    assert_eq!(refused.to_string(), "cpu-config changes MSR 0x10a, which this host does not have: remove it");
 }
 
 #[test]
 fn more_msrs_than_kvm_takes_are_refused() {
-    let many: Vec<_> = (0x2000..0x2101)
-        .map(|index| format!(r#"{{"addr": "{index:#x}", "bitmap": "0b1"}}"#))
-        .collect();
+    let many: Vec<_> = (0x2000..0x2101).map(|index| format!(r#"{{"addr": "{index:#x}", "bitmap": "0b1"}}"#)).collect();
     let template = parse(&format!(r#"{{"msr_modifiers": [{}]}}"#, many.join(","))).unwrap();
     let current: Vec<_> = (0x2000..0x2101).map(|index| msr(index, 0)).collect();
     let refused = template.apply_msrs(&Msrs::from_entries(&[]).unwrap(), &current);

@@ -46,19 +46,9 @@ pub struct CpuidError {
 /// # Errors
 /// [`CpuidError`] if they are more than KVM_SET_CPUID2 takes.
 pub fn for_vcpu(supported: &CpuId, index: VcpuIndex, model: &CpuModel) -> Result<CpuId, CpuidError> {
-    let cpu = Cpu {
-        index,
-        model,
-        scope: Scope::of_vendor(supported.as_slice()),
-    };
+    let cpu = Cpu { index, model, scope: Scope::of_vendor(supported.as_slice()) };
     let mut entries = Vec::with_capacity(supported.as_slice().len() + 8);
-    entries.extend(
-        supported
-            .as_slice()
-            .iter()
-            .copied()
-            .filter(|entry| owner_of_leaf(entry.function).is_none()),
-    );
+    entries.extend(supported.as_slice().iter().copied().filter(|entry| owner_of_leaf(entry.function).is_none()));
     for entry in &mut entries {
         let leaf = entry.function;
         for rule in RULES.iter().filter(|rule| rule.leaf == leaf) {
@@ -66,11 +56,7 @@ pub fn for_vcpu(supported: &CpuId, index: VcpuIndex, model: &CpuModel) -> Result
         }
     }
     entries.extend(cpu.topology_leaf(LEAF_TOPOLOGY));
-    if supported
-        .as_slice()
-        .iter()
-        .any(|entry| entry.function == LEAF_TOPOLOGY_V2)
-    {
+    if supported.as_slice().iter().any(|entry| entry.function == LEAF_TOPOLOGY_V2) {
         entries.extend(cpu.topology_leaf(LEAF_TOPOLOGY_V2));
     }
     entries.extend(hypervisor_leaves(&entries, model.tsc_khz));
@@ -139,29 +125,16 @@ impl Cpu<'_> {
             edx: self.apic_id(),
             ..Default::default()
         };
-        [
-            level(0, THREAD, 0, 1),
-            level(1, CORE, self.core_id_bits(), self.count()),
-            level(2, END, 0, 0),
-        ]
+        [level(0, THREAD, 0, 1), level(1, CORE, self.core_id_bits(), self.count()), level(2, END, 0, 0)]
     }
 }
 
 /// The leaves from 0x40000000 that KVM did not give: which hypervisor this is, and how fast its clocks are.
 fn hypervisor_leaves(entries: &[kvm_cpuid_entry2], tsc_khz: Option<u32>) -> Vec<kvm_cpuid_entry2> {
     let word = |i: usize| {
-        u32::from_le_bytes([
-            KVM_SIGNATURE[i],
-            KVM_SIGNATURE[i + 1],
-            KVM_SIGNATURE[i + 2],
-            KVM_SIGNATURE[i + 3],
-        ])
+        u32::from_le_bytes([KVM_SIGNATURE[i], KVM_SIGNATURE[i + 1], KVM_SIGNATURE[i + 2], KVM_SIGNATURE[i + 3]])
     };
-    let last = if tsc_khz.is_some() {
-        LEAF_TIMING
-    } else {
-        LEAF_KVM_FEATURES
-    };
+    let last = if tsc_khz.is_some() { LEAF_TIMING } else { LEAF_KVM_FEATURES };
     let mut leaves = vec![kvm_cpuid_entry2 {
         function: LEAF_HYPERVISOR,
         eax: last,
@@ -171,10 +144,7 @@ fn hypervisor_leaves(entries: &[kvm_cpuid_entry2], tsc_khz: Option<u32>) -> Vec<
         ..Default::default()
     }];
     if !entries.iter().any(|entry| entry.function == LEAF_KVM_FEATURES) {
-        leaves.push(kvm_cpuid_entry2 {
-            function: LEAF_KVM_FEATURES,
-            ..Default::default()
-        });
+        leaves.push(kvm_cpuid_entry2 { function: LEAF_KVM_FEATURES, ..Default::default() });
     }
     leaves.extend(tsc_khz.map(|khz| kvm_cpuid_entry2 {
         function: LEAF_TIMING,

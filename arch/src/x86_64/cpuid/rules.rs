@@ -96,15 +96,7 @@ const fn rule(
     field: &'static str,
 ) -> Rule {
     assert!(high < 32 && low <= high);
-    Rule {
-        leaf,
-        scope,
-        register,
-        high,
-        low,
-        value,
-        field,
-    }
+    Rule { leaf, scope, register, high, low, value, field }
 }
 
 #[rustfmt::skip]

@@ -3,15 +3,7 @@
 use super::*;
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
-    kvm_cpuid_entry2 {
-        function,
-        index,
-        eax,
-        ebx,
-        ecx,
-        edx,
-        ..Default::default()
-    }
+    kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
 }
 
 /// KVM_GET_SUPPORTED_CPUID of an Ice Lake server, the leaves that matter: 40 cores of two threads.
@@ -57,19 +49,12 @@ fn amd() -> CpuId {
 }
 
 fn model(count: u64) -> CpuModel {
-    CpuModel {
-        count: VcpuCount::new(count).unwrap(),
-        tsc_deadline_timer: true,
-        tsc_khz: Some(2_400_000),
-    }
+    CpuModel { count: VcpuCount::new(count).unwrap(), tsc_deadline_timer: true, tsc_khz: Some(2_400_000) }
 }
 
 /// EAX, EBX, ECX, EDX of a leaf that is there once.
 fn registers(cpuid: &CpuId, function: u32, index: u32) -> [u32; 4] {
-    let mut found = cpuid
-        .as_slice()
-        .iter()
-        .filter(|e| (e.function, e.index) == (function, index));
+    let mut found = cpuid.as_slice().iter().filter(|e| (e.function, e.index) == (function, index));
     let entry = found.next().unwrap_or_else(|| panic!("no leaf {function:#x}.{index}"));
     assert!(found.next().is_none(), "leaf {function:#x}.{index} is there twice");
     [entry.eax, entry.ebx, entry.ecx, entry.edx]
@@ -95,17 +80,11 @@ fn leaf_1_names_the_vcpu_and_what_every_machine_has() {
         each_vcpu(&supported, |index, count, ids, cpuid| {
             let [eax, ebx, ecx, edx] = registers(cpuid, 1, 0);
             assert_eq!(eax, registers(&supported, 1, 0)[0]);
-            assert_eq!(
-                [bits(ebx, 31, 24), bits(ebx, 23, 16), bits(ebx, 15, 8)],
-                [index, ids, 8]
-            );
+            assert_eq!([bits(ebx, 31, 24), bits(ebx, 23, 16), bits(ebx, 15, 8)], [index, ids, 8]);
             assert_eq!([bits(ecx, 31, 31), bits(ecx, 24, 24), bits(ecx, 21, 21)], [1, 1, 1]);
             assert_eq!(bits(edx, 28, 28), u32::from(count > 1));
         });
-        let without = CpuModel {
-            tsc_deadline_timer: false,
-            ..model(1)
-        };
+        let without = CpuModel { tsc_deadline_timer: false, ..model(1) };
         let cpuid = for_vcpu(&supported, VcpuIndex::BOOT, &without).unwrap();
         assert_eq!(bits(registers(&cpuid, 1, 0)[2], 24, 24), 0);
     }
@@ -119,12 +98,7 @@ fn the_topology_leaf_gives_x2apic_id_shift_and_count_at_each_level() {
             assert_eq!(registers(cpuid, 0xb, 1), [ids.ilog2(), count, 0x201, index]);
             assert_eq!(registers(cpuid, 0xb, 2), [0, 0, 2, index]);
             let levels = cpuid.as_slice().iter().filter(|entry| entry.function == 0xb);
-            assert!(
-                levels
-                    .clone()
-                    .all(|entry| entry.flags == KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
-                    && levels.count() == 3
-            );
+            assert!(levels.clone().all(|entry| entry.flags == KVM_CPUID_FLAG_SIGNIFCANT_INDEX) && levels.count() == 3);
             // A package's IDs are told apart by its bits, and no vCPU is in another package.
             assert_eq!(index >> ids.ilog2(), 0);
         });
@@ -164,10 +138,7 @@ fn intel_caches_are_a_cores_own_but_for_the_last_level() {
 fn amd_leaves_agree_on_cores_ids_and_caches() {
     each_vcpu(&amd(), |index, count, ids, cpuid| {
         let ecx = registers(cpuid, 0x8000_0008, 0)[2];
-        assert_eq!(
-            [bits(ecx, 7, 0), bits(ecx, 15, 12), bits(ecx, 31, 16)],
-            [count - 1, ids.ilog2(), 1]
-        );
+        assert_eq!([bits(ecx, 7, 0), bits(ecx, 15, 12), bits(ecx, 31, 16)], [count - 1, ids.ilog2(), 1]);
         assert_eq!(bits(registers(cpuid, 0x8000_0001, 0)[2], 1, 1), u32::from(count > 1));
         assert_eq!(registers(cpuid, 0x8000_001e, 0), [index, index, 0, 0]);
         for (subleaf, sharers) in [(0, 1), (1, 1), (2, 1), (3, ids)] {
@@ -186,10 +157,7 @@ fn the_hypervisor_leaves_say_kvm_and_the_clocks_if_they_are_known() {
     assert_eq!(registers(&cpuid, 0x4000_0001, 0)[0], 0x0100_7efb);
     assert_eq!(registers(&cpuid, 0x4000_0010, 0), [2_400_000, 1_000_000, 0, 0]);
 
-    let unknown = CpuModel {
-        tsc_khz: None,
-        ..model(1)
-    };
+    let unknown = CpuModel { tsc_khz: None, ..model(1) };
     let cpuid = for_vcpu(&amd(), VcpuIndex::BOOT, &unknown).unwrap();
     assert_eq!(registers(&cpuid, 0x4000_0000, 0)[0], 0x4000_0001);
     assert_eq!(registers(&cpuid, 0x4000_0001, 0), [0; 4]);

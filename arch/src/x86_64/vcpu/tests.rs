@@ -49,11 +49,7 @@ impl Machine {
 
     fn cpuid(&self, index: VcpuIndex, count: VcpuCount) -> CpuId {
         let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-        let model = CpuModel {
-            count,
-            tsc_deadline_timer: true,
-            tsc_khz: Some(1_000_000),
-        };
+        let model = CpuModel { count, tsc_deadline_timer: true, tsc_khz: Some(1_000_000) };
         cpuid::for_vcpu(&supported, index, &model).unwrap()
     }
 
@@ -101,11 +97,7 @@ fn a_pvh_kernel_starts_in_flat_32_bit_mode_with_ebx_at_the_start_info() {
     let elf = TestElf::new(0).load(MIB, &code, 4096).pvh(MIB);
     let reports = Machine::new().run(&elf, BootEntry::Pvh);
     assert_eq!(reports[..3], [(0x10, 0x6000), (0x11, 0x336e_c578), (0x12, 0xe_0000)]);
-    assert_eq!(
-        (reports[3].0, reports[3].1 & 0x8000_0001),
-        (0x13, 1),
-        "protected, without paging"
-    );
+    assert_eq!((reports[3].0, reports[3].1 & 0x8000_0001), (0x13, 1), "protected, without paging");
 }
 
 #[test]
@@ -132,11 +124,7 @@ fn a_linux64_kernel_starts_in_long_mode_with_rsi_at_the_zero_page() {
     let reports = Machine::new().run(&elf, BootEntry::Auto);
     let header = u32::from_le_bytes(*b"HdrS");
     assert_eq!(reports[..3], [(0x10, 0x7000), (0x11, header), (0x12, 0x8ff0 - 8)]);
-    assert_eq!(
-        (reports[3].0, reports[3].1 & 0x500),
-        (0x13, 0x500),
-        "long mode enabled and active"
-    );
+    assert_eq!((reports[3].0, reports[3].1 & 0x500), (0x13, 0x500), "long mode enabled and active");
     assert_eq!(reports[4], (0, 0xd000_0000), "the device window is mapped");
 }
 
@@ -159,10 +147,7 @@ fn the_boot_cpu_has_its_local_interrupts_wired_and_a_clean_fpu() {
     };
     assert_eq!((lvt(0x350), lvt(0x360)), (0x700, 0x400));
     // What FNINIT and a cleared MXCSR set (SDM 1 §8.1.5, §10.2.3). KVM_GET_FPU does not tell MXCSR, word 6 of XSAVE does.
-    assert_eq!(
-        (vcpu.get_fpu().unwrap().fcw, vcpu.get_xsave().unwrap().region[6]),
-        (0x37f, 0x1f80)
-    );
+    assert_eq!((vcpu.get_fpu().unwrap().fcw, vcpu.get_xsave().unwrap().region[6]), (0x37f, 0x1f80));
 }
 
 #[test]
@@ -186,14 +171,7 @@ fn every_vcpu_gets_its_cpuid_and_msrs_and_the_others_wait_for_a_start_up_ipi() {
         let leaf_1 = found.as_slice().iter().find(|entry| entry.function == 1).unwrap();
         assert_eq!(leaf_1.ebx >> 24, u32::from(index.get()));
         let mut values = Msrs::from_entries(
-            &msrs
-                .as_slice()
-                .iter()
-                .map(|m| kvm_msr_entry {
-                    index: m.index,
-                    ..Default::default()
-                })
-                .collect::<Vec<_>>(),
+            &msrs.as_slice().iter().map(|m| kvm_msr_entry { index: m.index, ..Default::default() }).collect::<Vec<_>>(),
         )
         .unwrap();
         assert_eq!(vcpu.get_msrs(&mut values).unwrap(), msrs.as_slice().len());
@@ -207,19 +185,8 @@ fn an_msr_that_kvm_refuses_is_named() {
     let vcpu = machine.vm.create_vcpu(0).unwrap();
     let cpuid = machine.cpuid(VcpuIndex::BOOT, VcpuCount::ONE);
     // EFER has reserved bits that no CPU lets be set.
-    let bad = kvm_msr_entry {
-        index: 0xc000_0080,
-        data: u64::MAX,
-        ..Default::default()
-    };
-    let refused = configure(
-        &vcpu,
-        VcpuIndex::BOOT,
-        &cpuid,
-        &Msrs::from_entries(&[bad]).unwrap(),
-        None,
-    )
-    .unwrap_err();
+    let bad = kvm_msr_entry { index: 0xc000_0080, data: u64::MAX, ..Default::default() };
+    let refused = configure(&vcpu, VcpuIndex::BOOT, &cpuid, &Msrs::from_entries(&[bad]).unwrap(), None).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "cannot configure vCPU 0: KVM refuses the value 0xffffffffffffffff for MSR 0xc0000080"

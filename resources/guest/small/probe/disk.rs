@@ -22,11 +22,7 @@ pub(crate) fn writable(machine: &Machine, features: u64) -> Result<Blk, Failure>
         let blk = Blk::open(device, features)?;
         if !blk.read_only() {
             let missing = features & !blk.features;
-            return if missing == 0 {
-                Ok(blk)
-            } else {
-                Err(Failure::Numbers("not offered", missing, blk.features))
-            };
+            return if missing == 0 { Ok(blk) } else { Err(Failure::Numbers("not offered", missing, blk.features)) };
         }
         nth += 1;
     }
@@ -42,19 +38,11 @@ fn fill(buffer: u64, len: u64) {
 }
 
 pub(crate) fn expect(what: &'static str, status: u8, expected: u8) -> Result<(), Failure> {
-    if status == expected {
-        Ok(())
-    } else {
-        Err(Failure::Numbers(what, status.into(), expected.into()))
-    }
+    if status == expected { Ok(()) } else { Err(Failure::Numbers(what, status.into(), expected.into())) }
 }
 
 fn expect_series(what: &'static str, series: blk::Series) -> Result<blk::Series, Failure> {
-    if series.failed == 0 {
-        Ok(series)
-    } else {
-        Err(Failure::Numbers(what, series.failed, 0))
-    }
+    if series.failed == 0 { Ok(series) } else { Err(Failure::Numbers(what, series.failed, 0)) }
 }
 
 /// Writes, flushes, reads back and compares the first MiB; gives its FNV-1a.
@@ -79,17 +67,8 @@ fn read_and_be_refused(blk: &mut Blk) -> Result<u64, Failure> {
     let read = memory::alloc(len);
     expect_series("failed reads", blk.transfer(Op::Read, 0, read, len)?)?;
     let fnv = memory::fnv1a(memory::bytes(read, len));
-    let write = Request {
-        op: Op::Write,
-        sector: 0,
-        buffer: memory::alloc(SECTOR),
-        len: SECTOR as u32,
-    };
-    expect(
-        "status of a write to a read-only disk",
-        blk.request(write)?,
-        blk::IO_ERROR,
-    )?;
+    let write = Request { op: Op::Write, sector: 0, buffer: memory::alloc(SECTOR), len: SECTOR as u32 };
+    expect("status of a write to a read-only disk", blk.request(write)?, blk::IO_ERROR)?;
     Ok(fnv)
 }
 
@@ -102,17 +81,8 @@ pub(crate) fn blk(machine: &Machine) -> Result<(), Failure> {
         let id = blk.id()?;
         let end = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
         let id = core::str::from_utf8(&id[..end]).unwrap_or("?");
-        let fnv = if blk.read_only() {
-            read_and_be_refused(&mut blk)?
-        } else {
-            write_and_verify(&mut blk)?
-        };
-        let beyond = Request {
-            op: Op::Read,
-            sector: blk.capacity,
-            buffer: memory::alloc(SECTOR),
-            len: SECTOR as u32,
-        };
+        let fnv = if blk.read_only() { read_and_be_refused(&mut blk)? } else { write_and_verify(&mut blk)? };
+        let beyond = Request { op: Op::Read, sector: blk.capacity, buffer: memory::alloc(SECTOR), len: SECTOR as u32 };
         expect("status of a read beyond the end", blk.request(beyond)?, blk::IO_ERROR)?;
         println!(
             "BLK {count} addr={:#x} gsi={} capacity={} features={offered:#x} ro={} blk_size={} fnv={fnv:#018x} id={id:?}",
@@ -157,10 +127,7 @@ pub(crate) fn blkbench(machine: &Machine) -> Result<(), Failure> {
     let (read1, read32) = (measure(Op::Read, 1)?, measure(Op::Read, 32)?);
     let (write1, write32) = (measure(Op::Write, 1)?, measure(Op::Write, 32)?);
     let depth = depth_max.min(32);
-    passed!(
-        "blkbench",
-        "read_qd1={read1} read_qd32={read32} write_qd1={write1} write_qd32={write32} depth={depth}"
-    )
+    passed!("blkbench", "read_qd1={read1} read_qd32={read32} write_qd1={write1} write_qd32={write32} depth={depth}")
 }
 
 /// Requests through indirect tables, also with the buffer in eight pieces.
@@ -171,15 +138,7 @@ pub(crate) fn indirect(machine: &Machine) -> Result<(), Failure> {
     let (written, read) = (memory::alloc(LEN), memory::alloc(LEN));
     fill(written, LEN);
     for (op, buffer, pieces) in [(Op::Write, written, 8), (Op::Read, read, 3)] {
-        blk.push_pieces(
-            &Request {
-                op,
-                sector: 0,
-                buffer,
-                len: LEN as u32,
-            },
-            pieces,
-        );
+        blk.push_pieces(&Request { op, sector: 0, buffer, len: LEN as u32 }, pieces);
         blk.queue.kick();
         expect("status of a request in pieces", blk.answer()?, blk::OK)?;
     }
@@ -208,12 +167,7 @@ pub(crate) fn eventidx(machine: &Machine) -> Result<(), Failure> {
     let mut blk = writable(machine, F_EVENT_IDX)?;
     let device = blk.device;
     let counter = listen(machine, device)?;
-    let read = Request {
-        op: Op::Read,
-        sector: 0,
-        buffer: memory::alloc(SECTOR),
-        len: SECTOR as u32,
-    };
+    let read = Request { op: Op::Read, sector: 0, buffer: memory::alloc(SECTOR), len: SECTOR as u32 };
 
     // A device may interrupt for the first answer of all, as it has not seen the driver's wish before.
     expect("status of a read", blk.request(read)?, blk::OK)?;
@@ -235,25 +189,13 @@ pub(crate) fn eventidx(machine: &Machine) -> Result<(), Failure> {
         blk.queue.kick();
         let reason = device.wait_for_interrupt(counter, seen, 2000);
         if reason & virtio::INTERRUPT_USED == 0 {
-            return Err(Failure::Numbers(
-                "status 2 s after a request",
-                reason.into(),
-                virtio::INTERRUPT_USED.into(),
-            ));
+            return Err(Failure::Numbers("status 2 s after a request", reason.into(), virtio::INTERRUPT_USED.into()));
         }
-        expect(
-            "status of a read",
-            blk.pop().ok_or("an interrupt before the answer")?.1,
-            blk::OK,
-        )?;
+        expect("status of a read", blk.pop().ok_or("an interrupt before the answer")?.1, blk::OK)?;
     }
     listen_no_more(machine, device);
     blk.queue.interrupts_off();
     let series = expect_series("failed reads", blk.series(70_000, 32, |_| read)?)?;
     device.reset()?;
-    passed!(
-        "eventidx",
-        "interrupts={WANTED} requests=70000 doorbells={}",
-        series.doorbells
-    )
+    passed!("eventidx", "interrupts={WANTED} requests=70000 doorbells={}", series.doorbells)
 }

@@ -49,9 +49,7 @@ pub(crate) fn pio(_: &Machine) -> Result<(), Failure> {
 /// Device register reads a second that end in user space, from either ring.
 pub(crate) fn mmio(machine: &Machine) -> Result<(), Failure> {
     let mut register = None;
-    virtio::for_each(machine.boot, &machine.platform, |device| {
-        register = Some(device.magic_register())
-    });
+    virtio::for_each(machine.boot, &machine.platform, |device| register = Some(device.magic_register()));
     let register = register.ok_or("there is no virtio-mmio device to read")?;
     let ring3 = rate(|| {
         for _ in 0..TIMES {
@@ -67,14 +65,7 @@ pub(crate) fn mmio(machine: &Machine) -> Result<(), Failure> {
 pub(crate) fn serial(machine: &Machine) -> Result<(), Failure> {
     let counter = apic::line_counter(console::GSI);
     let first = counter.load(Ordering::Relaxed);
-    apic::route(
-        &machine.platform,
-        Line {
-            gsi: console::GSI,
-            level: false,
-            low: false,
-        },
-    );
+    apic::route(&machine.platform, Line { gsi: console::GSI, level: false, low: false });
     // Bounds each sleep, so that a lost interrupt costs time and shows in the figure, not in a test that hangs.
     apic::timer_start(machine.timer_hz, 50_000);
     console::interrupt_on_input();
@@ -110,12 +101,7 @@ pub(crate) fn serial(machine: &Machine) -> Result<(), Failure> {
 /// Writes 1 MiB, or as many KiB as the word `flood_kib=` says, as fast as it goes: lines of 64 bytes, numbered.
 pub(crate) fn flood(machine: &Machine) -> Result<(), Failure> {
     const LINE: usize = 64;
-    let kib = machine
-        .boot
-        .values("flood_kib")
-        .last()
-        .and_then(|kib| kib.parse().ok())
-        .unwrap_or(1024);
+    let kib = machine.boot.values("flood_kib").last().and_then(|kib| kib.parse().ok()).unwrap_or(1024);
     let lines: u64 = kib * 1024 / LINE as u64;
     let start = cpu::tsc();
     for number in 0..lines {
@@ -140,11 +126,7 @@ pub(crate) fn rng(machine: &Machine) -> Result<(), Failure> {
         let (buffer, written) = guest::rng::fill(device, 64)?;
         let bytes = memory::bytes(buffer, u64::from(written));
         if written != 64 || bytes.iter().all(|byte| *byte == bytes[0]) {
-            return Err(Failure::Numbers(
-                "bytes written, the first",
-                written.into(),
-                bytes[0].into(),
-            ));
+            return Err(Failure::Numbers("bytes written, the first", written.into(), bytes[0].into()));
         }
         println!("RNG {devices} fnv={:#018x}", memory::fnv1a(bytes));
         devices += 1;

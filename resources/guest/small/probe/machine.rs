@@ -25,11 +25,7 @@ fn words_of(machine: &Machine) -> impl Iterator<Item = u64> {
     let free = move |at: &u64| *at >= MIB && !(image..end).contains(at) && !(initrd..initrd + initrd_len).contains(at);
     let words = |range: Range| (range.start.next_multiple_of(MIB)..range.end).step_by(MIB as usize);
     let last = |range: Range| (range.end - PAGE) & !7;
-    machine
-        .boot
-        .usable()
-        .flat_map(move |range| words(range).chain([last(range)]))
-        .filter(free)
+    machine.boot.usable().flat_map(move |range| words(range).chain([last(range)])).filter(free)
 }
 
 /// Writes a word to every MiB of usable memory, then reads them all back.
@@ -89,19 +85,12 @@ pub(crate) fn rtc(_: &Machine) -> Result<(), Failure> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return Err(Failure::Numbers("no date: month and day", month.into(), day.into()));
     }
-    passed!(
-        "rtc",
-        "date={century:02}{year:02}-{month:02}-{day:02} time={hour:02}:{minute:02}:{second:02}"
-    )
+    passed!("rtc", "date={century:02}{year:02}-{month:02}-{day:02} time={hour:02}:{minute:02}:{second:02}")
 }
 
 /// Waits for the power button: `BUTTON WAIT gsi=N` when it is ready, then at most a minute.
 pub(crate) fn button(machine: &Machine) -> Result<(), Failure> {
-    let line = machine
-        .platform
-        .power
-        .event_line
-        .ok_or("the DSDT has no ACPI0013 with an interrupt")?;
+    let line = machine.platform.power.event_line.ok_or("the DSDT has no ACPI0013 with an interrupt")?;
     let counter = apic::line_counter(line.gsi);
     let seen = counter.load(core::sync::atomic::Ordering::Relaxed);
     apic::route(&machine.platform, line);

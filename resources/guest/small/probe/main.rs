@@ -95,11 +95,7 @@ fn guest_main(boot: &'static Boot) -> ! {
     let clock = time::init();
     apic::mask_pic();
     apic::init_local();
-    let machine = Machine {
-        boot,
-        timer_hz: apic::timer_hz(),
-        platform: Platform::find(boot),
-    };
+    let machine = Machine { boot, timer_hz: apic::timer_hz(), platform: Platform::find(boot) };
     let (cpus, tables) = (machine.platform.cpus_listed, machine.platform.tables.name());
     let mem: u64 = boot.usable().map(|range| range.len()).sum();
     println!(

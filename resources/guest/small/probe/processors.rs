@@ -21,11 +21,7 @@ fn start(machine: &Machine) -> usize {
 /// What one CPU sees of itself in CPUID, as ring 0 sees it; the result packs what the boot processor prints.
 fn look(_: usize) -> u64 {
     let leaf1 = u64::from(cpu::cpuid(1, 0)[1] >> 24);
-    let extended = if cpu::cpuid(0, 0)[0] >= 0xb {
-        u64::from(cpu::cpuid(0xb, 0)[3])
-    } else {
-        0
-    };
+    let extended = if cpu::cpuid(0, 0)[0] >= 0xb { u64::from(cpu::cpuid(0xb, 0)[3]) } else { 0 };
     extended << 32 | leaf1
 }
 
@@ -44,28 +40,18 @@ pub(crate) fn cpus(machine: &Machine) -> Result<(), Failure> {
             (smp::apic_id(index).unwrap_or(0), seen)
         };
         if !ids.contains(&apic) {
-            return Err(Failure::Numbers(
-                "cpu has an APIC id that no table lists",
-                index as u64,
-                apic.into(),
-            ));
+            return Err(Failure::Numbers("cpu has an APIC id that no table lists", index as u64, apic.into()));
         }
         println!("CPU {index} apic={apic} leaf1={} leafb={}", seen as u32, seen >> 32);
     }
     if running != listed.min(CPUS_MAX) {
-        return Err(Failure::Numbers(
-            "running and listed CPUs",
-            running as u64,
-            listed as u64,
-        ));
+        return Err(Failure::Numbers("running and listed CPUs", running as u64, listed as u64));
     }
     let siblings = cpu::cpuid(1, 0)[1] >> 16 & 0xff;
     let [threads, cores] = [0, 1].map(|level| cpu::cpuid(0xb, level)[1] & 0xffff);
     let [max, b, c, d] = cpu::cpuid(0x4000_0000, 0);
     let signature = [b, c, d].map(u32::to_le_bytes);
-    let signature = core::str::from_utf8(signature.as_flattened())
-        .unwrap_or("?")
-        .trim_end_matches('\0');
+    let signature = core::str::from_utf8(signature.as_flattened()).unwrap_or("?").trim_end_matches('\0');
     passed!(
         "cpus",
         "running={running} listed={listed} start_us={us} siblings={siblings} leafb_threads={threads} \
@@ -87,12 +73,7 @@ pub(crate) fn timer(machine: &Machine) -> Result<(), Failure> {
     if !(20..=200).contains(&taken) {
         return Err(Failure::Numbers("interrupts where 100 were due", taken, 100));
     }
-    passed!(
-        "timer",
-        "interrupts={taken} ms=100 timer_hz={} tsc_hz={}",
-        machine.timer_hz,
-        time::tsc_hz()
-    )
+    passed!("timer", "interrupts={taken} ms=100 timer_hz={} tsc_hz={}", machine.timer_hz, time::tsc_hz())
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);

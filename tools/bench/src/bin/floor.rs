@@ -1,7 +1,7 @@
 //! The floor of a boot: the ioctls that any monitor with in-kernel interrupt controllers and timer must make, and one
 //! guest instruction, with nothing between them. It prints what the guest wrote to its serial port: one `!`.
 //!
-//! usage: husk-bench-floor MIB [VCPUS]
+//! usage: `husk-bench-floor MIB [VCPUS]`
 #![expect(unsafe_code, reason = "raw ioctls are what this program measures")]
 
 use std::fs::OpenOptions;

@@ -24,16 +24,8 @@ pub(super) struct Loading<'a> {
 impl<'a> Loading<'a> {
     /// Of the ELF with these segments. `notes` are kept aside as they pass; their size is bounded.
     pub(super) fn new(memory: &'a GuestMemory, segments: &'a [Segment], notes: &[Notes]) -> Self {
-        let notes = notes
-            .iter()
-            .map(|notes| (notes.offset..notes.offset + notes.size, Vec::new()))
-            .collect();
-        Self {
-            memory,
-            segments,
-            notes,
-            position: 0,
-        }
+        let notes = notes.iter().map(|notes| (notes.offset..notes.offset + notes.size, Vec::new())).collect();
+        Self { memory, segments, notes, position: 0 }
     }
 
     /// How much of the ELF is needed, in bytes from its start.
@@ -63,11 +55,9 @@ impl<'a> Loading<'a> {
     /// Checks that all of it has passed.
     pub(super) fn check_complete(&self) -> Result<(), LoadError> {
         match self.size() {
-            end if end > self.position => Err(LoadError::Truncated {
-                what: "packed segment",
-                end,
-                size: self.position,
-            }),
+            end if end > self.position => {
+                Err(LoadError::Truncated { what: "packed segment", end, size: self.position })
+            }
             _ => Ok(()),
         }
     }
@@ -99,9 +89,7 @@ fn write(memory: &GuestMemory, address: u64, mut part: &[u8]) -> Result<(), Load
     let mut address = address;
     while !part.is_empty() {
         let zeroes = run(part, address, |page| page == &ZERO_PAGE[..page.len()]);
-        let content = run(&part[zeroes..], address + bytes(zeroes), |page| {
-            page != &ZERO_PAGE[..page.len()]
-        });
+        let content = run(&part[zeroes..], address + bytes(zeroes), |page| page != &ZERO_PAGE[..page.len()]);
         let start = GuestAddress(address + bytes(zeroes));
         data::write(memory, "kernel", start, &part[zeroes..zeroes + content])?;
         address += bytes(zeroes + content);
@@ -118,10 +106,5 @@ fn run(part: &[u8], address: u64, like: impl Fn(&[u8]) -> bool) -> usize {
         return 0;
     }
     let page = ZERO_PAGE.len();
-    first.len()
-        + rest
-            .chunks(page)
-            .take_while(|chunk| like(chunk))
-            .map(<[u8]>::len)
-            .sum::<usize>()
+    first.len() + rest.chunks(page).take_while(|chunk| like(chunk)).map(<[u8]>::len).sum::<usize>()
 }

@@ -41,11 +41,7 @@ pub(super) fn load_image(
     let place = setup.place_of_image(source.size)?;
     let memory_end = map::low_memory_end(memory);
     if place.end > memory_end {
-        return Err(BzImageError::BeyondMemory {
-            end: place.end,
-            memory_end,
-        }
-        .into());
+        return Err(BzImageError::BeyondMemory { end: place.end, memory_end }.into());
     }
     source.load_at(place.offset, place.file_size, memory, GuestAddress(place.address))?;
     Ok(Kernel {
@@ -83,20 +79,13 @@ pub(super) fn unpack(
         entry,
         protocol,
         end: elf.end(),
-        file: KernelFile::Unpacked {
-            compression: unpacker.compression,
-            setup,
-        },
+        file: KernelFile::Unpacked { compression: unpacker.compression, setup },
     })
 }
 
 /// Reads the headers of an ELF from its first bytes. If these are not all of it, it may have any size.
 fn parse_head(head: &[u8], compression: Compression) -> Result<Elf, LoadError> {
-    let size = if head.len() < HEAD_SIZE {
-        bytes(head.len())
-    } else {
-        u64::MAX
-    };
+    let size = if head.len() < HEAD_SIZE { bytes(head.len()) } else { u64::MAX };
     let mut head = Cursor::new(head);
     match Elf::parse(&mut Source::of_size("packed kernel", size, &mut head)) {
         Err(LoadError::NotElf { start }) => Err(BzImageError::NotElf { compression, start }.into()),

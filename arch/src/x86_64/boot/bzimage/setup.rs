@@ -80,12 +80,7 @@ impl SetupHeader {
         if found.0.version < VERSION_PAYLOAD {
             return Err(found.too_old(VERSION_PAYLOAD).into());
         }
-        found.check(
-            "loadflags",
-            (found.0.loadflags & LOADED_HIGH).into(),
-            1,
-            "1 (loaded high)",
-        )?;
+        found.check("loadflags", (found.0.loadflags & LOADED_HIGH).into(), 1, "1 (loaded high)")?;
         Ok(Some(found))
     }
 
@@ -119,12 +114,7 @@ impl SetupHeader {
         if self.0.version < VERSION_XLOADFLAGS {
             return Err(self.too_old(VERSION_XLOADFLAGS).into());
         }
-        self.check(
-            "xloadflags",
-            (self.0.xloadflags & KERNEL_64).into(),
-            1,
-            "1 (64-bit entry)",
-        )?;
+        self.check("xloadflags", (self.0.xloadflags & KERNEL_64).into(), 1, "1 (64-bit entry)")?;
         let alignment = u64::from(self.0.kernel_alignment);
         if !alignment.is_power_of_two() {
             return Err(wrong("kernel_alignment", alignment, "a power of two").into());
@@ -162,18 +152,11 @@ impl SetupHeader {
     }
 
     fn check(&self, field: &'static str, found: u64, wanted: u64, expected: &'static str) -> Result<(), BzImageError> {
-        if found == wanted {
-            Ok(())
-        } else {
-            Err(wrong(field, found, expected))
-        }
+        if found == wanted { Ok(()) } else { Err(wrong(field, found, expected)) }
     }
 
     fn too_old(&self, needed: u16) -> BzImageError {
-        BzImageError::TooOld {
-            version: self.0.version,
-            needed,
-        }
+        BzImageError::TooOld { version: self.0.version, needed }
     }
 }
 
@@ -182,9 +165,5 @@ fn wrong(field: &'static str, found: u64, expected: &'static str) -> BzImageErro
 }
 
 fn inside_file(what: &'static str, end: u64, size: u64) -> Result<(), LoadError> {
-    if end <= size {
-        Ok(())
-    } else {
-        Err(LoadError::Truncated { what, end, size })
-    }
+    if end <= size { Ok(()) } else { Err(LoadError::Truncated { what, end, size }) }
 }

@@ -3,12 +3,14 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use linux_loader::bootparam::{boot_params, setup_header};
 use lzma_rust2::{CheckType, FilterType, XzOptions, XzWriter};
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 
-use super::super::load_kernel;
 use super::super::testing::{PAYLOAD_OFFSET, TestElf, TestImage};
+use super::super::{load_initrd, load_kernel, write_boot_data};
 use super::*;
+use crate::layout::{PAGE_SIZE, ZERO_PAGE};
 use crate::memory::Bytes;
 
 const MIB: u64 = 1 << 20;
@@ -77,10 +79,7 @@ fn sample() -> TestElf {
     text.extend((0..0x2_0000_u32).flat_map(|i| i.wrapping_mul(0x9e37_79b1).to_le_bytes()));
     text.resize(0x40_0000, 0);
     text.extend_from_slice(b"end");
-    TestElf::new(2 * MIB + 5)
-        .load(2 * MIB + 5, &text, 5 * MIB)
-        .load(MIB, b"data", 100)
-        .pvh(2 * MIB + 7)
+    TestElf::new(2 * MIB + 5).load(2 * MIB + 5, &text, 5 * MIB).load(MIB, b"data", 100).pvh(2 * MIB + 7)
 }
 
 fn sample_with_relocations() -> Vec<u8> {
@@ -104,17 +103,11 @@ fn a_kernel_packed_in_any_way_arrives_as_its_elf_would() {
         let image = image(&sample_with_relocations(), compression);
         let kernel = load_kernel(&packed, &mut Cursor::new(&image), BootEntry::Auto).unwrap();
         assert!(contents(&packed) == contents(&plain), "{compression}");
-        assert_eq!(
-            (kernel.entry, kernel.protocol, kernel.end),
-            (elf.entry, elf.protocol, elf.end)
-        );
+        assert_eq!((kernel.entry, kernel.protocol, kernel.end), (elf.entry, elf.protocol, elf.end));
         assert!(matches!(kernel.file, KernelFile::Unpacked { compression: found, .. } if found == compression));
         assert!(kernel.skips_own_kaslr() && !elf.skips_own_kaslr());
         let linux64 = load(&image, BootEntry::Linux64).unwrap();
-        assert_eq!(
-            (linux64.entry.0, linux64.protocol),
-            (2 * MIB + 5, BootProtocol::Linux64)
-        );
+        assert_eq!((linux64.entry.0, linux64.protocol), (2 * MIB + 5, BootProtocol::Linux64));
         assert_eq!(load(&image, BootEntry::Pvh).unwrap().protocol, BootProtocol::Pvh);
     }
 }
@@ -148,12 +141,7 @@ fn pages_of_zeroes_are_not_written() {
     let memory = memory();
     let page = GuestAddress(4 * MIB);
     memory.write_slice(&[0xaa; 4096], page).unwrap();
-    load_kernel(
-        &memory,
-        &mut Cursor::new(image(&sample().bytes(), Compression::Lz4)),
-        BootEntry::Auto,
-    )
-    .unwrap();
+    load_kernel(&memory, &mut Cursor::new(image(&sample().bytes(), Compression::Lz4)), BootEntry::Auto).unwrap();
     assert_eq!(memory.read_obj::<u8>(page).unwrap(), 0xaa);
 }
 
@@ -173,15 +161,66 @@ fn the_image_entry_loads_the_image_as_it_is() {
     let memory = memory();
     let bytes = image.bytes();
     let kernel = load_kernel(&memory, &mut Cursor::new(&bytes), BootEntry::Image).unwrap();
-    assert_eq!(
-        (kernel.entry.0, kernel.protocol, kernel.end.0),
-        (2 * MIB + 0x200, BootProtocol::Linux64, 3 * MIB)
-    );
+    assert_eq!((kernel.entry.0, kernel.protocol, kernel.end.0), (2 * MIB + 0x200, BootProtocol::Linux64, 3 * MIB));
     assert!(matches!(kernel.file, KernelFile::Image { .. }) && !kernel.skips_own_kaslr());
     let size = usize::try_from(image.header.syssize * 16).unwrap();
     let mut expected = vec![0; MEMORY_SIZE];
     expected[2 << 20..][..size].copy_from_slice(&bytes[1536..1536 + size]);
     assert!(contents(&memory) == expected);
+}
+
+#[test]
+fn the_zero_page_starts_as_the_setup_header_and_says_who_loaded_the_kernel() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    // What is the loader's to say, and must not be taken from the file.
+    image.header.type_of_loader = 7;
+    image.header.loadflags = 0xff;
+    image.header.setup_data = 0x1234;
+    image.header.cmd_line_ptr = 0x5678;
+    image.header.ramdisk_image = 0x9abc;
+    image.header.ramdisk_size = 0xdef0;
+    // What is the kernel's.
+    image.header.root_flags = 1;
+    image.header.vid_mode = 0xffff;
+    for entry in [BootEntry::Linux64, BootEntry::Image] {
+        let memory = memory();
+        let kernel = load_kernel(&memory, &mut Cursor::new(image.bytes()), entry).unwrap();
+        write_boot_data(&memory, &kernel, None, "quiet", None).unwrap();
+        let header = memory.read_obj::<boot_params>(ZERO_PAGE).unwrap().hdr;
+        let expected = setup_header {
+            type_of_loader: 0xff,
+            loadflags: 1,
+            setup_data: 0,
+            cmd_line_ptr: 0x2_0000,
+            ramdisk_image: 0,
+            ramdisk_size: 0,
+            ..image.header
+        };
+        assert_eq!(header, expected);
+    }
+}
+
+#[test]
+fn a_setup_header_ends_where_its_jump_says() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    image.header.jump = 0x66eb;
+    image.header.kernel_info_offset = 0x9090_9090;
+    let kernel = load(&image.bytes(), BootEntry::Linux64).unwrap();
+    let setup = kernel.setup().unwrap().raw();
+    assert_eq!({ setup.kernel_info_offset }, 0);
+    assert_eq!({ setup.init_size }, { image.header.init_size });
+}
+
+#[test]
+fn an_initrd_stays_below_the_address_that_the_kernel_allows() {
+    let mut image = TestImage::new(&pack(&sample().bytes(), Compression::Lz4));
+    image.header.initrd_addr_max = 0x78_0000 - 1;
+    let memory = memory();
+    let kernel = load_kernel(&memory, &mut Cursor::new(image.bytes()), BootEntry::Auto).unwrap();
+    let initrd = load_initrd(&memory, &mut Cursor::new([1_u8; 5000]), &kernel).unwrap();
+    assert_eq!(initrd.address.0, 0x78_0000 - 2 * PAGE_SIZE);
+    let refused = load_initrd(&memory, &mut Cursor::new(vec![1; 600_000]), &kernel).unwrap_err();
+    assert!(matches!(refused, LoadError::InitrdTooLarge { .. }), "{refused}");
 }
 
 #[test]
@@ -198,10 +237,7 @@ fn an_image_that_cannot_be_entered_as_it_is_is_refused_by_field() {
         let mut image = TestImage::new(b"anything");
         image.header.kernel_alignment = alignment;
         let refused = load(&image.bytes(), BootEntry::Image).unwrap_err().to_string();
-        assert!(
-            refused.contains(&format!("kernel_alignment {alignment:#x}")),
-            "{refused}"
-        );
+        assert!(refused.contains(&format!("kernel_alignment {alignment:#x}")), "{refused}");
     }
     assert!(changed(|image| image.header.pref_address = u64::MAX).contains("pref_address 0xffffffffffffffff"));
     assert!(changed(|image| image.header.pref_address = 0xc000_0000).contains("pref_address"));
@@ -246,12 +282,7 @@ fn a_packed_kernel_is_bounded_by_guest_memory() {
     let mut elf = sample();
     elf.parts[0].0.p_offset = 1 << 40;
     let refused = refusal(&image(&elf.bytes(), Compression::Zstd));
-    assert!(
-        refused
-            .to_string()
-            .contains("zstd kernel unpacks to more than 8388608 bytes"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("zstd kernel unpacks to more than 8388608 bytes"), "{refused}");
 }
 
 #[test]
@@ -260,16 +291,7 @@ fn any_number_of_zeroes_ends_at_the_first_few() {
     for compression in ALL {
         let start = Instant::now();
         let refused = refusal(&image(&zeroes, compression));
-        assert!(
-            matches!(
-                refused,
-                LoadError::BzImage(BzImageError::NotElf {
-                    start: [0, 0, 0, 0],
-                    ..
-                })
-            ),
-            "{refused}"
-        );
+        assert!(matches!(refused, LoadError::BzImage(BzImageError::NotElf { start: [0, 0, 0, 0], .. })), "{refused}");
         assert!(start.elapsed() < Duration::from_secs(20));
     }
 }
@@ -294,25 +316,20 @@ fn streams_that_unpack_to_nothing_end_soon() {
     let crc = crc32(&header).to_le_bytes();
     let block = [&header[..], &crc, &[0, 0, 0, 0]].concat();
     let flags = [0, 0];
-    let xz = repeat(
-        &[b"\xfd7zXZ\0", &flags[..], &crc32(&flags).to_le_bytes()].concat(),
-        &block,
-    );
+    let xz = repeat(&[b"\xfd7zXZ\0", &flags[..], &crc32(&flags).to_le_bytes()].concat(), &block);
     for payload in [gzip, lz4_magic, lz4_empty, lz4_no_size, zstd, xz] {
         let start = Instant::now();
         let refused = refusal(&TestImage::new(&payload).bytes());
-        assert!(
-            matches!(&refused, LoadError::BzImage(BzImageError::Corrupt { at: 0, .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(&refused, LoadError::BzImage(BzImageError::Corrupt { at: 0, .. })), "{refused:?}");
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", &payload[..8]);
     }
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
-    }) ^ !0
+    bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1))))
+        ^ !0
 }
 
 #[test]
@@ -330,10 +347,7 @@ fn what_is_packed_must_be_a_kernel() {
         let elf = sample().bytes();
         for len in [10, 64, 100, 1000, 20_000, elf.len() - 1] {
             let refused = refusal(&image(&elf[..len], compression));
-            assert!(
-                matches!(refused, LoadError::Truncated { .. }),
-                "{compression} {len}: {refused}"
-            );
+            assert!(matches!(refused, LoadError::Truncated { .. }), "{compression} {len}: {refused}");
         }
     }
 }
@@ -368,26 +382,12 @@ fn a_setup_header_that_lies_about_the_payload_is_refused() {
         |image| image.header.payload_length = u32::MAX,
         |image| image.header.setup_sects = 255,
     ] {
-        assert!(matches!(
-            changed(change),
-            LoadError::Truncated {
-                what: "packed kernel",
-                ..
-            }
-        ));
+        assert!(matches!(changed(change), LoadError::Truncated { what: "packed kernel", .. }));
     }
     let refused = changed(|image| image.header.payload_offset += 1);
-    assert!(matches!(
-        refused,
-        LoadError::BzImage(BzImageError::UnknownFormat { .. })
-    ));
+    assert!(matches!(refused, LoadError::BzImage(BzImageError::UnknownFormat { .. })));
     let refused = changed(|image| image.header.payload_length /= 2);
-    assert!(
-        refused
-            .to_string()
-            .contains("cannot unpack the bzImage's zstd kernel beyond byte"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("cannot unpack the bzImage's zstd kernel beyond byte"), "{refused}");
     let refused = changed(|image| image.header.version = 0x207).to_string();
     assert_eq!(
         refused,
@@ -426,21 +426,13 @@ fn every_truncation_of_an_image_is_an_error() {
         }
         // The same where the header knows of it.
         for len in 0..payload.len() - 4 {
-            assert!(
-                load(&TestImage::new(&payload[..len]).bytes(), BootEntry::Auto).is_err(),
-                "{compression} {len}"
-            );
+            assert!(load(&TestImage::new(&payload[..len]).bytes(), BootEntry::Auto).is_err(), "{compression} {len}");
         }
     }
 }
 
 fn compression() -> impl Strategy<Value = Compression> {
-    prop_oneof![
-        Just(Compression::Gzip),
-        Just(Compression::Lz4),
-        Just(Compression::Xz),
-        Just(Compression::Zstd)
-    ]
+    prop_oneof![Just(Compression::Gzip), Just(Compression::Lz4), Just(Compression::Xz), Just(Compression::Zstd)]
 }
 
 /// Loads what may be anything, and checks that nothing was written where no kernel belongs.

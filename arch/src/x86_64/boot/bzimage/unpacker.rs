@@ -59,12 +59,8 @@ impl Compression {
             (b"\xfd7zXZ\0", Compression::Xz),
             (b"\x28\xb5\x2f\xfd", Compression::Zstd),
         ];
-        const KNOWN: [(&[u8], &str); 4] = [
-            (b"BZh", "bzip2"),
-            (b"\x5d\0\0", "LZMA"),
-            (b"\x89LZO\0", "LZO"),
-            (b"\x7fELF", "nothing"),
-        ];
+        const KNOWN: [(&[u8], &str); 4] =
+            [(b"BZh", "bzip2"), (b"\x5d\0\0", "LZMA"), (b"\x89LZO\0", "LZO"), (b"\x7fELF", "nothing")];
         if let Some((_, compression)) = SUPPORTED.iter().find(|(magic, _)| start.starts_with(magic)) {
             return Ok(*compression);
         }
@@ -100,11 +96,7 @@ impl<'a> Unpacker<'a> {
         source.read_at(offset, &mut start[..known])?;
         let compression = Compression::of(&start[..known])?;
         let allowance = Rc::new(Cell::new(READ_AHEAD_MAX));
-        let payload = Payload {
-            image: source.at(offset)?,
-            left: size,
-            allowance: Rc::clone(&allowance),
-        };
+        let payload = Payload { image: source.at(offset)?, left: size, allowance: Rc::clone(&allowance) };
         let input = BufReader::with_capacity(CHUNK_SIZE, payload);
         let decoder: Box<dyn BufRead + 'a> = match compression {
             Compression::Gzip => chunks(flate2::bufread::GzDecoder::new(input)),
@@ -118,22 +110,12 @@ impl<'a> Unpacker<'a> {
                 chunks(decoder.map_err(|source| corrupt(compression, 0, source))?)
             }
         };
-        Ok(Self {
-            compression,
-            decoder,
-            allowance,
-            unpacked: 0,
-            max,
-        })
+        Ok(Self { compression, decoder, allowance, unpacked: 0, max })
     }
 
     /// Refuses what cannot be unpacked within the bounds before that is tried.
     pub(super) fn check_size(&self, size: u64) -> Result<(), BzImageError> {
-        if size <= self.max {
-            Ok(())
-        } else {
-            Err(self.too_large())
-        }
+        if size <= self.max { Ok(()) } else { Err(self.too_large()) }
     }
 
     /// The first `size` bytes, or all if there are fewer.
@@ -182,19 +164,12 @@ impl<'a> Unpacker<'a> {
     }
 
     fn too_large(&self) -> BzImageError {
-        BzImageError::TooLarge {
-            compression: self.compression,
-            max: self.max,
-        }
+        BzImageError::TooLarge { compression: self.compression, max: self.max }
     }
 }
 
 fn corrupt(compression: Compression, at: u64, source: io::Error) -> BzImageError {
-    BzImageError::Corrupt {
-        compression,
-        at,
-        source,
-    }
+    BzImageError::Corrupt { compression, at, source }
 }
 
 /// A decompressor's output in chunks.
@@ -218,10 +193,7 @@ impl<I: Image> Read for Payload<'_, I> {
         }
         let allowance = self.allowance.get();
         let Some(rest) = allowance.checked_sub(bytes(len)) else {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                "it goes on and on and unpacks to next to nothing",
-            ));
+            return Err(io::Error::new(ErrorKind::InvalidData, "it goes on and on and unpacks to next to nothing"));
         };
         let read = self.image.read(&mut buffer[..len])?;
         if read == 0 {

@@ -28,10 +28,7 @@ fn refusal(elf: &TestElf) -> String {
 
 /// Two segments: code at 1 MiB, data with a zero-initialized end at 2 MiB. Entry and PVH entry differ.
 fn sample() -> TestElf {
-    TestElf::new(MIB)
-        .load(MIB, CODE, 4096)
-        .load(2 * MIB, b"data", 100)
-        .pvh(MIB + 2)
+    TestElf::new(MIB).load(MIB, CODE, 4096).load(2 * MIB, b"data", 100).pvh(MIB + 2)
 }
 
 #[test]
@@ -43,11 +40,7 @@ fn auto_takes_pvh_where_the_note_is_and_the_elf_entry_elsewhere() {
         end: GuestAddress(2 * MIB + 100),
         file: KernelFile::Elf,
     };
-    let linux64 = Kernel {
-        entry: GuestAddress(MIB),
-        protocol: BootProtocol::Linux64,
-        ..pvh
-    };
+    let linux64 = Kernel { entry: GuestAddress(MIB), protocol: BootProtocol::Linux64, ..pvh };
     assert_eq!(load(&sample(), BootEntry::Auto).unwrap(), pvh);
     assert_eq!(load(&sample(), BootEntry::Pvh).unwrap(), pvh);
     assert_eq!(load(&sample(), BootEntry::Linux64).unwrap(), linux64);
@@ -81,10 +74,7 @@ fn a_segment_may_cross_regions_of_guest_memory() {
     let content: Vec<u8> = (0..8192_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
     let elf = TestElf::new(2 * MIB).load(2 * MIB - 4096, &content, 8192);
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(2 * MIB), 2 << 20)]).unwrap();
-    assert_eq!(
-        memory.iter().map(|region| region.len()).collect::<Vec<_>>(),
-        [2 * MIB, 2 * MIB]
-    );
+    assert_eq!(memory.iter().map(|region| region.len()).collect::<Vec<_>>(), [2 * MIB, 2 * MIB]);
     load_kernel(&memory, &mut Cursor::new(elf.bytes()), BootEntry::Auto).unwrap();
     let mut found = vec![0; content.len()];
     memory.read_slice(&mut found, GuestAddress(2 * MIB - 4096)).unwrap();
@@ -100,12 +90,7 @@ fn files_that_are_no_kernel_are_refused_by_what_they_are() {
         "the kernel is neither an ELF file nor a bzImage, it starts with [23, 21, 2f, 62]: give the vmlinux or the vmlinuz \
          of an x86-64 kernel"
     );
-    assert!(matches!(
-        refuse(b"\x7fE"),
-        LoadError::NotElf {
-            start: [0x7f, b'E', 0, 0]
-        }
-    ));
+    assert!(matches!(refuse(b"\x7fE"), LoadError::NotElf { start: [0x7f, b'E', 0, 0] }));
     assert!(matches!(refuse(&[0; 4096]), LoadError::NotElf { .. }));
     assert_eq!(
         load(&sample(), BootEntry::Image).unwrap_err().to_string(),
@@ -116,17 +101,12 @@ fn files_that_are_no_kernel_are_refused_by_what_they_are() {
 #[test]
 fn a_directory_and_a_pipe_are_refused_with_what_the_system_says() {
     let refused = load_kernel(&memory(), &mut File::open("/").unwrap(), BootEntry::Auto).unwrap_err();
-    let LoadError::Read { source, .. } = &refused else {
-        panic!("{refused}")
-    };
+    let LoadError::Read { source, .. } = &refused else { panic!("{refused}") };
     assert_eq!(source.kind(), std::io::ErrorKind::IsADirectory);
     let (reader, _writer) = std::io::pipe().unwrap();
     let mut pipe = File::from(std::os::fd::OwnedFd::from(reader));
     let refused = load_kernel(&memory(), &mut pipe, BootEntry::Auto).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "cannot tell how large the kernel is: it must be a regular file"
-    );
+    assert_eq!(refused.to_string(), "cannot tell how large the kernel is: it must be a regular file");
 }
 
 #[test]
@@ -210,28 +190,15 @@ fn the_pvh_note_is_found_among_others_in_every_form_that_tools_write() {
     let base = || TestElf::new(MIB).load(MIB, CODE, 4096);
     let of_four_bytes = [other.clone(), unnamed, note(b"Xen\0", 18, &entry, 4)].concat();
     assert_eq!(loaded(&base().notes(&of_four_bytes, 4)), BootProtocol::Pvh);
-    let aligned_to_8 = [
-        note(b"GNU\0", 5, &[7; 12], 8),
-        note(b"Xen\0", 18, &[entry, [0; 4]].concat(), 8),
-    ]
-    .concat();
+    let aligned_to_8 = [note(b"GNU\0", 5, &[7; 12], 8), note(b"Xen\0", 18, &[entry, [0; 4]].concat(), 8)].concat();
     assert_eq!(loaded(&base().notes(&aligned_to_8, 8)), BootProtocol::Pvh);
-    assert_eq!(
-        loaded(&base().notes(&of_four_bytes, 4).notes(&other, 4)),
-        BootProtocol::Pvh
-    );
-    assert_eq!(
-        loaded(&base().notes(&other, 4).notes(&of_four_bytes, 4)),
-        BootProtocol::Pvh
-    );
+    assert_eq!(loaded(&base().notes(&of_four_bytes, 4).notes(&other, 4)), BootProtocol::Pvh);
+    assert_eq!(loaded(&base().notes(&other, 4).notes(&of_four_bytes, 4)), BootProtocol::Pvh);
     // The last note may lack its padding, and a few bytes behind the notes are not one.
     let mut unpadded = note(b"abc", 1, b"xyz", 4);
     unpadded.pop();
     assert_eq!(loaded(&base().notes(&unpadded, 4)), BootProtocol::Linux64);
-    assert_eq!(
-        loaded(&base().notes(&[other, vec![0xff; 11]].concat(), 4)),
-        BootProtocol::Linux64
-    );
+    assert_eq!(loaded(&base().notes(&[other, vec![0xff; 11]].concat(), 4)), BootProtocol::Linux64);
 }
 
 #[test]
@@ -242,21 +209,12 @@ fn notes_that_lie_are_refused_when_they_are_needed_and_only_then() {
         load(&elf, BootEntry::Auto).unwrap_err()
     };
     let words = |words: [u32; 3]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
-    assert!(matches!(
-        bad(&words([u32::MAX, 0, 18])),
-        LoadError::MalformedNote { offset: 0 }
-    ));
-    assert!(matches!(
-        bad(&words([0, u32::MAX, 18])),
-        LoadError::MalformedNote { offset: 0 }
-    ));
+    assert!(matches!(bad(&words([u32::MAX, 0, 18])), LoadError::MalformedNote { offset: 0 }));
+    assert!(matches!(bad(&words([0, u32::MAX, 18])), LoadError::MalformedNote { offset: 0 }));
     let second = [note(b"GNU\0", 1, b"", 4), words([u32::MAX - 3, u32::MAX - 3, 0])].concat();
     assert!(matches!(bad(&second), LoadError::MalformedNote { offset: 16 }));
     for descriptor in [&[][..], &[0; 3], &[0, 0, 0x10, 0, 1, 0, 0, 0], &[0; 16]] {
-        assert!(
-            matches!(bad(&note(b"Xen\0", 18, descriptor, 4)), LoadError::MalformedNote { .. }),
-            "{descriptor:?}"
-        );
+        assert!(matches!(bad(&note(b"Xen\0", 18, descriptor, 4)), LoadError::MalformedNote { .. }), "{descriptor:?}");
     }
 }
 

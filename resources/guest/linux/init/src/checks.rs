@@ -32,45 +32,21 @@ struct Check {
 
 const CHECKS: [Check; 8] = [
     // Every CPU that is online runs this program.
-    Check {
-        name: "cpus",
-        run: cpus::run,
-    },
+    Check { name: "cpus", run: cpus::run },
     // Memory keeps what is written to it.
-    Check {
-        name: "mem",
-        run: mem::run,
-    },
+    Check { name: "mem", run: mem::run },
     // Disks say what they are, and writable ones keep what is written to them.
-    Check {
-        name: "disk",
-        run: disk::run,
-    },
+    Check { name: "disk", run: disk::run },
     // The entropy device gives bytes.
-    Check {
-        name: "rng",
-        run: rng::run,
-    },
+    Check { name: "rng", run: rng::run },
     // The clocks go, and know the year.
-    Check {
-        name: "clock",
-        run: clock::run,
-    },
+    Check { name: "clock", run: clock::run },
     // The CMOS clock agrees with the kernel's.
-    Check {
-        name: "rtc",
-        run: rtc::run,
-    },
+    Check { name: "rtc", run: rtc::run },
     // The console reads.
-    Check {
-        name: "echo",
-        run: echo::run,
-    },
+    Check { name: "echo", run: echo::run },
     // The kernel warned of nothing, or of what.
-    Check {
-        name: "dmesg",
-        run: dmesg::run,
-    },
+    Check { name: "dmesg", run: dmesg::run },
 ];
 
 /// How the checks went.
@@ -82,16 +58,8 @@ pub(crate) struct Score {
 
 /// Runs the checks that the command line names, in its order. A word that nobody knows counts as a failure.
 pub(crate) fn run(words: &Words) -> Score {
-    let mut score = Score {
-        run: 0,
-        failed: words.refuse_unknown(),
-    };
-    for name in words
-        .get("husk.check")
-        .unwrap_or_default()
-        .split(',')
-        .filter(|name| !name.is_empty())
-    {
+    let mut score = Score { run: 0, failed: words.refuse_unknown() };
+    for name in words.get("husk.check").unwrap_or_default().split(',').filter(|name| !name.is_empty()) {
         score.run += 1;
         if run_one(name, words).is_err() {
             score.failed += 1;
@@ -108,10 +76,7 @@ fn run_one(name: &str, words: &Words) -> Result<(), ()> {
     let mut facts = Facts::new();
     let started = sys::clock(Clock::Monotonic).unwrap_or_default();
     let outcome = (check.run)(words, &mut facts);
-    let ms = sys::clock(Clock::Monotonic)
-        .unwrap_or_default()
-        .saturating_sub(started)
-        .as_millis();
+    let ms = sys::clock(Clock::Monotonic).unwrap_or_default().saturating_sub(started).as_millis();
     match outcome {
         Ok(()) => say!("CHECK {name} ok{facts} ms={ms}"),
         Err(ref fault) => say!("CHECK {name} FAIL {fault}"),

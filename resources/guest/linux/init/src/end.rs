@@ -25,13 +25,10 @@ impl End {
         let Some(wanted) = words.get("husk.end") else {
             return Self::PowerOff;
         };
-        Self::ALL
-            .into_iter()
-            .find(|end| end.name() == wanted)
-            .unwrap_or_else(|| {
-                say!("GUEST FAIL husk.end={wanted} is none of poweroff, reboot, stay");
-                Self::PowerOff
-            })
+        Self::ALL.into_iter().find(|end| end.name() == wanted).unwrap_or_else(|| {
+            say!("GUEST FAIL husk.end={wanted} is none of poweroff, reboot, stay");
+            Self::PowerOff
+        })
     }
 
     pub(crate) const fn name(self) -> &'static str {

@@ -50,12 +50,7 @@ fn run() -> ! {
     };
     let score = checks::run(&words);
     let end = End::of(&words);
-    say!(
-        "GUEST DONE checks={} failed={} end={}",
-        score.run,
-        score.failed,
-        end.name()
-    );
+    say!("GUEST DONE checks={} failed={} end={}", score.run, score.failed, end.name());
     end::finish(end)
 }
 

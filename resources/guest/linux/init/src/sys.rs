@@ -65,11 +65,7 @@ unsafe fn syscall(number: usize, args: [usize; 6]) -> Result<usize> {
              in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     // The kernel answers -4095 to -1 for an error.
-    if answer > usize::MAX - 4095 {
-        Err(Errno(answer.wrapping_neg()))
-    } else {
-        Ok(answer)
-    }
+    if answer > usize::MAX - 4095 { Err(Errno(answer.wrapping_neg())) } else { Ok(answer) }
 }
 
 /// A call whose arguments are plain numbers.
@@ -110,22 +106,12 @@ pub(crate) const CONSOLE: Fd = Fd(1);
 
 pub(crate) fn read(fd: Fd, place: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most the length given, which is that of the exclusively borrowed slice.
-    unsafe {
-        syscall(
-            call::READ,
-            [fd.0, place.as_mut_ptr().expose_provenance(), place.len(), 0, 0, 0],
-        )
-    }
+    unsafe { syscall(call::READ, [fd.0, place.as_mut_ptr().expose_provenance(), place.len(), 0, 0, 0]) }
 }
 
 pub(crate) fn write(fd: Fd, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the kernel reads at most the length given, which is that of the borrowed slice.
-    unsafe {
-        syscall(
-            call::WRITE,
-            [fd.0, bytes.as_ptr().expose_provenance(), bytes.len(), 0, 0, 0],
-        )
-    }
+    unsafe { syscall(call::WRITE, [fd.0, bytes.as_ptr().expose_provenance(), bytes.len(), 0, 0, 0]) }
 }
 
 /// How a file is opened: the flags of open(2), octal as in asm-generic/fcntl.h.
@@ -158,14 +144,7 @@ impl File {
     }
 
     pub(crate) fn read_at(&self, place: &mut [u8], offset: usize) -> Result<usize> {
-        let args = [
-            self.0.0,
-            place.as_mut_ptr().expose_provenance(),
-            place.len(),
-            offset,
-            0,
-            0,
-        ];
+        let args = [self.0.0, place.as_mut_ptr().expose_provenance(), place.len(), offset, 0, 0];
         // SAFETY: the kernel writes at most the length given, which is that of the exclusively borrowed slice.
         unsafe { syscall(call::PREAD, args) }
     }
@@ -223,10 +202,7 @@ pub(crate) fn sync() {
 pub(crate) fn memory(len: usize) -> Result<&'static mut [u8]> {
     const READ_WRITE: usize = 3;
     const PRIVATE_ANONYMOUS_POPULATE: usize = 0x2 | 0x20 | 0x8000;
-    let start = plain(
-        call::MMAP,
-        [0, len, READ_WRITE, PRIVATE_ANONYMOUS_POPULATE, usize::MAX, 0],
-    )?;
+    let start = plain(call::MMAP, [0, len, READ_WRITE, PRIVATE_ANONYMOUS_POPULATE, usize::MAX, 0])?;
     let start = core::ptr::with_exposed_provenance_mut(start);
     // SAFETY: the kernel has just made this mapping of `len` zeroed bytes, nothing else knows of it, and nobody unmaps it.
     Ok(unsafe { core::slice::from_raw_parts_mut(start, len) })
@@ -285,12 +261,8 @@ impl CpuSet {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
-        let holds = |cpu: u32| {
-            self.0
-                .iter()
-                .zip(0u32..)
-                .any(|(word, at)| at == cpu / 64 && word >> (cpu % 64) & 1 == 1)
-        };
+        let holds =
+            |cpu: u32| self.0.iter().zip(0u32..).any(|(word, at)| at == cpu / 64 && word >> (cpu % 64) & 1 == 1);
         (0..Self::LIMIT).filter(move |cpu| holds(*cpu))
     }
 
@@ -331,10 +303,7 @@ struct Timespec {
 }
 
 impl Plain for Timespec {
-    const ZERO: Self = Self {
-        seconds: 0,
-        nanoseconds: 0,
-    };
+    const ZERO: Self = Self { seconds: 0, nanoseconds: 0 };
 }
 
 #[derive(Clone, Copy)]
@@ -357,10 +326,7 @@ pub(crate) fn clock(clock: Clock) -> Result<Duration> {
 }
 
 pub(crate) fn sleep(time: Duration) -> Result<()> {
-    let time = Timespec {
-        seconds: time.as_secs(),
-        nanoseconds: u64::from(time.subsec_nanos()),
-    };
+    let time = Timespec { seconds: time.as_secs(), nanoseconds: u64::from(time.subsec_nanos()) };
     give(call::NANOSLEEP, [0; 6], 0, &time).map(drop)
 }
 
@@ -370,24 +336,13 @@ const fn signal_mask(signal: u32) -> u64 {
 
 pub(crate) fn block_signal(signal: u32) -> Result<()> {
     const BLOCK: usize = 0;
-    give(
-        call::RT_SIGPROCMASK,
-        [BLOCK, 0, 0, size_of::<u64>(), 0, 0],
-        1,
-        &signal_mask(signal),
-    )
-    .map(drop)
+    give(call::RT_SIGPROCMASK, [BLOCK, 0, 0, size_of::<u64>(), 0, 0], 1, &signal_mask(signal)).map(drop)
 }
 
 /// Waits for a signal that is blocked.
 pub(crate) fn wait_signal(signal: u32) -> Result<()> {
     loop {
-        match give(
-            call::RT_SIGTIMEDWAIT,
-            [0, 0, 0, size_of::<u64>(), 0, 0],
-            0,
-            &signal_mask(signal),
-        ) {
+        match give(call::RT_SIGTIMEDWAIT, [0, 0, 0, size_of::<u64>(), 0, 0], 0, &signal_mask(signal)) {
             Err(Errno::INTERRUPTED) => {}
             other => return other.map(drop),
         }
@@ -411,13 +366,7 @@ pub(crate) struct Terminal {
 }
 
 impl Plain for Terminal {
-    const ZERO: Self = Self {
-        input: 0,
-        output: 0,
-        control: 0,
-        local: 0,
-        rest: [0; 20],
-    };
+    const ZERO: Self = Self { input: 0, output: 0, control: 0, local: 0, rest: [0; 20] };
 }
 
 impl Terminal {

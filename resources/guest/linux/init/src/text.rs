@@ -32,10 +32,7 @@ impl<const N: usize> Text<N> {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        self.bytes
-            .get(..self.len)
-            .and_then(|bytes| str::from_utf8(bytes).ok())
-            .unwrap_or_default()
+        self.bytes.get(..self.len).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 
     /// The text for the kernel, or `None` where it filled the buffer to the last byte.
@@ -52,11 +49,7 @@ impl<const N: usize> Write for Text<N> {
             place.copy_from_slice(kept.as_bytes());
             self.len += kept.len();
         }
-        if kept.len() == text.len() {
-            Ok(())
-        } else {
-            Err(fmt::Error)
-        }
+        if kept.len() == text.len() { Ok(()) } else { Err(fmt::Error) }
     }
 }
 
@@ -72,11 +65,7 @@ pub(crate) struct Printable<'a>(pub(crate) &'a [u8]);
 impl Display for Printable<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for &byte in self.0 {
-            let shown = if byte == b' ' || byte.is_ascii_graphic() {
-                char::from(byte)
-            } else {
-                '?'
-            };
+            let shown = if byte == b' ' || byte.is_ascii_graphic() { char::from(byte) } else { '?' };
             formatter.write_char(shown)?;
         }
         Ok(())

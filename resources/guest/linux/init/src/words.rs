@@ -27,10 +27,7 @@ impl Words {
 
     /// The value of the last `name=value`, as the kernel does with its own words.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.pairs()
-            .filter(|(word, _)| *word == name)
-            .last()
-            .map(|(_, value)| value)
+        self.pairs().filter(|(word, _)| *word == name).last().map(|(_, value)| value)
     }
 
     /// A value in decimal, or in hexadecimal after `0x`.
@@ -55,11 +52,7 @@ impl Words {
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        let line = self
-            .line
-            .get(..self.len)
-            .and_then(|line| str::from_utf8(line).ok())
-            .unwrap_or_default();
+        let line = self.line.get(..self.len).and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
         line.split_ascii_whitespace()
             .filter(|word| word.starts_with("husk."))
             .map(|word| word.split_once('=').unwrap_or((word, "")))

@@ -20,27 +20,16 @@ pub(super) fn run(_words: &Words, facts: &mut Facts) -> Result<(), Fault> {
     sys::sleep(SLEEP).map_err(|errno| fault!("cannot sleep: {errno}"))?;
     let slept = read(Clock::Monotonic)?.saturating_sub(before);
     if slept < SLEEP || slept > SLEEP_MAX {
-        return Err(fault!(
-            "a sleep of {} ms took {} ms",
-            SLEEP.as_millis(),
-            slept.as_millis()
-        ));
+        return Err(fault!("a sleep of {} ms took {} ms", SLEEP.as_millis(), slept.as_millis()));
     }
     let now = read(Clock::Real)?.as_secs();
     if !PLAUSIBLE.contains(&now) {
         return Err(fault!("the wall clock says {now} seconds since 1970"));
     }
     let mut source = [0; 32];
-    let len = sys::read_file(
-        c"/sys/devices/system/clocksource/clocksource0/current_clocksource",
-        &mut source,
-    )
-    .map_err(|errno| fault!("cannot read the clock source: {errno}"))?;
+    let len = sys::read_file(c"/sys/devices/system/clocksource/clocksource0/current_clocksource", &mut source)
+        .map_err(|errno| fault!("cannot read the clock source: {errno}"))?;
     let source = source.get(..len).unwrap_or_default().trim_ascii();
-    facts.fact(format_args!(
-        "epoch={now} slept_ms={} source={}",
-        slept.as_millis(),
-        Printable(source)
-    ));
+    facts.fact(format_args!("epoch={now} slept_ms={} source={}", slept.as_millis(), Printable(source)));
     Ok(())
 }

@@ -27,12 +27,8 @@ struct Disk<'a> {
 }
 
 pub(super) fn run(words: &Words, facts: &mut Facts) -> Result<(), Fault> {
-    let limit = words
-        .number("husk.disk", COVERED_DEFAULT)
-        .map_err(|refusal| fault!("{refusal}"))?;
-    let seed = words
-        .number("husk.seed", SEED_DEFAULT)
-        .map_err(|refusal| fault!("{refusal}"))?;
+    let limit = words.number("husk.disk", COVERED_DEFAULT).map_err(|refusal| fault!("{refusal}"))?;
+    let seed = words.number("husk.seed", SEED_DEFAULT).map_err(|refusal| fault!("{refusal}"))?;
     let buffer = sys::memory(PIECE).map_err(|errno| fault!("cannot have a buffer: {errno}"))?;
     let mut disks = 0;
     for (letter, index) in LETTERS.zip(0..) {
@@ -60,9 +56,7 @@ fn look_at(name: &Text<8>, limit: u64, pattern: Pattern, buffer: &mut [u8]) -> R
     };
     let told = |errno| fault!("cannot ask for its properties: {errno}");
     let size = file.disk_size().map_err(told)?;
-    let block = usize::try_from(file.disk_block_size().map_err(told)?)
-        .unwrap_or(512)
-        .max(512);
+    let block = usize::try_from(file.disk_block_size().map_err(told)?).unwrap_or(512).max(512);
     let read_only = file.disk_is_read_only().map_err(told)?;
     let covered = usize::try_from(size.min(limit)).unwrap_or(0) / block * block;
     let blocks = covered / block;
@@ -81,12 +75,7 @@ fn look_at(name: &Text<8>, limit: u64, pattern: Pattern, buffer: &mut [u8]) -> R
     } else {
         File::open(path, Access::ReadWriteDirect).map_err(|errno| fault!("cannot open it for writing: {errno}"))?
     };
-    let mut disk = Disk {
-        file,
-        buffer,
-        covered,
-        region,
-    };
+    let mut disk = Disk { file, buffer, covered, region };
     let before = disk.sum(None)?;
     if read_only || covered == 0 {
         say!("DISK {name} {described} before={before:016x}");
@@ -107,10 +96,7 @@ impl Disk<'_> {
         let mut offset = 0;
         while offset < self.covered {
             let piece = piece(self.buffer, offset, self.covered);
-            let read = self
-                .file
-                .read_at(piece, offset)
-                .map_err(|errno| fault!("cannot read at {offset}: {errno}"))?;
+            let read = self.file.read_at(piece, offset).map_err(|errno| fault!("cannot read at {offset}: {errno}"))?;
             if read != piece.len() {
                 return Err(fault!("read {read} of {} bytes at {offset}", piece.len()));
             }
@@ -135,10 +121,8 @@ impl Disk<'_> {
             let piece = piece(self.buffer, offset, end);
             pattern.fill(piece);
             let len = piece.len();
-            let written = self
-                .file
-                .write_at(piece, offset)
-                .map_err(|errno| fault!("cannot write at {offset}: {errno}"))?;
+            let written =
+                self.file.write_at(piece, offset).map_err(|errno| fault!("cannot write at {offset}: {errno}"))?;
             if written != len {
                 return Err(fault!("wrote {written} of {len} bytes at {offset}"));
             }

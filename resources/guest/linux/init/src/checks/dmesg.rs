@@ -27,10 +27,7 @@ pub(super) fn run(_words: &Words, facts: &mut Facts) -> Result<(), Fault> {
         let record = record.get(..len).unwrap_or_default();
         let mut halves = record.splitn(2, |&byte| byte == b';');
         let (head, text) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
-        let priority = head
-            .split(|&byte| byte == b',')
-            .next()
-            .and_then(|digits| str::from_utf8(digits).ok());
+        let priority = head.split(|&byte| byte == b',').next().and_then(|digits| str::from_utf8(digits).ok());
         let Some(priority) = priority.and_then(|digits| digits.parse::<u32>().ok()) else {
             return Err(fault!("a record of {len} bytes has no priority"));
         };

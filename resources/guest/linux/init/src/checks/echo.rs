@@ -7,11 +7,8 @@ use crate::words::Words;
 
 pub(super) fn run(_words: &Words, facts: &mut Facts) -> Result<(), Fault> {
     let terminal = Terminal::of(sys::KEYBOARD).map_err(|errno| fault!("the console is no terminal: {errno}"))?;
-    let set = |terminal: Terminal| {
-        terminal
-            .set(sys::KEYBOARD)
-            .map_err(|errno| fault!("cannot set up the terminal: {errno}"))
-    };
+    let set =
+        |terminal: Terminal| terminal.set(sys::KEYBOARD).map_err(|errno| fault!("cannot set up the terminal: {errno}"));
     // Else each line would stand on the console twice, once by the terminal's own echo.
     set(terminal.silent())?;
     say!("WAIT echo");

@@ -9,12 +9,8 @@ use crate::words::Words;
 const MIB_DEFAULT: u64 = 1;
 
 pub(super) fn run(words: &Words, facts: &mut Facts) -> Result<(), Fault> {
-    let mib = words
-        .number("husk.mem", MIB_DEFAULT)
-        .map_err(|refusal| fault!("{refusal}"))?;
-    let seed = words
-        .number("husk.seed", SEED_DEFAULT)
-        .map_err(|refusal| fault!("{refusal}"))?;
+    let mib = words.number("husk.mem", MIB_DEFAULT).map_err(|refusal| fault!("{refusal}"))?;
+    let seed = words.number("husk.seed", SEED_DEFAULT).map_err(|refusal| fault!("{refusal}"))?;
     let len = mib
         .checked_mul(1 << 20)
         .and_then(|bytes| usize::try_from(bytes).ok())

@@ -34,9 +34,7 @@ type Registers = [u8; 6];
 pub(super) fn run(_words: &Words, facts: &mut Facts) -> Result<(), Fault> {
     sys::allow_ports(0x70, 2).map_err(|errno| fault!("may not use ports 0x70 and 0x71: {errno}"))?;
     let registers = read_stable()?;
-    let now = sys::clock(Clock::Real)
-        .map_err(|errno| fault!("cannot read the wall clock: {errno}"))?
-        .as_secs();
+    let now = sys::clock(Clock::Real).map_err(|errno| fault!("cannot read the wall clock: {errno}"))?.as_secs();
     let seconds = decode(registers, sys::read_cmos(STATUS_B))
         .ok_or_else(|| fault!("the registers {registers:02x?} are no time"))?;
     if seconds.abs_diff(now) > APART_MAX {
@@ -69,11 +67,7 @@ fn read_registers() -> Result<Registers, Fault> {
 /// Seconds since 1970, or `None` where a register is out of its range.
 fn decode(registers: Registers, status: u8) -> Option<u64> {
     let number = |raw: u8| {
-        let value = if status & BINARY != 0 {
-            raw
-        } else {
-            (raw >> 4) * 10 + (raw & 0xf)
-        };
+        let value = if status & BINARY != 0 { raw } else { (raw >> 4) * 10 + (raw & 0xf) };
         u64::from(value)
     };
     let [second, minute, hour, day, month, year] = registers;
@@ -91,11 +85,7 @@ fn decode(registers: Registers, status: u8) -> Option<u64> {
 /// Days from 1970-01-01 to a day of the Gregorian calendar from 1970 on; years begin in March, so that a leap day is a
 /// year's last.
 fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year.checked_sub(1)?, month + 9)
-    };
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let in_year = (153 * month + 2) / 5 + day.checked_sub(1)?;
     (year * 365 + year / 4 - year / 100 + year / 400 + in_year).checked_sub(719_468)
 }
