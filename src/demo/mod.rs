@@ -45,6 +45,7 @@ fn config(disk: File) -> VmConfig {
             read_only: false,
             root: RootDevice::No,
         }],
+        nets: Vec::new(),
         entropy: Entropy::On,
         cpu_template: None,
         serial: SerialTarget::Stdio,

@@ -189,6 +189,16 @@ impl ReadyQueue {
         Ok(true)
     }
 
+    /// Takes the last `count` pops back: those chains are available again, as if they had never been popped.
+    ///
+    /// # Panics
+    /// If fewer are in flight, which is the device's bug.
+    pub fn unpop(&mut self, count: u16) {
+        assert!(count <= self.in_flight, "a device takes back {count} pops of {}", self.in_flight);
+        self.in_flight -= count;
+        self.next_avail = self.next_avail.wrapping_sub(count);
+    }
+
     /// Gives a chain back, after `written` bytes were put into its writable part. The driver sees it only after
     /// [`Self::publish`].
     ///

@@ -10,10 +10,12 @@ use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
 use devices::backend::block::{DiskAccess, DiskImage, DiskImageError, FileBackend};
+use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, ConsoleOutput, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Blk, DiskName};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
@@ -23,7 +25,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::Wiring;
-use crate::config::{DiskConfig, DiskSource, ENTROPY_ID, VmConfig};
+use crate::config::{DiskConfig, DiskSource, ENTROPY_ID, NetConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::vcpu::Buses;
 
@@ -37,6 +39,14 @@ pub enum DeviceError {
         id: String,
         /// Why.
         source: DiskImageError,
+    },
+    /// A network's tap cannot be used.
+    #[error("network `{id}`")]
+    Net {
+        /// The device.
+        id: String,
+        /// Why.
+        source: TapError,
     },
     /// The host gives no thread or descriptor.
     #[error("cannot create {what}")]
@@ -90,9 +100,11 @@ struct VirtioSlot {
 }
 
 impl Devices {
-    /// Makes all devices and puts them on their buses. Every disk is opened and locked before the first device is made.
+    /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
+    /// attached before the first device is made.
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
         let images = config.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+        let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
         let mut devices = Self::legacy(wiring)?;
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
@@ -100,6 +112,11 @@ impl Devices {
             let thread = devices.io_thread(&id)?;
             let block = Blk::new(DiskName::new(&id), Box::new(FileBackend::new(image)), thread);
             devices.plug(id, next_window(), Box::new(block), memory)?;
+        }
+        for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
+            let thread = devices.io_thread(id)?;
+            let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
+            devices.plug(id.clone(), next_window(), Box::new(net), memory)?;
         }
         if config.has_entropy() {
             let thread = devices.io_thread(ENTROPY_ID)?;
@@ -252,6 +269,14 @@ fn open_disk(disk: &DiskConfig) -> Result<(String, DiskImage), DeviceError> {
         Ok(image) => Ok((id, image)),
         Err(source) => Err(DeviceError::Disk { id, source }),
     }
+}
+
+fn open_tap(net: &NetConfig) -> Result<Tap, DeviceError> {
+    let tap = match &net.source {
+        NetSource::Tap(name) => Tap::open(&InterfaceName::new(name).expect("validate() holds names to their form")),
+        NetSource::Fd(number) => Tap::from_fd(*number),
+    };
+    tap.map_err(|source| DeviceError::Net { id: net.id.clone(), source })
 }
 
 fn request_sink(events: EventSender) -> RequestSink {
