@@ -40,6 +40,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         disks: Vec::new(),
         nets: Vec::new(),
         entropy: Entropy::On,
+        cpu_template: None,
         serial: SerialTarget::Null,
     };
     config.validate(HostFacts::read()).unwrap();

@@ -72,6 +72,53 @@ fn what_a_file_asks_for_and_husk_cannot_is_refused_by_name() {
     assert!(ended.message().contains("/nowhere/vm.json"), "{ended}");
 }
 
+/// Boots the probe with this custom CPU template.
+fn with_cpu_template(template: &str) -> Ended {
+    let folder = Folder::new();
+    let template = folder.file("template.json", template.as_bytes());
+    let path = config_file(&folder, "check=cpus end=poweroff", "", "");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(r#""cpu-config": null"#, &format!(r#""cpu-config": "{template}""#))).unwrap();
+    husk(["--no-api", "--config-file", &path]).end()
+}
+
+#[test]
+fn a_custom_cpu_template_changes_leaves_and_msrs_of_every_cpu() {
+    let ended = checked(with_cpu_template(
+        r#"{"kvm_capabilities": ["!171", "0"],
+            "cpuid_modifiers": [{"leaf": "0x80000008", "subleaf": "0x0", "flags": 0,
+                "modifiers": [{"register": "ebx", "bitmap": "0bx00x"}]}],
+            "msr_modifiers": [{"addr": "0x277", "bitmap": "0b00000111"}]}"#,
+    ));
+    assert_eq!(ended.check("cpus").number("running"), 2);
+}
+
+#[test]
+fn a_cpu_template_that_masks_what_it_must_not_is_refused_by_name() {
+    for (template, named) in [
+        (
+            r#"{"cpuid_modifiers": [{"leaf": "0xb", "subleaf": "0x0", "flags": 1,
+                "modifiers": [{"register": "edx", "bitmap": "0b1"}]}]}"#,
+            "leaf 0xb",
+        ),
+        (
+            r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+                "modifiers": [{"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}]}"#,
+            "leaf 0x1",
+        ),
+        (r#"{"msr_modifiers": [{"addr": "0x1b", "bitmap": "0b0"}]}"#, "0x1b"),
+        (r#"{"kvm_capabilities": ["9999"]}"#, "capability 9999"),
+        (r#"{"cpuid_modifiers": [{"leaf": "one"}]}"#, "cpuid_modifiers"),
+        (r#"{"leaves": []}"#, "unknown field `leaves`"),
+        ("", "EOF"),
+    ] {
+        let ended = with_cpu_template(template);
+        assert_eq!((ended.code(), ended.text().as_str()), (Some(1), ""), "{ended}");
+        let line = ended.message();
+        assert!(line.contains("cpu-config") && line.contains(named), "`{named}` in: {line}");
+    }
+}
+
 #[test]
 fn firecrackers_flags_are_accepted_with_one_warning() {
     let folder = Folder::new();

@@ -83,6 +83,7 @@ impl RunArgs {
             disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
             nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
+            cpu_template: None,
             serial: self.serial,
         })
     }

@@ -47,6 +47,7 @@ fn config(disk: File) -> VmConfig {
         }],
         nets: Vec::new(),
         entropy: Entropy::On,
+        cpu_template: None,
         serial: SerialTarget::Stdio,
     }
 }

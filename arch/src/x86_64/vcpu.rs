@@ -1,6 +1,6 @@
 //! The state of a vCPU before its first instruction. Runs on the vCPU's own thread, or on the one that builds it.
 
-use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::{BootProtocol, Kernel};
@@ -63,6 +63,18 @@ pub fn configure(
         None => Ok(()),
         Some(refused) => Err(VcpuError::Msr { index, msr: refused.index, value: refused.data }),
     }
+}
+
+/// What these MSRs hold on a vCPU, in their order, up to the first that KVM does not have.
+///
+/// # Errors
+/// [`VcpuError::Ioctl`]; more MSRs than KVM_GET_MSRS takes count as one that it refuses.
+pub fn read_msrs(fd: &VcpuFd, index: VcpuIndex, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, VcpuError> {
+    let failed = |source| VcpuError::Ioctl { index, ioctl: "KVM_GET_MSRS", source };
+    let entries: Vec<_> = indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+    let mut msrs = Msrs::from_entries(&entries).map_err(|_| failed(kvm_ioctls::Error::new(libc::E2BIG)))?;
+    let read = fd.get_msrs(&mut msrs).map_err(failed)?;
+    Ok(msrs.as_slice()[..read].to_vec())
 }
 
 fn registers(kernel: &Kernel) -> kvm_regs {

@@ -1,15 +1,17 @@
 //! Firecracker's configuration: the bodies of its API and its configuration file, field for field (its OpenAPI document,
 //! version 1.17.0, is the authority), and what of them husk cannot honour yet.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
 use super::{
-    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB, MacAddressError,
-    MemoryBacking, MemoryConfig, NetConfig, NetSource, RootDevice, SerialTarget, VmConfig,
+    BootConfig, BootEntry, CpuTemplate, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB,
+    MacAddressError, MemoryBacking, MemoryConfig, NetConfig, NetSource, RootDevice, SerialTarget, VmConfig,
 };
 
 /// The kernel command line where `boot_args` is absent.
@@ -20,7 +22,7 @@ pub const DEFAULT_BOOT_ARGS: &str =
 #[derive(Debug, Error)]
 pub enum FileError {
     /// Not JSON, or not of the shape that the document gives.
-    #[error("{path}: {message}")]
+    #[error("{}{message}", place(path))]
     Shape {
         /// The field, from the top: `drives[0].path_on_host`; `.` is the whole file.
         path: String,
@@ -34,6 +36,22 @@ pub enum FileError {
         path: String,
         /// What it asks for.
         value: String,
+    },
+    /// The file of the CPU template cannot be read.
+    #[error("cpu-config: cannot read {}", path.display())]
+    ReadCpuTemplate {
+        /// Its path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file of the CPU template holds none.
+    #[error("cpu-config: {}", path.display())]
+    CpuTemplate {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<FileError>,
     },
     /// A MAC address that cannot be one.
     #[error("{path}")]
@@ -59,7 +77,8 @@ pub enum FileError {
 struct ConfigFile {
     boot_source: BootSource,
     machine_config: Option<MachineConfiguration>,
-    cpu_config: Option<Value>,
+    /// The path of a file that holds a custom CPU template.
+    cpu_config: Option<PathBuf>,
     drives: Option<Vec<Drive>>,
     network_interfaces: Option<Vec<NetworkInterface>>,
     entropy: Option<EntropyDevice>,
@@ -165,16 +184,29 @@ struct SerialDevice {
     rate_limiter: Option<Value>,
 }
 
-/// Reads a configuration file's text.
+/// Reads a configuration file's text, and the file of the CPU template that it names.
 ///
 /// # Errors
 /// The field that is wrong, and what is wrong with it.
 pub fn parse(text: &str) -> Result<VmConfig, FileError> {
+    from_json::<ConfigFile>(text)?.into_config()
+}
+
+/// Reads the one JSON value that `text` must be.
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, FileError> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let file: ConfigFile = serde_path_to_error::deserialize(&mut json)
+    let value = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| FileError::Shape { path: error.path().to_string(), message: error.inner().to_string() })?;
     json.end().map_err(|error| FileError::Shape { path: ".".to_owned(), message: error.to_string() })?;
-    file.into_config()
+    Ok(value)
+}
+
+fn read_cpu_template(path: PathBuf) -> Result<CpuTemplate, FileError> {
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(FileError::ReadCpuTemplate { path, source }),
+    };
+    from_json(&text).map_err(|source| FileError::CpuTemplate { path, source: Box::new(source) })
 }
 
 impl ConfigFile {
@@ -187,7 +219,6 @@ impl ConfigFile {
             ("mmds-config", self.mmds_config),
             ("pmem", self.pmem),
             ("memory-hotplug", self.memory_hotplug),
-            ("cpu-config", self.cpu_config),
         ];
         for (name, section) in sections {
             not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
@@ -213,6 +244,7 @@ impl ConfigFile {
             disks: disks(self.drives.unwrap_or_default())?,
             nets: nets(self.network_interfaces.unwrap_or_default())?,
             entropy: if self.entropy.is_some() { Entropy::On } else { Entropy::Off },
+            cpu_template: self.cpu_config.map(read_cpu_template).transpose()?,
             serial: self.serial.map_or(Ok(SerialTarget::Stdio), SerialDevice::into_target)?,
         })
     }
@@ -290,6 +322,11 @@ impl Drive {
             root,
         })
     }
+}
+
+/// A field's path as the start of a message; the whole file has none.
+fn place(path: &str) -> String {
+    if path == "." { String::new() } else { format!("{path}: ") }
 }
 
 fn nets(interfaces: Vec<NetworkInterface>) -> Result<Vec<NetConfig>, FileError> {

@@ -19,6 +19,7 @@ use thiserror::Error;
 use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
+pub use arch::cpu_template::CpuTemplate;
 pub use host::HostFacts;
 pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};
 pub use size::{SizeError, parse_size};
@@ -47,6 +48,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Whether the machine has a virtio-rng device.
     pub entropy: Entropy,
+    /// What the user changes in CPUID and MSRs.
+    pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
     pub serial: SerialTarget,
 }

@@ -11,6 +11,7 @@ fn config() -> VmConfig {
         disks: Vec::new(),
         nets: Vec::new(),
         entropy: Entropy::IfRoom,
+        cpu_template: None,
         serial: SerialTarget::Stdio,
     }
 }

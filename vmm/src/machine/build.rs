@@ -15,6 +15,7 @@ use std::thread;
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
+use arch::cpu_template::{CpuTemplate, CpuTemplateError};
 use arch::cpuid::{self, CpuModel};
 use arch::mp::{self, MpError};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
@@ -89,6 +90,9 @@ pub enum BuildError {
     /// The MP table does not fit.
     #[error(transparent)]
     Mp(#[from] MpError),
+    /// The user's CPU template asks for what cannot be.
+    #[error("cpu-config")]
+    CpuTemplate(#[source] CpuTemplateError),
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -110,7 +114,7 @@ impl Machine {
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
         let memory = Arc::new(memory::map(&config.memory)?);
-        let kvm = match kvm::open(count) {
+        let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
                 // What is wrong with the user's files is told before what is wrong with the host.
@@ -148,7 +152,7 @@ impl Parts {
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
         let kernel = load(config, memory, count)?;
-        let templates = CpuTemplates::read(kvm, count)?;
+        let templates = CpuTemplates::read(kvm, count, config.cpu_template.as_ref())?;
         let devices = Devices::make(config, memory, wiring)?;
         Ok(Self { kernel, templates, devices })
     }
@@ -220,17 +224,23 @@ struct CpuTemplates {
     supported: Arc<CpuId>,
     msrs: Arc<Msrs>,
     model: CpuModel,
+    custom: Option<Arc<CpuTemplate>>,
 }
 
 impl CpuTemplates {
-    fn read(kvm: &Kvm, count: VcpuCount) -> Result<Self, KvmError> {
+    fn read(kvm: &Kvm, count: VcpuCount, custom: Option<&CpuTemplate>) -> Result<Self, BuildError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
         let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        let supported = match custom {
+            Some(custom) => custom.apply_cpuid(&supported).map_err(BuildError::CpuTemplate)?,
+            None => supported,
+        };
         Ok(Self {
             supported: Arc::new(supported),
             msrs: Arc::new(msrs::boot(msrs.as_slice())),
+            custom: custom.cloned().map(Arc::new),
             model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
         })
     }
@@ -238,11 +248,19 @@ impl CpuTemplates {
     /// What the thread of vCPU `index` does first. The boot CPU enters `kernel`; the others wait for its start-up IPI.
     fn setup(&self, index: VcpuIndex, kernel: Kernel) -> Setup {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
-        let model = self.model;
+        let (model, custom) = (self.model, self.custom.clone());
         Box::new(move |fd| {
             let model = CpuModel { tsc_khz: fd.get_tsc_khz().ok(), ..model };
             let cpuid = cpuid::for_vcpu(&supported, index, &model)?;
-            arch::vcpu::configure(fd, index, &cpuid, &msrs, index.is_boot().then_some(&kernel))?;
+            let entry = index.is_boot().then_some(&kernel);
+            match custom {
+                None => arch::vcpu::configure(fd, index, &cpuid, &msrs, entry)?,
+                Some(custom) => {
+                    let present = arch::vcpu::read_msrs(fd, index, &custom.msr_indices())?;
+                    let msrs = custom.apply_msrs(&msrs, &present)?;
+                    arch::vcpu::configure(fd, index, &cpuid, &msrs, entry)?;
+                }
+            }
             Ok(())
         })
     }

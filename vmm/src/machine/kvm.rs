@@ -1,5 +1,6 @@
 //! The VM as KVM sees it: everything that must be there before the first vCPU.
 
+use arch::cpu_template::{CapabilityCheck, CpuTemplate};
 use arch::{VcpuCount, layout};
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -30,6 +31,12 @@ pub enum KvmError {
         /// Its name.
         capability: &'static str,
     },
+    /// KVM lacks something that the user's CPU template asks for.
+    #[error("cpu-config: this host's KVM lacks capability {number}, which kvm_capabilities asks for: remove it there")]
+    LacksNumber {
+        /// Its number in KVM's interface.
+        number: u32,
+    },
     /// More vCPUs than KVM gives.
     #[error("cpus: {asked} is more than the {limit} that this host's KVM gives a VM: use at most {limit}")]
     TooManyVcpus {
@@ -54,7 +61,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Kv
 }
 
 /// Opens /dev/kvm and holds it against what husk needs.
-pub(super) fn open(count: VcpuCount) -> Result<Kvm, KvmError> {
+pub(super) fn open(count: VcpuCount, template: Option<&CpuTemplate>) -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| {
         let cause = std::io::Error::from(error);
         let hint = match cause.kind() {
@@ -68,20 +75,35 @@ pub(super) fn open(count: VcpuCount) -> Result<Kvm, KvmError> {
     if u32::try_from(found) != Ok(KVM_API_VERSION) {
         return Err(KvmError::Version { found });
     }
+    lacking(&kvm, template)?;
+    let limit = kvm.get_max_vcpus();
+    if usize::from(count.get()) > limit {
+        return Err(KvmError::TooManyVcpus { asked: count, limit });
+    }
+    Ok(kvm)
+}
+
+/// Holds KVM against the capabilities that husk stands on, as the user's CPU template changes their list.
+fn lacking(kvm: &Kvm, template: Option<&CpuTemplate>) -> Result<(), KvmError> {
     const NEEDED: [(Cap, &str); 4] = [
         (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
         (Cap::Irqfd, "KVM_CAP_IRQFD"),
         (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     ];
-    if let Some((_, capability)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        return Err(KvmError::Lacks { capability });
+    let checks = template.map_or(&[][..], CpuTemplate::capabilities);
+    for check in checks {
+        if let CapabilityCheck::Add(number) = *check
+            && kvm.check_extension_raw(number.into()) <= 0
+        {
+            return Err(KvmError::LacksNumber { number });
+        }
     }
-    let limit = kvm.get_max_vcpus();
-    if usize::from(count.get()) > limit {
-        return Err(KvmError::TooManyVcpus { asked: count, limit });
+    let waived = |cap: Cap| checks.iter().any(|check| matches!(*check, CapabilityCheck::Remove(n) if n == cap as u32));
+    match NEEDED.into_iter().find(|(cap, _)| !waived(*cap) && !kvm.check_extension(*cap)) {
+        Some((_, capability)) => Err(KvmError::Lacks { capability }),
+        None => Ok(()),
     }
-    Ok(kvm)
 }
 
 /// The addresses that KVM uses for itself on some CPUs, and the interrupt controllers. Memory slots come first.

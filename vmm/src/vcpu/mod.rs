@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arch::VcpuIndex;
+use arch::cpu_template::CpuTemplateError;
 use arch::cpuid::CpuidError;
 use arch::vcpu::VcpuError;
 use devices::bus::Bus;
@@ -61,6 +62,9 @@ pub enum SetupError {
     /// KVM does not take it.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The user's CPU template asks for what cannot be.
+    #[error("cpu-config")]
+    CpuTemplate(#[from] CpuTemplateError),
 }
 
 /// What a vCPU is asked. Each ask is answered once it is so.

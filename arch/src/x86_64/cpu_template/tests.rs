@@ -190,7 +190,7 @@ fn the_machines_own_bits_are_refused_unless_they_are_left_or_right() {
         ("0x1", "ecx", high(21, '0'), "x2APIC, which KVM's LAPIC has"),
         ("0x1", "edx", high(28, '0'), "HTT, that bits 23:16 of EBX count"),
         ("0x0", "ebx", high(0, '0'), "the vendor's name"),
-        ("0x0", "eax", high(3, '0'), "the last basic leaf, which must reach the topology"),
+        ("0x0", "eax", high(3, '0'), "the last basic leaf, at least 0xb"),
     ];
     for (leaf, register, bitmap, field) in &cases {
         let expected = format!(

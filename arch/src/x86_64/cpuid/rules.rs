@@ -102,7 +102,7 @@ const fn rule(
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
     //   leaf         whose          register  bits      becomes            field
-    rule(0x0000_0000, Scope::Any,    Eax,      (31, 0),  AtLeast(0xb),      "the last basic leaf, which must reach the topology"),
+    rule(0x0000_0000, Scope::Any,    Eax,      (31, 0),  AtLeast(0xb),      "the last basic leaf, at least 0xb"),
     rule(0x0000_0001, Scope::Any,    Ebx,      (31, 24), ApicId,            "the initial APIC ID"),
     rule(0x0000_0001, Scope::Any,    Ebx,      (23, 16), ApicIds,           "the addressable IDs of the package"),
     rule(0x0000_0001, Scope::Any,    Ebx,      (15, 8),  Is(8),             "the CLFLUSH line size, in 8 bytes"),
@@ -112,7 +112,7 @@ pub(super) const RULES: &[Rule] = &[
     rule(0x0000_0001, Scope::Any,    Edx,      (28, 28), Several,           "HTT, that bits 23:16 of EBX count"),
     rule(0x0000_0004, Scope::Intel,  Eax,      (31, 26), CacheCoreIds,      "the addressable core IDs, less one"),
     rule(0x0000_0004, Scope::Intel,  Eax,      (25, 14), CacheSharers,      "the IDs that share a cache, less one"),
-    rule(0x8000_0001, Scope::Amd,    Ecx,      (1, 1),   Several,           "CmpLegacy, that there are several cores and no threads"),
+    rule(0x8000_0001, Scope::Amd,    Ecx,      (1, 1),   Several,           "CmpLegacy, that there are several cores"),
     rule(0x8000_0008, Scope::Amd,    Ecx,      (7, 0),   CountMinusOne,     "NC, the threads of the package, less one"),
     rule(0x8000_0008, Scope::Amd,    Ecx,      (15, 12), ApicIdBits,        "ApicIdSize"),
     rule(0x8000_001d, Scope::Amd,    Eax,      (25, 14), CacheSharers,      "the threads that share a cache, less one"),
