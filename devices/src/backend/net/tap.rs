@@ -53,13 +53,13 @@ pub enum TapError {
     #[error("no permission to open {TUN_PATH} ({0}): give it, as by setfacl -m u:$USER:rw {TUN_PATH}")]
     Permission(io::Error),
     /// No descriptor of that number is open.
-    #[error("descriptor {0} is not open")]
+    #[error("descriptor {0} is not open: give the number of one that husk inherits")]
     NotOpen(RawFd),
     /// It is something else.
-    #[error("descriptor {0} is no tap: open {TUN_PATH} and attach it with TUNSETIFF")]
+    #[error("descriptor {0} is no tap: give one of {TUN_PATH} that TUNSETIFF has attached to a tap")]
     OtherDescriptor(RawFd),
     /// It is a tap of another form of frames.
-    #[error("descriptor {0} is a tap without headers: attach it with IFF_VNET_HDR and IFF_NO_PI")]
+    #[error("descriptor {0} is a tap without headers: give one attached with IFF_VNET_HDR and IFF_NO_PI")]
     OtherFrames(RawFd),
     /// The host failed.
     #[error("cannot {attempt} of tap {tap}")]
