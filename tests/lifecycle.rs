@@ -38,6 +38,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         },
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
+        nets: Vec::new(),
         entropy: Entropy::On,
         cpu_template: None,
         serial: SerialTarget::Null,

@@ -1,3 +1,4 @@
 //! What faces the host, which can fail at any call.
 
 pub mod block;
+pub mod net;

@@ -4,6 +4,7 @@
 //! Whatever it waits for, it waits for with a deadline, and panics when that passes.
 
 mod driver;
+mod namespace;
 mod ring;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use arch::GuestMemory;
 use vm_memory::GuestAddress;
 
 pub use driver::FakeDriver;
+pub use namespace::{in_network_namespace, ip};
 pub use ring::{Buffer, Descriptor, DriverRing, Used};
 
 /// How long a test waits for something that must happen.

@@ -10,6 +10,7 @@ pub(crate) mod abi;
 pub mod blk;
 mod buffers;
 mod counters;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;
@@ -31,6 +32,8 @@ use transport::Interrupt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceType {
+    /// Network card.
+    Network = 1,
     /// Block device.
     Block = 2,
     /// Entropy source.
@@ -41,6 +44,7 @@ impl DeviceType {
     /// The number in the specification.
     pub fn id(self) -> u32 {
         match self {
+            Self::Network => 1,
             Self::Block => 2,
             Self::Entropy => 4,
         }
@@ -89,6 +93,9 @@ pub enum StartError {
     /// The I/O thread cannot take the worker.
     #[error("cannot attach to the I/O thread")]
     Attach(#[source] io::Error),
+    /// The backend does not take what was negotiated.
+    #[error("cannot set the backend up for the driver")]
+    Backend(#[source] io::Error),
 }
 
 /// A virtio device, behind a transport. The contract:

@@ -4,6 +4,7 @@ mod disk;
 mod firecracker;
 mod host;
 mod memory;
+mod net;
 mod run;
 
 use std::time::Instant;

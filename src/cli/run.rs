@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use vmm::config::{BootConfig, BootEntry, Entropy, HardwareTables, KernelSource, SerialTarget, VmConfig};
+use vmm::config::{BootConfig, BootEntry, ConfigError, Entropy, HardwareTables, KernelSource, SerialTarget, VmConfig};
 use vmm::control::Escape;
 
 use super::disk::DiskArg;
 use super::firecracker::read_config_file;
 use super::memory::MemoryArg;
+use super::net::NetArg;
 use crate::exit::ExitStatus;
 use crate::session::{OnReboot, RunError, Session};
 
@@ -35,7 +36,10 @@ pub(super) struct RunArgs {
     /// (a name to share a thread by) or iothreads, poll_us, bps, iops, limit_group.
     #[arg(long, value_name = "PATH[,ro][,WORD=VALUE]")]
     disk: Vec<DiskArg>,
-    /// Entropy device; `auto` gives one unless the disks take all 19 device slots.
+    /// Network card on a tap that exists, or on one passed as a descriptor; repeat for more.
+    #[arg(long, value_name = "tap=NAME|fd=N[,mac=MAC][,id=ID]")]
+    net: Vec<NetArg>,
+    /// Entropy device; `auto` gives one unless the disks and networks take all 19 device slots.
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_entropy)]
     rng: Entropy,
     /// How the kernel is entered: `auto` is PVH if it has the note, else linux64; `image` runs a bzImage's own decompressor.
@@ -51,7 +55,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "exit|restart", default_value = "exit")]
     on_reboot: OnReboot,
     /// Firecracker's configuration file, in place of the options that describe the machine.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "rng",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
         "boot_entry", "acpi", "serial"])]
     config_file: Option<PathBuf>,
 }
@@ -61,13 +65,14 @@ impl RunArgs {
         let on_reboot = self.on_reboot;
         let config = match self.config_file {
             Some(path) => read_config_file(&path)?,
-            None => self.into_config(),
+            None => self.into_config()?,
         };
         Session::new(config, Escape::CtrlA, on_reboot).run().map(|finished| finished.report())
     }
 
-    fn into_config(self) -> VmConfig {
-        VmConfig {
+    fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let nets = self.net.into_iter().enumerate().map(|(index, net)| net.into_config(index));
+        Ok(VmConfig {
             cpus: self.cpus,
             memory: self.memory.0,
             boot: BootConfig {
@@ -78,10 +83,11 @@ impl RunArgs {
             },
             tables: self.acpi,
             disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
+            nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
             cpu_template: None,
             serial: self.serial,
-        }
+        })
     }
 }
 

@@ -46,6 +46,7 @@ fn config(disk: File) -> VmConfig {
             root: RootDevice::No,
             tuning: DiskTuning::default(),
         }],
+        nets: Vec::new(),
         entropy: Entropy::On,
         cpu_template: None,
         serial: SerialTarget::Stdio,

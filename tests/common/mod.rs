@@ -6,6 +6,7 @@
 pub(crate) mod ended;
 pub(crate) mod folder;
 pub(crate) mod guest;
+pub(crate) mod network;
 pub(crate) mod refusal;
 mod stream;
 pub(crate) mod sys;

@@ -1,5 +1,5 @@
-//! System calls that tests need and std does not have: terminals, signals, locks.
-#![expect(unsafe_code, reason = "openpty, tcgetattr, kill and fcntl have no safe interface in libc")]
+//! System calls that tests need and std does not have: terminals, signals, locks, networks.
+#![expect(unsafe_code, reason = "openpty, tcgetattr, kill, fcntl, unshare and ioctl have no safe interface in libc")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
@@ -122,4 +122,28 @@ pub(crate) fn lock(file: &File, lock: Lock) -> bool {
     // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
     let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     locked == 0
+}
+
+/// Gives this thread a network namespace of its own.
+pub(crate) fn unshare_network() {
+    // SAFETY: unshare takes flags and no memory = CLONE_NEWNET changes this thread's network namespace alone.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(unshared, 0, "unshare: {}", io::Error::last_os_error());
+}
+
+/// A descriptor that is attached to a tap, which is made if it does not exist, as a management program does it. With
+/// headers before frames if `flags` has `IFF_VNET_HDR`.
+pub(crate) fn attach(tap: &str, flags: libc::c_int) -> File {
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut name = [0; libc::IFNAMSIZ];
+    for (place, byte) in name.iter_mut().zip(tap.bytes()) {
+        *place = libc::c_char::try_from(byte).unwrap();
+    }
+    let flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | flags).unwrap();
+    let mut request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_newname: [0; 16] } };
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: TUNSETIFF reads and writes an ifreq = `request`, which is one and lives across the call.
+    let attached = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(attached, 0, "TUNSETIFF: {}", io::Error::last_os_error());
+    file
 }

@@ -94,11 +94,7 @@ impl GuestBuffers {
 
     /// Records that the kernel wrote into all pieces.
     pub fn mark_written(&self) {
-        for segment in &self.segments {
-            let len = usize::try_from(segment.len()).expect("32 bits fit");
-            let slice = self.memory.get_slice(segment.address(), len).expect(IN_MEMORY);
-            slice.bitmap().mark_dirty(0, len);
-        }
+        self.segments.iter().for_each(|segment| mark_written(&self.memory, segment));
     }
 
     /// Copies to `bytes` from byte `at` of the pieces on. What is beyond their end is left as it is.
@@ -131,13 +127,25 @@ impl GuestBuffers {
     }
 
     fn push(&mut self, segment: Segment) {
-        self.iovecs.push(libc::iovec {
-            iov_base: ptr::with_exposed_provenance_mut(segment.host()),
-            iov_len: usize::try_from(segment.len()).expect("32 bits fit"),
-        });
+        self.iovecs.push(iovec(&segment));
         self.segments.push(segment);
         self.len += u64::from(segment.len());
     }
+}
+
+/// A segment in the form that system calls take. Valid while the memory that it came from lives.
+pub(super) fn iovec(segment: &Segment) -> libc::iovec {
+    libc::iovec {
+        iov_base: ptr::with_exposed_provenance_mut(segment.host()),
+        iov_len: usize::try_from(segment.len()).expect("32 bits fit"),
+    }
+}
+
+/// Records that the kernel wrote into `segment`, which came from a chain of `memory`.
+pub(super) fn mark_written(memory: &GuestMemory, segment: &Segment) {
+    let len = usize::try_from(segment.len()).expect("32 bits fit");
+    let slice = memory.get_slice(segment.address(), len).expect("the chain was checked to be in memory");
+    slice.bitmap().mark_dirty(0, len);
 }
 
 #[cfg(test)]

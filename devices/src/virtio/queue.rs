@@ -189,14 +189,14 @@ impl ReadyQueue {
         Ok(true)
     }
 
-    /// Makes the chain that was popped last available again: the next [`Self::pop`] finds it where it was.
+    /// Takes the last `count` pops back: those chains are available again, as if they had never been popped.
     ///
     /// # Panics
-    /// If no chain is in flight, which is the device's bug.
-    pub fn undo_pop(&mut self) {
-        assert!(self.in_flight > 0, "a device gave back a chain that it did not have");
-        self.in_flight -= 1;
-        self.next_avail = self.next_avail.wrapping_sub(1);
+    /// If fewer are in flight, which is the device's bug.
+    pub fn unpop(&mut self, count: u16) {
+        assert!(count <= self.in_flight, "a device takes back {count} pops of {}", self.in_flight);
+        self.in_flight -= count;
+        self.next_avail = self.next_avail.wrapping_sub(count);
     }
 
     /// Gives a chain back, after `written` bytes were put into its writable part. The driver sees it only after

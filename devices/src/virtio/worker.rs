@@ -47,6 +47,12 @@ pub trait Worker: Send + 'static {
         false
     }
 
+    /// Whether the level sources may wake the worker. The thread asks when the worker is attached and after each wake;
+    /// a worker that could do nothing with what they have says no, or it would be woken over and over.
+    fn is_listening(&self) -> bool {
+        true
+    }
+
     /// Completes all that is in flight, and takes nothing new. After it the worker leaves the thread.
     fn drain(&mut self);
 }
@@ -56,8 +62,10 @@ pub trait Worker: Send + 'static {
 pub enum Source {
     /// An eventfd that nobody reads: each signal wakes once. It saves a system call a wake.
     Edge(RawFd),
-    /// Wakes for as long as it is readable.
+    /// Wakes for as long as it is readable and the worker listens.
     Level(RawFd),
+    /// Wakes for as long as it is writable and the worker listens.
+    LevelWritable(RawFd),
 }
 
 /// What a worker says after a wake.
@@ -193,6 +201,7 @@ trait Hosted: Send {
     fn wake(&mut self) -> Progress;
     fn begin_looking(&mut self);
     fn look(&self) -> bool;
+    fn is_listening(&self) -> bool;
     fn leave(self: Box<Self>);
 }
 
@@ -218,6 +227,10 @@ impl<W: Worker> Hosted for Guest<W> {
         self.worker.look()
     }
 
+    fn is_listening(&self) -> bool {
+        self.worker.is_listening()
+    }
+
     fn leave(mut self: Box<Self>) {
         self.worker.drain();
         let Self { worker, give_back } = *self;
@@ -240,6 +253,8 @@ struct Slot {
     sources: Vec<Source>,
     /// It has something to do.
     due: bool,
+    /// Its level sources wake it.
+    listening: bool,
 }
 
 impl Host {
@@ -280,6 +295,7 @@ impl Host {
     fn look_around(&mut self, events: &mut [EpollEvent]) -> bool {
         let mut commanded = false;
         let mut last_found = Instant::now();
+        let mut found_since_collect = 0;
         self.begin_looking();
         while !commanded && last_found.elapsed() < self.poll {
             for _ in 0..LOOKS_PER_COLLECT {
@@ -289,10 +305,13 @@ impl Host {
                 }
                 std::hint::spin_loop();
             }
-            if !self.is_due() {
+            // Also where there always is something to find: commands and the siblings' events must not wait for ever.
+            if !self.is_due() || found_since_collect >= LOOKS_PER_COLLECT {
+                found_since_collect = 0;
                 commanded = self.collect(0, events);
             }
             if self.is_due() {
+                found_since_collect += 1;
                 self.wake_due();
                 self.begin_looking();
                 last_found = Instant::now();
@@ -320,8 +339,14 @@ impl Host {
     }
 
     fn wake_due(&mut self) {
-        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.due) {
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot.as_mut().filter(|slot| slot.due) else { continue };
             slot.due = slot.worker.wake() == Progress::More;
+            let listening = slot.worker.is_listening();
+            if listening != slot.listening {
+                slot.listening = listening;
+                listen(&self.epoll, number, slot);
+            }
         }
     }
 
@@ -345,15 +370,16 @@ impl Host {
     fn attach(&mut self, worker: Box<dyn Hosted>) -> io::Result<usize> {
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.slots.len());
-        let sources = worker.sources();
+        let (sources, listening) = (worker.sources(), worker.is_listening());
         for (count, source) in sources.iter().enumerate() {
-            if let Err(error) = self.watch(source, slot) {
+            let interest = source.interest(slot, listening);
+            if let Err(error) = self.epoll.ctl(ControlOperation::Add, source.fd(), interest) {
                 self.unwatch(&sources[..count]);
                 worker.leave();
                 return Err(error);
             }
         }
-        let occupied = Some(Slot { worker, sources, due: true });
+        let occupied = Some(Slot { worker, sources, due: true, listening });
         match free {
             Some(free) => self.slots[free] = occupied,
             None => self.slots.push(occupied),
@@ -368,20 +394,37 @@ impl Host {
         }
     }
 
-    fn watch(&self, source: &Source, slot: usize) -> io::Result<()> {
-        let data = u64::try_from(slot).expect("64 bits fit");
-        let (fd, set) = match source {
-            Source::Edge(fd) => (*fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
-            Source::Level(fd) => (*fd, EventSet::IN),
-        };
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, data))
-    }
-
     fn unwatch(&self, sources: &[Source]) {
-        for Source::Edge(fd) | Source::Level(fd) in sources {
-            let gone = self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default());
+        for source in sources {
+            let gone = self.epoll.ctl(ControlOperation::Delete, source.fd(), EpollEvent::default());
             debug_assert!(gone.is_ok(), "a source was closed while its worker was attached");
         }
+    }
+}
+
+/// Turns the level sources of the slot `number` on or off, as its worker said.
+fn listen(epoll: &Epoll, number: usize, slot: &Slot) {
+    for source in slot.sources.iter().filter(|source| !matches!(source, Source::Edge(_))) {
+        let changed = epoll.ctl(ControlOperation::Modify, source.fd(), source.interest(number, slot.listening));
+        changed.expect("a descriptor that is in our epoll stays open and there");
+    }
+}
+
+impl Source {
+    fn fd(self) -> RawFd {
+        let (Self::Edge(fd) | Self::Level(fd) | Self::LevelWritable(fd)) = self;
+        fd
+    }
+
+    fn interest(self, slot: usize, listening: bool) -> EpollEvent {
+        let set = match self {
+            Self::Edge(_) => EventSet::IN | EventSet::EDGE_TRIGGERED,
+            // An error is reported whether one listens or not: so by edge, or it would wake for ever.
+            Self::Level(_) | Self::LevelWritable(_) if !listening => EventSet::EDGE_TRIGGERED,
+            Self::Level(_) => EventSet::IN,
+            Self::LevelWritable(_) => EventSet::OUT,
+        };
+        EpollEvent::new(set, u64::try_from(slot).expect("64 bits fit"))
     }
 }
 

@@ -17,6 +17,7 @@ pub mod console;
 pub mod cpu;
 pub mod memory;
 mod mptable;
+pub mod net;
 pub mod platform;
 pub mod power;
 pub mod rng;

@@ -102,6 +102,14 @@ pub fn bytes(address: u64, len: u64) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(address as *const u8, len as usize) }
 }
 
+/// Copies `len` bytes between places that do not overlap; the target belongs to the caller.
+pub fn copy(from: u64, to: u64, len: u64) {
+    crate::rt::memory_may_have_changed();
+    // SAFETY: both are mapped as `read` says, they do not overlap, and nobody else uses the target.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len as usize) }
+    crate::rt::memory_may_have_changed();
+}
+
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static LIMIT: AtomicU64 = AtomicU64::new(0);
 static INITRD_START: AtomicU64 = AtomicU64::new(0);

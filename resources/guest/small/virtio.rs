@@ -9,6 +9,8 @@ use crate::platform::{Line, Platform, Resources};
 use crate::{apic, memory, time};
 
 /// virtio 1.3 §2.2: device kinds.
+pub const KIND_NET: u32 = 1;
+/// Disks.
 pub const KIND_BLK: u32 = 2;
 /// Entropy.
 pub const KIND_RNG: u32 = 4;
@@ -350,6 +352,11 @@ impl Queue {
         let element = self.used + 4 + 8 * u64::from(self.seen % self.size);
         self.seen = self.seen.wrapping_add(1);
         Some((memory::load::<u32>(element) as u16, memory::load(element + 4)))
+    }
+
+    /// Whether `pop` would give one.
+    pub fn has_used(&self) -> bool {
+        self.used_index() != self.seen
     }
 
     /// How far the device is.

@@ -8,11 +8,12 @@ use crate::child::Measured;
 use crate::peer::Artifacts;
 use crate::report::Row;
 use crate::stats::median;
-use crate::{BenchError, Wanted};
+use crate::{BenchError, Wanted, bzimage};
 
 const FIRST_INSTRUCTION_PAIRS: usize = 31;
 const QEMU_BOOTS: usize = 5;
 const LINUX_PAIRS: usize = 3;
+const BZIMAGE_PAIRS: usize = 11;
 /// The kernel goes on taking a VM apart after its process has been reaped; the next one must not pay for it.
 const SETTLE: Duration = Duration::from_millis(40);
 const LIMIT: Duration = Duration::from_secs(60);
@@ -31,8 +32,13 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
             rows.push(first_instruction(&artifacts, name, mib)?);
         }
     }
-    if wanted.has("boot-each-further-vcpu") {
-        rows.push(each_further_vcpu(&artifacts)?);
+    for (name, more) in [("boot-each-further-vcpu", 7), ("boot-each-of-63-further-vcpus", 63)] {
+        if wanted.has(name) {
+            rows.push(each_further_vcpu(&artifacts, name, more)?);
+        }
+    }
+    if wanted.has("bzimage-zstd") {
+        rows.push(bzimage(&artifacts)?);
     }
     if wanted.has("footprint") {
         rows.extend(footprint(&artifacts)?);
@@ -54,17 +60,43 @@ fn first_instruction(artifacts: &Artifacts, name: &str, mib: u64) -> Result<Row,
     Ok(Row::less_is_better(name, "ms", median(husk), qemu, median(floor)))
 }
 
-/// What a vCPU adds: a machine of eight against a machine of one, over the seven more.
-fn each_further_vcpu(artifacts: &Artifacts) -> Result<Row, BenchError> {
-    const MORE: u64 = 7;
-    let slope = |many: Vec<f64>, one: Vec<f64>| {
-        median(many).zip(median(one)).map(|(many, one)| (many - one) / f64::from(u32::try_from(MORE).unwrap_or(1)))
-    };
+/// What a vCPU adds: a machine of so many more against a machine of one, over their number.
+fn each_further_vcpu(artifacts: &Artifacts, name: &str, more: u32) -> Result<Row, BenchError> {
+    let slope =
+        |many: Vec<f64>, one: Vec<f64>| median(many).zip(median(one)).map(|(many, one)| (many - one) / f64::from(more));
+    let all = u64::from(more) + 1;
     let husk = |vcpus| artifacts.husk(&artifacts.first, 128, vcpus);
     let floor = |vcpus| artifacts.floor(128, vcpus);
-    let (many, one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || husk(1 + MORE), || husk(1))?;
-    let (floor_many, floor_one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || floor(1 + MORE), || floor(1))?;
-    Ok(Row::less_is_better("boot-each-further-vcpu", "ms", slope(many, one), None, slope(floor_many, floor_one)))
+    let (many, one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || husk(all), || husk(1))?;
+    let (floor_many, floor_one) = pairs(FIRST_INSTRUCTION_PAIRS, FIRST_BYTE, || floor(all), || floor(1))?;
+    Ok(Row::less_is_better(name, "ms", slope(many, one), None, slope(floor_many, floor_one)))
+}
+
+/// From exec to the first instruction of a kernel of real size in a bzImage; the floor is a process that unpacks the same
+/// bytes by the same crate and does nothing else.
+fn bzimage(artifacts: &Artifacts) -> Result<Row, BenchError> {
+    let packed = bzimage::pack(&artifacts.bzimage, &artifacts.vmlinux)?;
+    let files = [
+        (artifacts.first.with_extension("bzImage"), packed.image),
+        (artifacts.first.with_extension("zst"), packed.payload),
+    ];
+    for (path, bytes) in &files {
+        std::fs::write(path, bytes).map_err(|source| BenchError::Proc { path: path.display().to_string(), source })?;
+    }
+    let [(image, _), (payload, _)] = &files;
+    let this =
+        std::env::current_exe().map_err(|source| BenchError::Proc { path: "/proc/self/exe".to_owned(), source })?;
+    let floor = || {
+        let mut command = Command::new(&this);
+        command.arg(bzimage::UNPACK).arg(payload);
+        command
+    };
+    let (husk, floor) = pairs(BZIMAGE_PAIRS, FIRST_BYTE, || artifacts.husk(image, 128, 1), floor)?;
+    for (path, _) in &files {
+        // A failure leaves a file of some MiB in target/.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(Row::less_is_better("bzimage-zstd", "ms", median(husk), None, median(floor)))
 }
 
 /// Memory of the monitor beyond its guest's: 128 MiB, one disk, the guest halted.

@@ -1,6 +1,7 @@
 //! `tools/dev bench`: husk beside the floor and beside other monitors, in one run, and a ratio of medians.
 
 mod boot;
+mod bzimage;
 mod child;
 mod peer;
 mod report;
@@ -68,6 +69,11 @@ pub(crate) enum BenchError {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, path] = &arguments[..]
+        && word == bzimage::UNPACK
+    {
+        return bzimage::unpack(path);
+    }
     let (flags, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with("--"));
     let json = flags.iter().any(|flag| *flag == "--json");
     let bench = names.first().and_then(|name| BENCHES.iter().find(|(known, ..)| known == name));

@@ -11,6 +11,7 @@ pub(crate) struct Artifacts {
     pub(crate) floor: PathBuf,
     pub(crate) first: PathBuf,
     pub(crate) vmlinux: PathBuf,
+    pub(crate) bzimage: PathBuf,
     pub(crate) initramfs: PathBuf,
 }
 
@@ -21,6 +22,7 @@ impl Artifacts {
             floor: from_environment("HUSK_BENCH_FLOOR", "the floor program")?,
             first: from_environment("HUSK_BENCH_FIRST", "the one-instruction guest")?,
             vmlinux: from_environment("HUSK_BENCH_VMLINUX", "the Linux guest's kernel")?,
+            bzimage: from_environment("HUSK_BENCH_BZIMAGE", "the Linux guest's bzImage")?,
             initramfs: from_environment("HUSK_BENCH_INITRAMFS", "the Linux guest's initramfs")?,
         })
     }

@@ -11,8 +11,8 @@ use thiserror::Error;
 
 use super::{
     BootConfig, BootEntry, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, DiskTuning, Entropy,
-    HardwareTables, KernelSource, LimiterConfig, Limits, MIB, MemoryBacking, MemoryConfig, Rate, RootDevice,
-    SerialTarget, VmConfig,
+    HardwareTables, KernelSource, LimiterConfig, Limits, MIB, MacAddressError, MemoryBacking, MemoryConfig, NetConfig,
+    NetSource, Rate, RootDevice, SerialTarget, VmConfig,
 };
 
 /// The kernel command line where `boot_args` is absent.
@@ -54,6 +54,14 @@ pub enum FileError {
         /// What is wrong in it.
         source: Box<FileError>,
     },
+    /// A MAC address that cannot be one.
+    #[error("{path}")]
+    Mac {
+        /// The field.
+        path: String,
+        /// Why.
+        source: MacAddressError,
+    },
     /// A field whose value cannot be.
     #[error("{path}: {problem}")]
     Value {
@@ -73,7 +81,7 @@ struct ConfigFile {
     /// The path of a file that holds a custom CPU template.
     cpu_config: Option<PathBuf>,
     drives: Option<Vec<Drive>>,
-    network_interfaces: Option<Vec<Value>>,
+    network_interfaces: Option<Vec<NetworkInterface>>,
     entropy: Option<EntropyDevice>,
     serial: Option<SerialDevice>,
     balloon: Option<Value>,
@@ -171,6 +179,18 @@ impl RateLimiter {
     }
 }
 
+/// `NetworkInterface`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkInterface {
+    iface_id: String,
+    host_dev_name: String,
+    guest_mac: Option<String>,
+    mtu: Option<Value>,
+    rx_rate_limiter: Option<Value>,
+    tx_rate_limiter: Option<Value>,
+}
+
 /// `EntropyDevice`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -221,7 +241,6 @@ impl ConfigFile {
             ("mmds-config", self.mmds_config),
             ("pmem", self.pmem),
             ("memory-hotplug", self.memory_hotplug),
-            ("network-interfaces", self.network_interfaces.map(Value::Array)),
         ];
         for (name, section) in sections {
             not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
@@ -245,6 +264,7 @@ impl ConfigFile {
             },
             tables: HardwareTables::AcpiAndMp,
             disks: disks(self.drives.unwrap_or_default())?,
+            nets: nets(self.network_interfaces.unwrap_or_default())?,
             entropy: if self.entropy.is_some() { Entropy::On } else { Entropy::Off },
             cpu_template: self.cpu_config.map(read_cpu_template).transpose()?,
             serial: self.serial.map_or(Ok(SerialTarget::Stdio), SerialDevice::into_target)?,
@@ -340,6 +360,24 @@ impl Drive {
 /// A field's path as the start of a message; the whole file has none.
 fn place(path: &str) -> String {
     if path == "." { String::new() } else { format!("{path}: ") }
+}
+
+fn nets(interfaces: Vec<NetworkInterface>) -> Result<Vec<NetConfig>, FileError> {
+    let config = |(index, interface): (usize, NetworkInterface)| {
+        interface.into_config(|name| format!("network-interfaces[{index}].{name}"))
+    };
+    interfaces.into_iter().enumerate().map(config).collect()
+}
+
+impl NetworkInterface {
+    fn into_config(self, field: impl Fn(&str) -> String) -> Result<NetConfig, FileError> {
+        not_yet(&field("mtu"), self.mtu)?;
+        not_yet(&field("rx_rate_limiter"), self.rx_rate_limiter)?;
+        not_yet(&field("tx_rate_limiter"), self.tx_rate_limiter)?;
+        let mac = self.guest_mac.map(|mac| mac.parse()).transpose();
+        let mac = mac.map_err(|source| FileError::Mac { path: field("guest_mac"), source })?;
+        Ok(NetConfig { id: self.iface_id, source: NetSource::Tap(self.host_dev_name), mac })
+    }
 }
 
 /// Refuses what is there and cannot be honoured.

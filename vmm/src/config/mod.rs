@@ -5,6 +5,7 @@ mod cmdline;
 mod disk;
 pub mod firecracker;
 mod host;
+mod net;
 mod size;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use arch::VcpuCount;
 use arch::layout::{self, CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX, VirtioMmioWindow};
 use arch::topology::VcpuCountError;
+use devices::backend::net::InterfaceName;
 use thiserror::Error;
 
 use self::cmdline::{Additions, Root};
@@ -23,6 +25,7 @@ pub use disk::{
     BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError,
 };
 pub use host::HostFacts;
+pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};
 pub use size::{SizeError, parse_size};
 
 /// Bytes in one MiB.
@@ -45,6 +48,8 @@ pub struct VmConfig {
     pub tables: HardwareTables,
     /// virtio-blk devices, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// virtio-net devices, likewise.
+    pub nets: Vec<NetConfig>,
     /// Whether the machine has a virtio-rng device.
     pub entropy: Entropy,
     /// What the user changes in CPUID and MSRs.
@@ -159,7 +164,7 @@ pub enum Entropy {
     Off,
     /// It has one.
     On,
-    /// It has one if the disks leave a device slot.
+    /// It has one if the disks and networks leave a device slot.
     IfRoom,
 }
 
@@ -199,13 +204,13 @@ pub enum ConfigError {
         offset: usize,
     },
     /// A device id that cannot be one.
-    #[error("disk id `{id}`: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
+    #[error("device id `{id}`: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
     BadId {
         /// The id.
         id: String,
     },
     /// Two devices share an id.
-    #[error("disk id `{id}` is used twice: give each its own with id=")]
+    #[error("device id `{id}` is used twice: give each its own with id=")]
     DoubleId {
         /// The id.
         id: String,
@@ -217,6 +222,32 @@ pub enum ConfigError {
         id: String,
         /// What is wrong.
         problem: TuningError,
+    },
+    /// A MAC address that cannot be one.
+    #[error("network `{id}`: mac")]
+    Mac {
+        /// The device.
+        id: String,
+        /// Why.
+        source: MacAddressError,
+    },
+    /// No interface can be called so.
+    #[error("network `{id}`: `{name}` is no name of a tap: give 1 to 15 letters, digits, `_`, `-` or `.`")]
+    TapName {
+        /// The device.
+        id: String,
+        /// The name.
+        name: String,
+    },
+    /// Two devices share a tap.
+    #[error("networks `{first}` and `{second}` both use {source_name}: give each its own")]
+    DoubleTap {
+        /// A device.
+        first: String,
+        /// Another.
+        second: String,
+        /// What they share.
+        source_name: String,
     },
     /// More devices than interrupts.
     #[error("device `{id}` is number {number}: a machine has {SLOTS} virtio-mmio slots (GSI 5 to 23): remove a device")]
@@ -245,6 +276,7 @@ impl VmConfig {
         VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         self.memory.validate(host)?;
         self.validate_devices()?;
+        self.validate_nets()?;
         validate_cmdline(&self.cmdline())
     }
 
@@ -254,14 +286,15 @@ impl VmConfig {
         match self.entropy {
             Entropy::Off => false,
             Entropy::On => true,
-            Entropy::IfRoom => self.disks.len() < SLOTS,
+            Entropy::IfRoom => self.disks.len() + self.nets.len() < SLOTS,
         }
     }
 
-    /// The registers and interrupts of the machine's devices, in order: the disks, then the entropy device.
+    /// The registers and interrupts of the machine's devices, in order: the disks, the networks, then the entropy
+    /// device.
     #[must_use]
     pub fn windows(&self) -> Vec<VirtioMmioWindow> {
-        let count = self.disks.len() + usize::from(self.has_entropy());
+        let count = self.disks.len() + self.nets.len() + usize::from(self.has_entropy());
         (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
     }
 
@@ -281,7 +314,8 @@ impl VmConfig {
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
         let entropy = self.has_entropy().then_some(ENTROPY_ID);
-        let ids: Vec<&str> = self.disks.iter().map(|disk| disk.id.as_str()).chain(entropy).collect();
+        let disks = self.disks.iter().map(|disk| disk.id.as_str());
+        let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(entropy).collect();
         for (index, id) in ids.iter().enumerate() {
             if !is_plain_name(id) {
                 return Err(ConfigError::BadId { id: (*id).to_owned() });
@@ -299,6 +333,21 @@ impl VmConfig {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),
         }
+    }
+
+    fn validate_nets(&self) -> Result<(), ConfigError> {
+        for (index, NetConfig { id, source, .. }) in self.nets.iter().enumerate() {
+            if let NetSource::Tap(name) = source
+                && InterfaceName::new(name).is_none()
+            {
+                return Err(ConfigError::TapName { id: id.clone(), name: name.clone() });
+            }
+            if let Some(other) = self.nets[..index].iter().find(|other| other.source == *source) {
+                let (first, second) = (other.id.clone(), id.clone());
+                return Err(ConfigError::DoubleTap { first, second, source_name: source.to_string() });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ fn config() -> VmConfig {
         boot: BootConfig { kernel: KernelSource::BuiltIn(b""), initrd: None, cmdline: None, entry: BootEntry::Auto },
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
+        nets: Vec::new(),
         entropy: Entropy::IfRoom,
         cpu_template: None,
         serial: SerialTarget::Stdio,
@@ -95,4 +96,40 @@ fn ids_are_plain_and_unique() {
     for id in ["", "a/b", "é", &"x".repeat(65)] {
         assert_eq!(with(&[id]), Err(ConfigError::BadId { id: id.to_owned() }));
     }
+}
+
+fn net(id: &str, tap: &str) -> NetConfig {
+    NetConfig { id: id.to_owned(), source: NetSource::Tap(tap.to_owned()), mac: None }
+}
+
+#[test]
+fn networks_have_taps_of_their_own_with_names_that_can_be() {
+    let with = |nets: Vec<NetConfig>| VmConfig { disks: vec![disk("a")], nets, ..config() }.validate(HOST);
+    assert_eq!(with(vec![net("n0", "t0"), net("n1", "t1")]), Ok(()));
+    assert_eq!(with(vec![net("a", "t0")]), Err(ConfigError::DoubleId { id: "a".to_owned() }));
+    let (first, second) = ("n0".to_owned(), "n1".to_owned());
+    let both = ConfigError::DoubleTap { first, second, source_name: "tap `t0`".to_owned() };
+    assert_eq!(with(vec![net("n0", "t0"), net("n1", "t0")]), Err(both));
+    let fd = |id: &str| NetConfig { source: NetSource::Fd(5), ..net(id, "") };
+    assert!(matches!(with(vec![fd("n0"), fd("n1")]), Err(ConfigError::DoubleTap { .. })));
+    for name in ["", "0123456789abcdef", "a/b", "tap%d", "a b"] {
+        let refused = ConfigError::TapName { id: "n0".to_owned(), name: name.to_owned() };
+        assert_eq!(with(vec![net("n0", name)]), Err(refused));
+    }
+}
+
+#[test]
+fn networks_take_slots_behind_the_disks() {
+    let with = |disks: usize, nets: usize| VmConfig {
+        disks: (0..disks).map(|index| disk(&format!("d{index}"))).collect(),
+        nets: (0..nets).map(|index| net(&format!("n{index}"), &format!("t{index}"))).collect(),
+        ..config()
+    };
+    assert_eq!(
+        (with(10, 9).validate(HOST), with(10, 9).windows().len(), with(10, 9).has_entropy()),
+        (Ok(()), 19, false)
+    );
+    assert_eq!((with(10, 8).windows().len(), with(10, 8).has_entropy()), (19, true));
+    let refused = ConfigError::TooManyDevices { id: "n9".to_owned(), number: 20 };
+    assert_eq!(with(10, 10).validate(HOST), Err(refused));
 }

@@ -9,10 +9,12 @@ use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
 use devices::backend::block::DiskImageError;
+use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, ConsoleOutput, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::ResizeError;
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
@@ -23,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
-use crate::config::{ENTROPY_ID, LimiterConfig, VmConfig};
+use crate::config::{ENTROPY_ID, LimiterConfig, NetConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::vcpu::Buses;
 
@@ -37,6 +39,14 @@ pub enum DeviceError {
         id: String,
         /// Why.
         source: DiskImageError,
+    },
+    /// A network's tap cannot be used.
+    #[error("network `{id}`")]
+    Net {
+        /// The device.
+        id: String,
+        /// Why.
+        source: TapError,
     },
     /// The host gives no thread or descriptor.
     #[error("cannot create {what}")]
@@ -107,9 +117,11 @@ struct VirtioSlot {
 }
 
 impl Devices {
-    /// Makes all devices and puts them on their buses. Every disk is opened and locked before the first device is made.
+    /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
+    /// attached before the first device is made.
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
         let images = config.disks.iter().map(super::disks::open).collect::<Result<Vec<_>, _>>()?;
+        let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
         let mut devices = Self::legacy(wiring)?;
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
@@ -120,6 +132,11 @@ impl Devices {
             devices.disks.push(disk);
         }
         devices.io_threads.extend(maker.into_threads());
+        for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
+            let thread = devices.io_thread(id)?;
+            let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
+            devices.plug(id.clone(), next_window(), Box::new(net), memory)?;
+        }
         if config.has_entropy() {
             let thread = devices.io_thread(ENTROPY_ID)?;
             devices.plug(ENTROPY_ID.to_owned(), next_window(), Box::new(Rng::new(ENTROPY_ID, thread)), memory)?;
@@ -274,6 +291,14 @@ pub(super) fn spawn_io_thread(name: &str, poll: Duration) -> Result<IoThread, De
     let name = format!("husk-io-{name}");
     IoThread::spawn_polling(&name, poll)
         .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })
+}
+
+fn open_tap(net: &NetConfig) -> Result<Tap, DeviceError> {
+    let tap = match &net.source {
+        NetSource::Tap(name) => Tap::open(&InterfaceName::new(name).expect("validate() holds names to their form")),
+        NetSource::Fd(number) => Tap::from_fd(*number),
+    };
+    tap.map_err(|source| DeviceError::Net { id: net.id.clone(), source })
 }
 
 fn request_sink(events: EventSender) -> RequestSink {

@@ -208,7 +208,7 @@ impl BlkWorker {
         if let (Some(throttle), Ok(request)) = (&mut self.throttle, &request) {
             let (flow, bytes) = share(request);
             if !throttle.admit(flow, bytes) {
-                self.queue.ring.undo_pop();
+                self.queue.ring.unpop(1);
                 return Begun::Throttled;
             }
         }

@@ -178,6 +178,33 @@ impl Worker for Looker {
     fn drain(&mut self) {}
 }
 
+/// Tells of every wake, and listens for the first `listens` of them.
+#[derive(Debug)]
+struct Listener {
+    level: EventFd,
+    edge: EventFd,
+    listens: u32,
+    tell: Sender<Told>,
+}
+
+impl Worker for Listener {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::Level(self.level.as_raw_fd()), Source::Edge(self.edge.as_raw_fd())]
+    }
+
+    fn wake(&mut self) -> Progress {
+        self.listens = self.listens.saturating_sub(1);
+        self.tell.send(Told::Woken(self.listens, String::new())).unwrap();
+        Progress::Idle
+    }
+
+    fn is_listening(&self) -> bool {
+        self.listens > 0
+    }
+
+    fn drain(&mut self) {}
+}
+
 #[test]
 fn a_thread_that_polls_finds_work_without_an_event_and_gives_up_when_there_is_none() {
     let (tell, told) = mpsc::channel();
@@ -192,4 +219,86 @@ fn a_thread_that_polls_finds_work_without_an_event_and_gives_up_when_there_is_no
     work.store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(told.recv_timeout(Duration::from_millis(100)), Err(RecvTimeoutError::Timeout), "and sleeps");
     attachment.detach();
+}
+
+#[test]
+fn a_level_wakes_a_worker_again_and_again_but_only_while_it_listens() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+    let (level, edge) = (event(), event());
+    let signal = edge.try_clone().unwrap();
+    level.write(1).unwrap();
+    let tell = bench.tell.clone();
+    let attachment = thread.handle().attach(Listener { level, edge, listens: 3, tell }).unwrap();
+    for left in [2, 1, 0] {
+        assert_eq!(bench.next(), Told::Woken(left, String::new()));
+    }
+    // It is deaf now; of anything else it hears, once.
+    signal.write(1).unwrap();
+    assert_eq!(bench.next(), Told::Woken(0, String::new()));
+    let mut worker = attachment.detach();
+    assert_eq!(bench.told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    worker.listens = 2;
+    let attachment = thread.handle().attach(worker).unwrap();
+    for left in [1, 0] {
+        assert_eq!(bench.next(), Told::Woken(left, String::new()));
+    }
+    attachment.detach();
+    assert_eq!(bench.told.try_recv(), Err(mpsc::TryRecvError::Empty));
+}
+
+#[test]
+fn a_writable_level_wakes_a_worker_that_listens() {
+    struct Writer(EventFd, Sender<Told>, u32);
+    impl Worker for Writer {
+        fn sources(&self) -> Vec<Source> {
+            vec![Source::LevelWritable(self.0.as_raw_fd())]
+        }
+
+        fn wake(&mut self) -> Progress {
+            self.2 = self.2.saturating_sub(1);
+            self.1.send(Told::Woken(self.2, String::new())).unwrap();
+            Progress::Idle
+        }
+
+        fn is_listening(&self) -> bool {
+            self.2 > 0
+        }
+
+        fn drain(&mut self) {}
+    }
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+    let attachment = thread.handle().attach(Writer(event, bench.tell.clone(), 3)).map_err(|error| error.error).unwrap();
+    for left in [2, 1, 0] {
+        assert_eq!(bench.next(), Told::Woken(left, String::new()));
+    }
+    attachment.detach();
+    assert_eq!(bench.told.try_recv(), Err(mpsc::TryRecvError::Empty));
+}
+
+#[test]
+fn a_thread_that_always_finds_work_still_obeys() {
+    struct Busy;
+    impl Worker for Busy {
+        fn sources(&self) -> Vec<Source> {
+            Vec::new()
+        }
+
+        fn wake(&mut self) -> Progress {
+            Progress::Idle
+        }
+
+        fn look(&self) -> bool {
+            true
+        }
+
+        fn drain(&mut self) {}
+    }
+    let thread = IoThread::spawn_polling("husk-io-test", Duration::from_secs(3600)).unwrap();
+    let attachment = thread.handle().attach(Busy).map_err(|error| error.error).unwrap();
+    attachment.detach();
+    thread.join();
 }

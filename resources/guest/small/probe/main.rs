@@ -13,7 +13,9 @@ mod disk;
 mod disk_faults;
 mod io;
 mod machine;
+mod net;
 mod processors;
+mod station;
 
 use core::fmt;
 
@@ -86,6 +88,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("blkbench", disk::blkbench),
     ("indirect", disk::indirect),
     ("eventidx", disk::eventidx),
+    ("net", net::net),
+    ("netecho", net::netecho),
+    ("netbench", net::netbench),
+    ("netreset", net::netreset),
     ("reset", disk_faults::reset),
     ("broken", disk_faults::broken),
 ];

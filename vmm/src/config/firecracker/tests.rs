@@ -121,3 +121,34 @@ fn a_drives_engine_cache_and_limits_are_taken() {
     let unlimited = tuning(r#", "rate_limiter": {"ops": {"size": 0, "refill_time": 0}}"#);
     assert!(unlimited.limits.is_unlimited());
 }
+
+#[test]
+fn network_interfaces_are_taken_in_their_order() {
+    let text = with(
+        r#""network-interfaces": [
+            {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:AC:10:00:02", "rx_rate_limiter": null},
+            {"iface_id": "eth1", "host_dev_name": "tap1"}]"#,
+    );
+    let config = parse(&text).unwrap();
+    let nets: Vec<_> = config.nets.iter().map(|net| (net.id.as_str(), net.source.clone())).collect();
+    let tap = |name: &str| NetSource::Tap(name.to_owned());
+    assert_eq!(nets, [("eth0", tap("tap0")), ("eth1", tap("tap1"))]);
+    assert_eq!(config.nets[0].mac.unwrap().bytes(), [6, 0, 0xac, 0x10, 0, 2]);
+    assert_eq!(config.nets[1].mac, None);
+}
+
+#[test]
+fn a_network_interface_that_cannot_be_is_refused_by_its_field() {
+    let interface =
+        |more: &str| with(&format!(r#""network-interfaces": [{{"iface_id": "eth0", "host_dev_name": "tap0"{more}}}]"#));
+    let group = parse(&interface(r#", "guest_mac": "01:00:00:00:00:01""#)).unwrap_err();
+    assert_eq!(group.to_string(), "network-interfaces[0].guest_mac");
+    assert!(matches!(group, FileError::Mac { source: MacAddressError::Multicast { .. }, .. }));
+    for field in ["mtu", "rx_rate_limiter", "tx_rate_limiter"] {
+        let message = refused(&interface(&format!(r#", "{field}": {{"size": 1}}"#)));
+        assert_eq!(message, format!("network-interfaces[0].{field}: this section is not supported yet: remove it"));
+    }
+    assert!(refused(&interface(r#", "mac": "x""#)).starts_with("network-interfaces[0]"));
+    let missing = refused(&with(r#""network-interfaces": [{"iface_id": "eth0"}]"#));
+    assert!(missing.contains("missing field `host_dev_name`"), "{missing}");
+}

@@ -1,0 +1,331 @@
+//! Frames in guest memory, in the form that system calls take: [`ReceiveRoom`] for those that come, [`TransmitFrame`]
+//! for those that go.
+//!
+//! Both hold the memory itself and belong to the worker of their queue. Nothing here touches a ring.
+#![expect(unsafe_code, reason = "readv and writev on addresses of guest memory, inside Send types")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::Arc;
+
+use arch::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::header::{FRAME_BYTES_MIN, HEADER_BYTES, HEADER_LEN};
+use crate::virtio::buffers::{iovec, mark_written};
+use crate::virtio::queue::{Chain, Segment};
+
+/// What one system call takes (`IOV_MAX`).
+const VECTORS_MAX: usize = 1024;
+
+/// Room of our own behind the guest's: more than the largest frame with its header, which is 64 KiB of payload behind
+/// an Ethernet header with a VLAN tag.
+const SPILL_BYTES: usize = 66 << 10;
+const _: () = assert!(SPILL_BYTES > HEADER_BYTES + 14 + 4 + 65536);
+
+/// The shortest frame with its header.
+const SHORTEST_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MIN as usize;
+
+const IN_MEMORY: &str = "the chain was checked to be in memory";
+
+/// Chains in which frames are received, oldest first.
+///
+/// A frame is read into as much as there is of them, and what does not fit goes to a buffer of our own, the spill:
+/// it is moved on when more chains come, so no frame is ever cut.
+pub struct ReceiveRoom {
+    memory: Arc<GuestMemory>,
+    chains: VecDeque<RoomChain>,
+    /// The pieces of all chains, from `start` on, and beside them the same for system calls.
+    pieces: Vec<Segment>,
+    vectors: Vec<libc::iovec>,
+    start: usize,
+    /// Bytes in all chains.
+    bytes: usize,
+    spill: Box<[u8]>,
+    spilled: Option<Spilled>,
+}
+
+#[derive(Clone, Copy)]
+struct RoomChain {
+    head: u16,
+    pieces: usize,
+    bytes: usize,
+}
+
+/// A frame that is partly in the spill.
+#[derive(Clone, Copy)]
+struct Spilled {
+    /// Bytes of the whole frame.
+    total: usize,
+    /// Bytes of it that are in chains.
+    filled: usize,
+    /// Where in the spill the rest begins.
+    at: usize,
+}
+
+/// What became of a frame that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// All of it is in the chains.
+    Whole,
+    /// Its end is in the spill until there are more chains, or until it is dropped.
+    Partial,
+    /// It is shorter or longer than any frame, and counts for nothing.
+    Never,
+}
+
+// SAFETY: an iovec is not Send because of its pointer. All of ours point into `memory`, which is Send and travels
+// along, and nothing is reached through them except by `read_from`, which takes guest memory as it is.
+unsafe impl Send for ReceiveRoom {}
+
+impl ReceiveRoom {
+    /// No room yet, in `memory`.
+    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
+        Self {
+            memory,
+            chains: VecDeque::new(),
+            pieces: Vec::new(),
+            vectors: Vec::new(),
+            start: 0,
+            bytes: 0,
+            spill: vec![0; SPILL_BYTES].into_boxed_slice(),
+            spilled: None,
+        }
+    }
+
+    /// Bytes in all chains.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many chains there are.
+    pub(super) fn chains(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// Whether one read can fill all chains.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.vectors.len() - self.start >= VECTORS_MAX - 1
+    }
+
+    /// The whole length of a frame whose end is in the spill.
+    pub(super) fn spilled(&self) -> Option<usize> {
+        self.spilled.map(|spilled| spilled.total)
+    }
+
+    /// Adds the writable part of a chain of this memory.
+    pub(super) fn push(&mut self, chain: &Chain) {
+        if self.start >= VECTORS_MAX || self.chains.is_empty() {
+            self.pieces.drain(..self.start);
+            self.vectors.drain(..self.start);
+            self.start = 0;
+        }
+        self.pieces.extend_from_slice(chain.writable());
+        self.vectors.extend(chain.writable().iter().map(iovec));
+        let bytes = usize::try_from(chain.writable_len()).expect("32 bits fit");
+        self.chains.push_back(RoomChain { head: chain.head(), pieces: chain.writable().len(), bytes });
+        self.bytes += bytes;
+    }
+
+    /// Reads one frame from `fd` by one system call. Returns its bytes, for [`Self::settle`].
+    ///
+    /// # Errors
+    /// Those of readv.
+    pub(crate) fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = self.offered().len();
+        let end = self.start + count;
+        self.vectors.push(libc::iovec { iov_base: self.spill.as_mut_ptr().cast(), iov_len: self.spill.len() });
+        let last = self.vectors.len() - 1;
+        self.vectors.swap(end, last);
+        let vectors = self.vectors[self.start..=end].as_ptr();
+        let count = libc::c_int::try_from(count + 1).expect("at most VECTORS_MAX");
+        // SAFETY: readv reads `count` iovecs at `vectors` = a live slice of so many, and writes into what they
+        // describe = pieces of guest memory that `memory` keeps mapped and nobody holds a reference to, and last the
+        // spill, which is ours alone.
+        let read = unsafe { libc::readv(fd.as_raw_fd(), vectors, count) };
+        self.vectors.swap(end, last);
+        self.vectors.truncate(last);
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Says how a frame of `len` bytes, just read, fits.
+    pub(super) fn settle(&mut self, len: usize) -> Fit {
+        let offered = match self.is_crowded() {
+            true => self.offered().iter().map(|vector| vector.iov_len).sum(),
+            false => self.bytes,
+        };
+        let is_frame = len >= SHORTEST_BYTES && len < offered + self.spill.len();
+        if is_frame && len <= offered {
+            return Fit::Whole;
+        }
+        // Chains were written, also if the frame is never delivered.
+        self.mark(len.min(offered));
+        if !is_frame {
+            return Fit::Never;
+        }
+        self.spilled = Some(Spilled { total: len, filled: offered, at: 0 });
+        Fit::Partial
+    }
+
+    /// Moves as much of the spill as has room by now. True if the frame is whole, and no longer spilled.
+    pub(super) fn unspill(&mut self) -> bool {
+        let Some(Spilled { total, mut filled, mut at }) = self.spilled.take() else { return true };
+        let moved = total.min(self.bytes) - filled;
+        self.write(filled, &self.spill[at..at + moved]);
+        filled += moved;
+        at += moved;
+        self.spilled = (filled < total).then_some(Spilled { total, filled, at });
+        self.spilled.is_none()
+    }
+
+    /// Forgets a frame whose end is in the spill. Its chains are as they were.
+    pub(super) fn forget_spilled(&mut self) {
+        self.spilled = None;
+    }
+
+    /// How many chains a frame of `len` bytes takes.
+    pub(super) fn chains_for(&self, len: usize) -> usize {
+        let mut left = len;
+        let whole = self.chains.iter().take_while(|chain| {
+            let goes_on = left > 0;
+            left = left.saturating_sub(chain.bytes);
+            goes_on
+        });
+        whole.count()
+    }
+
+    /// Writes into the chains, `offset` bytes behind their beginning.
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) {
+        let (mut offset, mut rest) = (offset, bytes);
+        for piece in &self.pieces[self.start..] {
+            if rest.is_empty() {
+                return;
+            }
+            let len = usize::try_from(piece.len()).expect("32 bits fit");
+            if offset >= len {
+                offset -= len;
+                continue;
+            }
+            let (here, later) = rest.split_at(rest.len().min(len - offset));
+            let address = piece.address().0 + u64::try_from(offset).expect("64 bits fit");
+            self.memory.write_slice(here, GuestAddress(address)).expect(IN_MEMORY);
+            (offset, rest) = (0, later);
+        }
+        assert!(rest.is_empty(), "a frame is written beyond the room that it was said to fit");
+    }
+
+    /// Takes the chains that hold a frame of `len` bytes out, marks what was written, and passes on each chain's head
+    /// and bytes.
+    pub(super) fn take(&mut self, len: usize, mut used: impl FnMut(u16, u32)) {
+        let mut left = len;
+        while left > 0 {
+            let chain = self.chains.pop_front().expect("a frame is in the chains that it was read into");
+            let written = left.min(chain.bytes);
+            self.mark(written);
+            self.start += chain.pieces;
+            self.bytes -= chain.bytes;
+            left -= written;
+            used(chain.head, u32::try_from(written).expect("a chain has less than 4 GiB"));
+        }
+    }
+
+    /// Gives all chains up. Returns how many there were.
+    pub(super) fn clear(&mut self) -> u16 {
+        let chains = u16::try_from(self.chains.len()).expect("a queue has at most 32768 entries");
+        self.chains.clear();
+        self.pieces.clear();
+        self.vectors.clear();
+        self.spilled = None;
+        (self.start, self.bytes) = (0, 0);
+        chains
+    }
+
+    /// The pieces that the next read fills, before the spill.
+    fn offered(&self) -> &[libc::iovec] {
+        let pieces = &self.vectors[self.start..];
+        &pieces[..pieces.len().min(VECTORS_MAX - 1)]
+    }
+
+    fn mark(&self, len: usize) {
+        let mut left = u32::try_from(len).expect("a chain has less than 4 GiB");
+        for piece in &self.pieces[self.start..] {
+            let Some(part) = piece.part(0, left) else { return };
+            mark_written(&self.memory, &part);
+            left -= part.len();
+        }
+    }
+}
+
+/// A frame to be sent: its header, copied, and the rest where the guest has it.
+pub struct TransmitFrame {
+    memory: Arc<GuestMemory>,
+    header: [u8; HEADER_BYTES],
+    /// The first is for the header, whose address is filled in when it is known to stay.
+    vectors: Vec<libc::iovec>,
+    bytes: u32,
+}
+
+// SAFETY: an iovec is not Send because of its pointer. The first of ours is null between calls of `write_to`; the
+// others point into `memory`, which is Send and travels along, and are used only by `write_to`, which takes guest
+// memory as it is.
+unsafe impl Send for TransmitFrame {}
+
+impl TransmitFrame {
+    /// No frame yet, in `memory`.
+    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
+        Self { memory, header: [0; HEADER_BYTES], vectors: Vec::new(), bytes: 0 }
+    }
+
+    /// Takes over the readable part of a chain of this memory, and copies its header. False if there is no whole
+    /// header, or more pieces than one system call takes.
+    pub(super) fn load(&mut self, chain: &Chain) -> bool {
+        self.vectors.clear();
+        let Some(bytes) = chain.readable_len().checked_sub(HEADER_LEN) else { return false };
+        self.bytes = bytes;
+        self.vectors.push(libc::iovec { iov_base: ptr::null_mut(), iov_len: HEADER_BYTES });
+        let mut copied = 0;
+        for segment in chain.readable() {
+            let wanted = HEADER_BYTES - copied;
+            let len = usize::try_from(segment.len()).expect("32 bits fit").min(wanted);
+            if len > 0 {
+                let header = &mut self.header[copied..copied + len];
+                self.memory.read_slice(header, segment.address()).expect(IN_MEMORY);
+                copied += len;
+            }
+            let skip = u32::try_from(len).expect("at most a header");
+            self.vectors.extend(segment.part(skip, u32::MAX).as_ref().map(iovec));
+        }
+        self.vectors.len() <= VECTORS_MAX
+    }
+
+    /// The header, ours to check and to change.
+    pub(super) fn header(&mut self) -> &mut [u8; HEADER_BYTES] {
+        &mut self.header
+    }
+
+    /// Bytes of the frame, without the header.
+    pub(super) fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// Writes header and frame to `fd` by one system call.
+    ///
+    /// # Errors
+    /// Those of writev, and a short write.
+    pub(crate) fn write_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let count = libc::c_int::try_from(self.vectors.len()).expect("at most VECTORS_MAX");
+        self.vectors[0].iov_base = self.header.as_mut_ptr().cast();
+        // SAFETY: writev reads `count` iovecs = all that there are, and what they describe = our header, which `self`
+        // keeps in place during the call, and pieces of guest memory that `memory` keeps mapped.
+        let written = unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
+        self.vectors[0].iov_base = ptr::null_mut();
+        let written = u64::try_from(written).map_err(|_| io::Error::last_os_error())?;
+        if written == u64::from(self.bytes) + u64::from(HEADER_LEN) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+}

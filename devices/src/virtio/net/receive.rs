@@ -1,0 +1,238 @@
+//! Puts frames into the driver's buffers, on the device's I/O thread.
+//!
+//! No allocation after warm-up, no copy of a frame that has room: chains for the largest frame are gathered first, one
+//! system call reads the frame into them, and those that it did not need are for the next. While the driver has left no
+//! room, the backend is not listened to.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+
+use super::counters::Tally;
+use super::frames::{Fit, ReceiveRoom};
+use super::header::{FLAGS, FRAME_BYTES_MAX, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS};
+use super::{Ends, Link, NetCounters, features, publish};
+use crate::backend::net::NetBackend;
+use crate::fault::FaultLog;
+use crate::virtio::ActiveQueue;
+use crate::virtio::queue::{Chain, QueueError, QueueState};
+use crate::virtio::transport::Interrupt;
+use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
+
+/// A frame of the usual MTU, with its header (virtio 1.3 §5.1.6.3.1).
+const SMALL_FRAME_BYTES: usize = 1526;
+/// The largest frame that offloads make, with its header.
+const LARGE_FRAME_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MAX as usize;
+
+/// The receive queue and its way from the backend.
+pub(super) struct ReceiveWorker {
+    queue: ActiveQueue,
+    interrupt: Arc<Interrupt>,
+    backend: Arc<dyn NetBackend>,
+    link: Arc<Link>,
+    features: u64,
+    buffers: BuffersPerFrame,
+    /// Room to gather before a read, in bytes.
+    gather_bytes: usize,
+    chain: Chain,
+    room: ReceiveRoom,
+    waits_for: WaitsFor,
+    tally: Tally,
+    counters: Arc<NetCounters>,
+    log: FaultLog,
+}
+
+/// How many chains a frame may be spread over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BuffersPerFrame {
+    One,
+    Any,
+}
+
+/// What the worker cannot go on without.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    Frames,
+    Buffers,
+    /// The backend is gone.
+    Reset,
+}
+
+impl ReceiveWorker {
+    pub(super) fn new(queue: ActiveQueue, ends: &Ends) -> Self {
+        let merges = ends.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let large = features::offloads(ends.features).makes_large_frames();
+        Self {
+            interrupt: Arc::clone(&ends.interrupt),
+            backend: Arc::clone(&ends.backend),
+            link: Arc::clone(&ends.link),
+            features: ends.features,
+            buffers: if merges { BuffersPerFrame::Any } else { BuffersPerFrame::One },
+            gather_bytes: if large { LARGE_FRAME_BYTES } else { SMALL_FRAME_BYTES },
+            chain: Chain::new(),
+            room: ReceiveRoom::new(Arc::clone(queue.ring.memory())),
+            waits_for: WaitsFor::Frames,
+            tally: Tally::default(),
+            counters: Arc::clone(&ends.counters),
+            log: FaultLog::new(&ends.id),
+            queue,
+        }
+    }
+
+    pub(super) fn queue_state(&self) -> QueueState {
+        self.queue.ring.state()
+    }
+
+    /// Moves at most a wake's worth of frames.
+    fn serve(&mut self) -> Result<Progress, QueueError> {
+        if self.waits_for == WaitsFor::Reset {
+            return Ok(Progress::Idle);
+        }
+        self.waits_for = WaitsFor::Frames;
+        for _ in 0..CHAINS_PER_WAKE_MAX {
+            self.gather()?;
+            if let Some(len) = self.room.spilled()
+                && self.room.unspill()
+            {
+                self.deliver(len);
+                continue;
+            }
+            if self.needs_buffers() {
+                // What the driver has not seen yet may be what it waits for before it makes more available.
+                self.publish();
+                if !self.queue.ring.enable_notification()? {
+                    self.waits_for = WaitsFor::Buffers;
+                    return Ok(Progress::Idle);
+                }
+                continue;
+            }
+            match self.receive() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.fail(&error);
+                    }
+                    return Ok(Progress::Idle);
+                }
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Pops chains until there is room for the largest frame, or for the one that waits in the spill.
+    fn gather(&mut self) -> Result<(), QueueError> {
+        self.queue.ring.disable_notification();
+        let wanted = self.room.spilled().unwrap_or(self.gather_bytes);
+        let mut budget = CHAINS_PER_WAKE_MAX;
+        while self.wants_chains(wanted) && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
+            // A driver offers nothing but room, for a header at least (virtio 1.3 §5.1.6.3.1).
+            if self.chain.readable_len() == 0 && self.chain.writable_len() >= HEADER_LEN {
+                self.room.push(&self.chain);
+            } else {
+                budget -= 1;
+                self.log.report(format_args!("a receive buffer that is none"));
+                self.counters.received.count_error();
+                self.queue.ring.add_used(self.chain.head(), 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn wants_chains(&self, wanted: usize) -> bool {
+        match self.buffers {
+            BuffersPerFrame::One => self.room.chains() == 0,
+            BuffersPerFrame::Any => {
+                self.room.bytes() < wanted && !(self.room.is_crowded() && self.room.spilled().is_none())
+            }
+        }
+    }
+
+    /// Whether nothing can be read before the driver makes buffers available.
+    fn needs_buffers(&mut self) -> bool {
+        if self.room.spilled().is_some() && usize::from(self.queue.ring.size()) == self.room.chains() {
+            // All that the driver has is here, and does not suffice.
+            self.drop_spilled();
+        }
+        self.room.chains() == 0 || self.room.spilled().is_some()
+    }
+
+    /// Reads a frame into the room that there is, and delivers it if it fits.
+    fn receive(&mut self) -> io::Result<()> {
+        let len = self.backend.receive(&mut self.room)?;
+        match self.room.settle(len) {
+            Fit::Whole => self.deliver(len),
+            Fit::Partial if self.buffers == BuffersPerFrame::One => self.drop_spilled(),
+            Fit::Partial => {}
+            Fit::Never => {
+                self.log.report(format_args!("a received frame of {len} bytes, header included"));
+                self.counters.received.count_dropped();
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_spilled(&mut self) {
+        self.log.report(format_args!("a received frame that is larger than the driver's buffers"));
+        self.counters.received.count_dropped();
+        self.room.forget_spilled();
+    }
+
+    /// Gives the chains that hold a frame of `len` bytes back to the driver, all at once when they are published.
+    fn deliver(&mut self, len: usize) {
+        let chains = u16::try_from(self.room.chains_for(len)).expect("a queue has at most 32768 entries");
+        // virtio 1.3 §5.1.6.4: set in any case.
+        self.room.write(NUM_BUFFERS, &chains.to_le_bytes());
+        if self.features & (1 << VIRTIO_NET_F_GUEST_CSUM) == 0 {
+            // virtio 1.3 §5.1.6.4.1: a driver that knows no checksums is told nothing of them.
+            self.room.write(FLAGS, &[0]);
+        }
+        let ring = &mut self.queue.ring;
+        self.room.take(len, |head, written| ring.add_used(head, written));
+        self.tally.add(u64::try_from(len - HEADER_BYTES).expect("64 bits fit"));
+    }
+
+    /// The backend is gone, and with it the wire. A reset tries again.
+    fn fail(&mut self, error: &io::Error) {
+        self.log.report(format_args!("cannot receive: {error}"));
+        self.counters.received.count_error();
+        self.waits_for = WaitsFor::Reset;
+        self.link.cut(self.features, &self.interrupt);
+    }
+
+    fn publish(&mut self) {
+        self.tally.flush(&self.counters.received);
+        publish(&mut self.queue, &self.interrupt);
+    }
+}
+
+impl Worker for ReceiveWorker {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::Edge(self.queue.doorbell.as_raw_fd()), Source::Level(self.backend.receive_fd())]
+    }
+
+    fn wake(&mut self) -> Progress {
+        let served = self.serve();
+        self.publish();
+        served.unwrap_or_else(|error| {
+            super::retire(&self.counters, &mut self.log, &self.interrupt, error);
+            self.waits_for = WaitsFor::Reset;
+            Progress::Idle
+        })
+    }
+
+    fn is_listening(&self) -> bool {
+        self.waits_for == WaitsFor::Frames
+    }
+
+    /// Chains without a frame are as if they had never been popped. The driver does not miss a frame whose end still
+    /// waits for room: it is counted as dropped.
+    fn drain(&mut self) {
+        if self.room.spilled().is_some() {
+            self.counters.received.count_dropped();
+        }
+        self.queue.ring.unpop(self.room.clear());
+    }
+}

@@ -1,0 +1,134 @@
+//! Network devices: what stands behind one, and Ethernet addresses.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// One virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The name in messages and thread names: letters, digits, `_` and `-`.
+    pub id: String,
+    /// Where its frames go.
+    pub source: NetSource,
+    /// Its address. Without one the guest chooses its own.
+    pub mac: Option<MacAddress>,
+}
+
+/// Where a network device's frames go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetSource {
+    /// A tap that exists, by its name.
+    Tap(String),
+    /// A tap that whoever started this process has attached, by the number of its descriptor, which stays open.
+    Fd(RawFd),
+}
+
+impl fmt::Display for NetSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap(name) => write!(f, "tap `{name}`"),
+            Self::Fd(number) => write!(f, "descriptor {number}"),
+        }
+    }
+}
+
+/// An Ethernet address of one station: not of a group, and not all zeroes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct MacAddress([u8; 6]);
+
+/// A text that is no such address.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MacAddressError {
+    /// It has another form.
+    #[error("`{text}` is no MAC address: write six pairs of hexadecimal digits, as in 02:00:00:00:00:01")]
+    Form {
+        /// The text.
+        text: String,
+    },
+    /// It addresses a group.
+    #[error("{text} is the address of a group: make its first byte even, as in 02:00:00:00:00:01")]
+    Multicast {
+        /// The text.
+        text: String,
+    },
+    /// It is all zeroes.
+    #[error("{text} is no station's address: use one as in 02:00:00:00:00:01")]
+    Zero {
+        /// The text.
+        text: String,
+    },
+}
+
+impl MacAddress {
+    /// Its bytes, in the order in which they are sent.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || MacAddressError::Form { text: text.to_owned() };
+        let mut bytes = [0; 6];
+        let mut pairs = text.split(':');
+        for byte in &mut bytes {
+            let pair =
+                pairs.next().filter(|pair| pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit()));
+            *byte = u8::from_str_radix(pair.ok_or_else(form)?, 16).map_err(|_| form())?;
+        }
+        match bytes {
+            _ if pairs.next().is_some() => Err(form()),
+            [0, 0, 0, 0, 0, 0] => Err(MacAddressError::Zero { text: text.to_owned() }),
+            [first, ..] if first & 1 != 0 => Err(MacAddressError::Multicast { text: text.to_owned() }),
+            bytes => Ok(Self(bytes)),
+        }
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_as_it_is_written() {
+        let address: MacAddress = "02:aB:00:ff:10:9c".parse().unwrap();
+        assert_eq!(address.bytes(), [2, 0xab, 0, 0xff, 0x10, 0x9c]);
+        assert_eq!(address.to_string(), "02:ab:00:ff:10:9c");
+    }
+
+    #[test]
+    fn what_no_station_has_is_refused() {
+        let refused = |text: &str| text.parse::<MacAddress>().unwrap_err();
+        for text in ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "02-00-00-00-00-00", "2:0:0:0:0:0"] {
+            assert_eq!(refused(text), MacAddressError::Form { text: text.to_owned() });
+        }
+        for text in
+            ["02:00:00:00:00:0g", "02:00:00:00:00:+1", " 02:00:00:00:00:01", "02:00:00:00:00:01:", "é2:00:00:00:00:0"]
+        {
+            assert_eq!(refused(text), MacAddressError::Form { text: text.to_owned() });
+        }
+        for text in ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "03:00:00:00:00:00"] {
+            assert_eq!(refused(text), MacAddressError::Multicast { text: text.to_owned() });
+        }
+        assert!(matches!(refused("00:00:00:00:00:00"), MacAddressError::Zero { .. }));
+    }
+}
