@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::path::Path;
+use std::thread;
 
 use common::ended::{Ended, Facts};
 use common::folder::Folder;
 use common::guest::{fnv1a, noise};
+use common::network::{HOST, in_network_namespace, ip, tap};
 use common::{Launch, husk};
 
 /// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
@@ -119,7 +123,60 @@ fn linux_with_one_cpu_talks_on_its_console_and_reboots_by_the_keyboard_controlle
 }
 
 #[test]
+fn linux_with_four_cpus_and_no_acpi_finds_its_disk_and_reboots() {
+    let folder = Folder::new();
+    let disk_path = folder.sparse("disk", 1 << 20);
+    let ended = linux("quiet reboot=k husk.check=cpus,disk husk.end=reboot")
+        .args(["--memory", "64M", "--cpus", "4", "--acpi", "off", "--disk", &disk_path])
+        .end();
+    checks_went_well(&ended, &["cpus", "disk"], "reboot");
+    assert_eq!(ended.check("cpus").number("ran"), 4);
+}
+
+#[test]
 fn linux_reboots_by_acpi() {
     let ended = linux("quiet reboot=a husk.end=reboot").args(["--memory", "64M"]).end();
     checks_went_well(&ended, &[], "reboot");
+}
+
+/// Takes one stream to its end, sends `back`, and says what came.
+fn serve(listener: &TcpListener, back: &[u8]) -> Vec<u8> {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut came = Vec::new();
+    stream.read_to_end(&mut came).unwrap();
+    stream.write_all(back).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    came
+}
+
+#[test]
+fn linux_talks_over_its_tap_and_does_so_again_after_a_reboot() {
+    const SENT: usize = MIB / 2;
+    in_network_namespace(|| {
+        tap("tap7");
+        ip("link set tap7 mtu 1500");
+        let listener = TcpListener::bind((HOST, 4243)).unwrap();
+        let back = noise(50, MIB + 12_345);
+        let words = format!("quiet reboot=k husk.seed=78 husk.net={SENT} husk.check=net husk.end=reboot");
+        let options = ["--memory", "64M", "--net", "tap=tap7,mac=02:00:00:00:00:07", "--on-reboot", "restart"];
+        let husk = linux(&words).args(options).start();
+        for boot in 1..=2 {
+            let came = thread::scope(|scope| scope.spawn(|| serve(&listener, &back)).join().unwrap());
+            assert!(came == pattern(78, 1000, SENT), "what the guest sent in boot {boot}");
+            husk.wait_for_times("CHECK net ", boot);
+        }
+        husk.wait_for_times("GUEST DONE ", 2);
+        husk.signal(libc::SIGTERM);
+        let ended = husk.end();
+        assert_eq!((ended.code(), ended.stderr.as_str()), (Some(0), ""), "{ended}");
+        assert_eq!(ended.lines("GUEST DONE ").len(), ended.lines("CHECK net ok ").len(), "{ended}");
+        for line in ended.lines("CHECK net ok ") {
+            let facts = Facts::of(line.trim_end());
+            assert_eq!(facts.get("mac"), "02:00:00:00:00:07");
+            assert_eq!(sum(&facts, "sent_sum"), fnv1a(&pattern(78, 1000, SENT)));
+            assert_eq!(sum(&facts, "received_sum"), fnv1a(&back));
+            assert_eq!(facts.number("pings"), 6);
+        }
+        ip("link show tap7");
+    });
 }

@@ -6,6 +6,7 @@ mod disk;
 mod dmesg;
 mod echo;
 mod mem;
+mod net;
 mod rng;
 mod rtc;
 
@@ -30,7 +31,7 @@ struct Check {
     run: fn(&Words, &mut Facts) -> Result<(), Fault>,
 }
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     // Every CPU that is online runs this program.
     Check { name: "cpus", run: cpus::run },
     // Memory keeps what is written to it.
@@ -43,6 +44,8 @@ const CHECKS: [Check; 8] = [
     Check { name: "clock", run: clock::run },
     // The CMOS clock agrees with the kernel's.
     Check { name: "rtc", run: rtc::run },
+    // The neighbour answers, and takes and gives a stream of bytes.
+    Check { name: "net", run: net::run },
     // The console reads.
     Check { name: "echo", run: echo::run },
     // The kernel warned of nothing, or of what.

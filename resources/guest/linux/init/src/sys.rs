@@ -1,7 +1,9 @@
-//! Linux system calls as safe functions: this file and `rt.rs` are the only ones with `unsafe`.
+//! Linux system calls as safe functions: this file, the one below it and `rt.rs` are the only ones with `unsafe`.
 //!
 //! Numbers and layouts are those of the x86-64 kernel ABI (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux).
 #![expect(unsafe_code, reason = "system calls and port I/O are instructions")]
+
+pub(crate) mod socket;
 
 use core::arch::asm;
 use core::ffi::CStr;
@@ -19,6 +21,10 @@ mod call {
     pub(super) const PREAD: usize = 17;
     pub(super) const PWRITE: usize = 18;
     pub(super) const NANOSLEEP: usize = 35;
+    pub(super) const SOCKET: usize = 41;
+    pub(super) const CONNECT: usize = 42;
+    pub(super) const SHUTDOWN: usize = 48;
+    pub(super) const SETSOCKOPT: usize = 54;
     pub(super) const UNAME: usize = 63;
     pub(super) const FSYNC: usize = 74;
     pub(super) const SYSINFO: usize = 99;
