@@ -21,8 +21,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const FIRST_BYTE: &str = "!";
 const QEMU: &str = "qemu-microvm";
 /// The Linux guest's words: what these machines need, and the rest for speed (resources/guest/linux/README.md).
-const LINUX_CMDLINE: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
-                             reboot=k panic=-1 husk.end=poweroff";
+pub(crate) const LINUX_WORDS: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
+                                      reboot=k panic=-1 ";
 
 pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
     let artifacts = Artifacts::find()?;
@@ -149,7 +149,7 @@ fn memory_of(command: Command) -> Result<Footprint, BenchError> {
 fn linux(artifacts: &Artifacts) -> Result<Row, BenchError> {
     const READY: &str = "GUEST READY";
     let initrd = |mut command: Command, flag: &str, append: &str, initramfs: &Path| {
-        command.arg(flag).arg(initramfs).args([append, LINUX_CMDLINE]);
+        command.arg(flag).arg(initramfs).args([append, &format!("{LINUX_WORDS} husk.end=poweroff")]);
         command
     };
     let kernel = &artifacts.vmlinux;
