@@ -127,6 +127,7 @@ fn one_mib_beyond_the_mmio_hole_is_all_there() {
 fn memory_of_6_gib_across_the_mmio_hole_is_all_there() {
     boots_with_memory("6G", 6144 * MIB);
     boots_with_memory("6G,shared", 6144 * MIB);
+    boots_with_memory("16G", 16384 * MIB);
 }
 
 #[test]

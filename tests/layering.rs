@@ -11,6 +11,8 @@ const UNSAFE_FILES: &[&str] = &[
     "arch/src/x86_64/vcpu/tests.rs",
     "devices/src/backend/block/file.rs",
     "devices/src/backend/block/image.rs",
+    "devices/src/backend/block/probe.rs",
+    "devices/src/backend/block/uring.rs",
     "devices/src/backend/net/tap.rs",
     "devices/src/testing/namespace.rs",
     "devices/src/virtio/buffers.rs",

@@ -123,6 +123,17 @@ fn linux_with_one_cpu_talks_on_its_console_and_reboots_by_the_keyboard_controlle
 }
 
 #[test]
+fn linux_with_four_cpus_and_no_acpi_finds_its_disk_and_reboots() {
+    let folder = Folder::new();
+    let disk_path = folder.sparse("disk", 1 << 20);
+    let ended = linux("quiet reboot=k husk.check=cpus,disk husk.end=reboot")
+        .args(["--memory", "64M", "--cpus", "4", "--acpi", "off", "--disk", &disk_path])
+        .end();
+    checks_went_well(&ended, &["cpus", "disk"], "reboot");
+    assert_eq!(ended.check("cpus").number("ran"), 4);
+}
+
+#[test]
 fn linux_reboots_by_acpi() {
     let ended = linux("quiet reboot=a husk.end=reboot").args(["--memory", "64M"]).end();
     checks_went_well(&ended, &[], "reboot");

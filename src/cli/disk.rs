@@ -1,10 +1,13 @@
-//! `--disk PATH[,ro][,id=ID]`.
+//! `--disk PATH[,ro][,WORD=VALUE]...`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{DiskConfig, DiskSource, RootDevice};
+use vmm::config::{
+    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, Rate, RootDevice, SizeError,
+    parse_size,
+};
 
 /// One `--disk` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +15,7 @@ pub(crate) struct DiskArg {
     path: PathBuf,
     id: Option<String>,
     read_only: bool,
+    tuning: DiskTuning,
 }
 
 /// A `--disk` argument that cannot be read.
@@ -21,7 +25,7 @@ pub(crate) enum DiskArgError {
     #[error("no path: write PATH[,ro][,id=ID]")]
     NoPath,
     /// It has a word that means nothing.
-    #[error("`{word}` is no option of a disk: use ro or id=ID")]
+    #[error("`{word}` is no option of a disk: use ro, {}", WORDS.map(|word| format!("{word}=")).join(", "))]
     UnknownWord {
         /// The word.
         word: String,
@@ -32,7 +36,40 @@ pub(crate) enum DiskArgError {
         /// What is said twice.
         word: &'static str,
     },
+    /// It says two things that exclude each other.
+    #[error("`{0}=` and `{1}=` exclude each other")]
+    Both(&'static str, &'static str),
+    /// A word has a value that it cannot have.
+    #[error("{word}={value}: use {allowed}")]
+    Value {
+        /// The word.
+        word: &'static str,
+        /// Its value.
+        value: String,
+        /// What it can have.
+        allowed: &'static str,
+    },
+    /// A rate is none.
+    #[error("bps: {0}")]
+    Rate(#[from] SizeError),
 }
+
+/// The words that have a value.
+const WORDS: [&str; 13] = [
+    "id",
+    "engine",
+    "cache",
+    "queues",
+    "queue_size",
+    "block",
+    "serial",
+    "iothread",
+    "iothreads",
+    "poll_us",
+    "bps",
+    "iops",
+    "limit_group",
+];
 
 impl FromStr for DiskArg {
     type Err = DiskArgError;
@@ -40,17 +77,25 @@ impl FromStr for DiskArg {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut words = text.split(',');
         let path = words.next().filter(|path| !path.is_empty()).ok_or(DiskArgError::NoPath)?;
-        let mut disk = Self { path: path.into(), id: None, read_only: false };
-        for word in words {
-            match word.split_once('=') {
-                None if word == "ro" && disk.read_only => return Err(DiskArgError::Twice { word: "ro" }),
-                None if word == "ro" => disk.read_only = true,
-                Some(("id", _)) if disk.id.is_some() => return Err(DiskArgError::Twice { word: "id" }),
-                Some(("id", id)) => disk.id = Some(id.to_owned()),
-                _ => return Err(DiskArgError::UnknownWord { word: word.to_owned() }),
+        let mut disk = Self { path: path.into(), id: None, read_only: false, tuning: DiskTuning::default() };
+        let mut given = Vec::new();
+        for text in words {
+            let unknown = || DiskArgError::UnknownWord { word: text.to_owned() };
+            let (word, value) = match text.split_once('=') {
+                None if text == "ro" => ("ro", ""),
+                None => return Err(unknown()),
+                Some((word, value)) => (WORDS.into_iter().find(|known| *known == word).ok_or_else(unknown)?, value),
+            };
+            if given.contains(&word) {
+                return Err(DiskArgError::Twice { word });
             }
+            given.push(word);
+            disk.take(word, value)?;
         }
-        Ok(disk)
+        match ["iothread", "iothreads"].iter().all(|word| given.contains(word)) {
+            true => Err(DiskArgError::Both("iothread", "iothreads")),
+            false => Ok(disk),
+        }
     }
 }
 
@@ -62,13 +107,58 @@ impl DiskArg {
             source: DiskSource::Path(self.path),
             read_only: self.read_only,
             root: RootDevice::No,
+            tuning: self.tuning,
         }
     }
+
+    /// Takes one word with its value. Numbers are held against their limits where all of the VM's are.
+    fn take(&mut self, word: &'static str, value: &str) -> Result<(), DiskArgError> {
+        let refuse = |allowed| DiskArgError::Value { word, value: value.to_owned(), allowed };
+        let number = || value.parse::<u32>().map_err(|_| refuse("a whole number"));
+        let count = || value.parse::<usize>().map_err(|_| refuse("a whole number"));
+        let tuning = &mut self.tuning;
+        match word {
+            "ro" => self.read_only = true,
+            "id" => self.id = Some(value.to_owned()),
+            "engine" => tuning.engine = named(value, ENGINES).ok_or_else(|| refuse("io_uring, sync or auto"))?,
+            "cache" => {
+                tuning.cache =
+                    named(value, CACHES).ok_or_else(|| refuse("writeback, writethrough, direct or unsafe"))?;
+            }
+            "block" => tuning.block = Some(named(value, BLOCKS).ok_or_else(|| refuse("512 or 4096"))?),
+            "queues" => tuning.queues = count()?,
+            "queue_size" => tuning.queue_size = u16::try_from(number()?).unwrap_or(u16::MAX),
+            "serial" => tuning.serial = Some(value.to_owned()),
+            "iothread" => tuning.threads = DiskThreads::Shared(value.to_owned()),
+            "iothreads" => tuning.threads = DiskThreads::Own(count()?),
+            "poll_us" => tuning.poll_us = number()?,
+            "bps" => tuning.limits.total.bytes = Rate::per_second(parse_size(value)?),
+            "iops" => tuning.limits.total.operations = Rate::per_second(number()?.into()),
+            "limit_group" => tuning.limit_group = Some(value.to_owned()),
+            _ => unreachable!("every word of the list is taken"),
+        }
+        Ok(())
+    }
+}
+
+const ENGINES: &[(&str, DiskEngine)] =
+    &[("auto", DiskEngine::Auto), ("io_uring", DiskEngine::IoUring), ("sync", DiskEngine::Sync)];
+const CACHES: &[(&str, CacheMode)] = &[
+    ("writeback", CacheMode::Writeback),
+    ("writethrough", CacheMode::Writethrough),
+    ("direct", CacheMode::Direct),
+    ("unsafe", CacheMode::Unsafe),
+];
+const BLOCKS: &[(&str, BlockSize)] = &[("512", BlockSize::B512), ("4096", BlockSize::B4096)];
+
+fn named<T: Copy>(name: &str, choices: &[(&str, T)]) -> Option<T> {
+    choices.iter().find(|(known, _)| *known == name).map(|(_, choice)| *choice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm::config::{LimiterConfig, Limits};
 
     #[test]
     fn a_path_alone_is_a_writable_disk_named_after_its_place() {
@@ -81,7 +171,8 @@ mod tests {
 
     #[test]
     fn options_come_in_any_order() {
-        let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true });
+        let tuning = DiskTuning::default();
+        let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true, tuning });
         assert_eq!("x,ro,id=root".parse(), expected);
         assert_eq!("x,id=root,ro".parse(), expected);
     }
@@ -92,5 +183,45 @@ mod tests {
         assert_eq!("x,ro,ro".parse::<DiskArg>(), Err(DiskArgError::Twice { word: "ro" }));
         assert_eq!("x,rw".parse::<DiskArg>(), Err(DiskArgError::UnknownWord { word: "rw".to_owned() }));
         assert_eq!("x,".parse::<DiskArg>(), Err(DiskArgError::UnknownWord { word: String::new() }));
+    }
+
+    #[test]
+    fn every_word_reaches_the_configuration() {
+        let text = "x,engine=sync,cache=direct,queues=4,queue_size=128,block=4096,serial=S 1,iothreads=2,poll_us=50,\
+                    bps=10M,iops=1000,limit_group=g";
+        let tuning = text.parse::<DiskArg>().unwrap().into_config(0).tuning;
+        let total = Limits { bytes: Rate::per_second(10 << 20), operations: Rate::per_second(1000) };
+        let expected = DiskTuning {
+            engine: DiskEngine::Sync,
+            cache: CacheMode::Direct,
+            block: Some(BlockSize::B4096),
+            serial: Some("S 1".to_owned()),
+            queues: 4,
+            queue_size: 128,
+            threads: DiskThreads::Own(2),
+            poll_us: 50,
+            limits: LimiterConfig { total, ..LimiterConfig::default() },
+            limit_group: Some("g".to_owned()),
+        };
+        assert_eq!(tuning, expected);
+        let shared = "x,iothread=fast".parse::<DiskArg>().unwrap().into_config(0).tuning.threads;
+        assert_eq!(shared, DiskThreads::Shared("fast".to_owned()));
+        for word in WORDS {
+            let taken = format!("x,{word}=?").parse::<DiskArg>();
+            assert!(!matches!(taken, Err(DiskArgError::UnknownWord { .. })), "{word}");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_told_with_those_that_can() {
+        let refused = |text: &str| text.parse::<DiskArg>().unwrap_err().to_string();
+        assert_eq!(refused("x,engine=aio"), "engine=aio: use io_uring, sync or auto");
+        assert_eq!(refused("x,cache=none"), "cache=none: use writeback, writethrough, direct or unsafe");
+        assert_eq!(refused("x,block=1024"), "block=1024: use 512 or 4096");
+        assert_eq!(refused("x,queues=-1"), "queues=-1: use a whole number");
+        assert_eq!(refused("x,queues=1,queues=2"), "`queues` is given twice");
+        assert_eq!(refused("x,iothread=a,iothreads=2"), "`iothread=` and `iothreads=` exclude each other");
+        assert!(refused("x,bps=fast").starts_with("bps: `fast` is not a size"));
+        assert!(refused("x,size=4").starts_with("`size=4` is no option of a disk: use ro, id=, engine=, cache="));
     }
 }

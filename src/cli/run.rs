@@ -31,8 +31,10 @@ pub(super) struct RunArgs {
     /// Guest memory, in whole MiB; `shared` makes it a memfd.
     #[arg(long, value_name = "SIZE[,shared]", default_value = "512M")]
     memory: MemoryArg,
-    /// File or block device that the guest sees as a disk; repeat for more.
-    #[arg(long, value_name = "PATH[,ro][,id=ID]")]
+    /// File or block device that the guest sees as a disk; repeat for more. WORD is id, engine (io_uring, sync, auto),
+    /// cache (writeback, writethrough, direct, unsafe), queues, queue_size, block (512, 4096), serial, iothread
+    /// (a name to share a thread by) or iothreads, poll_us, bps, iops, limit_group.
+    #[arg(long, value_name = "PATH[,ro][,WORD=VALUE]")]
     disk: Vec<DiskArg>,
     /// Network card on a tap that exists, or on one passed as a descriptor; repeat for more.
     #[arg(long, value_name = "tap=NAME|fd=N[,mac=MAC][,id=ID]")]

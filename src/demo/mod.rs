@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use vmm::config::{
-    BootConfig, BootEntry, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB, MemoryBacking,
-    MemoryConfig, RootDevice, SerialTarget, VmConfig,
+    BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, MIB,
+    MemoryBacking, MemoryConfig, RootDevice, SerialTarget, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
 use vmm::memfd;
@@ -44,6 +44,7 @@ fn config(disk: File) -> VmConfig {
             source: DiskSource::Open(disk),
             read_only: false,
             root: RootDevice::No,
+            tuning: DiskTuning::default(),
         }],
         nets: Vec::new(),
         entropy: Entropy::On,

@@ -191,6 +191,12 @@ impl FakeDriver {
         GuestAddress(address)
     }
 
+    /// Makes all guest memory free again. The device must be reset before it is used.
+    pub fn rewind_heap(&mut self) {
+        self.reset();
+        self.heap = HEAP;
+    }
+
     /// Takes guest memory and puts `bytes` there.
     ///
     /// # Panics

@@ -25,6 +25,9 @@ pub(crate) mod blk_status {
 /// Bytes of a disk's serial number (virtio 1.3 §5.2.6).
 pub(crate) const BLK_ID_BYTES: usize = 20;
 
+/// A discard's or write-zeroes' range: sector, sectors, flags (virtio 1.3 §5.2.6).
+pub(crate) const BLK_RANGE_BYTES: usize = 16;
+
 /// Flags and segmentation types of a frame's header (virtio 1.3 §5.1.6).
 pub(crate) mod net_header {
     pub(crate) const NEEDS_CSUM: u8 = 1 << 0;
@@ -48,6 +51,7 @@ const _: () = assert!(blk_status::OK as u32 == virtio_blk::VIRTIO_BLK_S_OK);
 const _: () = assert!(blk_status::IOERR as u32 == virtio_blk::VIRTIO_BLK_S_IOERR);
 const _: () = assert!(blk_status::UNSUPP as u32 == virtio_blk::VIRTIO_BLK_S_UNSUPP);
 const _: () = assert!(BLK_ID_BYTES as u64 == virtio_blk::VIRTIO_BLK_ID_BYTES as u64);
+const _: () = assert!(BLK_RANGE_BYTES == size_of::<virtio_blk::virtio_blk_discard_write_zeroes>());
 const _: () = assert!(net_header::NEEDS_CSUM as u32 == virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
 const _: () = assert!(net_header::GSO_NONE as u32 == virtio_net::VIRTIO_NET_HDR_GSO_NONE);
 const _: () = assert!(net_header::GSO_TCPV4 as u32 == virtio_net::VIRTIO_NET_HDR_GSO_TCPV4);

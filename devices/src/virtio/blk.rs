@@ -1,41 +1,59 @@
 //! The block device (virtio 1.3 §5.2).
 //!
-//! [`Blk`] is the device behind the transport; its `Worker` serves the one queue on an I/O thread and owns the backend
-//! while the device runs.
+//! [`Blk`] is the device behind the transport; a `Worker` for each queue serves it on an I/O thread and owns that
+//! queue's backend while the device runs.
 
+mod control;
 mod request;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use control::Shared;
+pub use control::{DiskControl, ResizeError};
 pub use request::SERIAL_BYTES;
-use worker::BlkWorker;
+use request::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
+use worker::{BlkWorker, Throttle};
 
 use super::queue::QueueState;
 use super::worker::{AttachError, Attachment, IoThreadHandle};
 use super::{Activation, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
-use crate::backend::block::{BlockBackend, DiskAccess, DiskGeometry, SECTOR_BYTES};
+use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
+use crate::limit::Limiter;
 
-const QUEUE: u16 = 0;
-const QUEUE_SIZE: u16 = 256;
-/// Data segments of a request: a chain without indirect descriptors has a header and a status beside them.
-const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Entries of a queue where nobody asks for another number.
+pub const QUEUE_SIZE_DEFAULT: u16 = 256;
+/// The fewest: a request has a header, data and a status.
+pub const QUEUE_SIZE_MIN: u16 = 4;
+/// The most: a request's pieces fill one system call.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+/// The most queues: one for each vCPU is enough.
+pub const QUEUES_MAX: usize = 64;
 
 /// Offsets in the configuration space (virtio 1.3 §5.2.4).
-const CONFIG_BYTES: usize = 34;
+const CONFIG_BYTES: usize = 60;
 const CONFIG_CAPACITY: usize = 0;
 const CONFIG_SEG_MAX: usize = 12;
 const CONFIG_BLK_SIZE: usize = 20;
 const CONFIG_PHYSICAL_BLOCK_EXP: usize = 24;
 const CONFIG_MIN_IO_SIZE: usize = 26;
 const CONFIG_WRITEBACK: usize = 32;
+const CONFIG_NUM_QUEUES: usize = 34;
+const CONFIG_MAX_DISCARD_SECTORS: usize = 36;
+const CONFIG_MAX_DISCARD_SEG: usize = 40;
+const CONFIG_DISCARD_ALIGNMENT: usize = 44;
+const CONFIG_MAX_WRITE_ZEROES_SECTORS: usize = 48;
+const CONFIG_MAX_WRITE_ZEROES_SEG: usize = 52;
+const CONFIG_WRITE_ZEROES_MAY_UNMAP: usize = 56;
 
 /// What a disk is called: for the log, and for the guest's GET_ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +68,43 @@ impl DiskName {
     /// A disk whose serial number is its name, as far as it fits.
     pub fn new(id: impl Into<String>) -> Self {
         let id = id.into();
-        let mut serial = [0; SERIAL_BYTES];
-        let len = id.len().min(SERIAL_BYTES);
-        serial[..len].copy_from_slice(&id.as_bytes()[..len]);
+        let serial = serial_bytes(&id);
         Self { id, serial }
+    }
+
+    /// A disk with a serial number of its own, as far as it fits.
+    pub fn with_serial(id: impl Into<String>, serial: &str) -> Self {
+        Self { id: id.into(), serial: serial_bytes(serial) }
+    }
+}
+
+fn serial_bytes(text: &str) -> [u8; SERIAL_BYTES] {
+    let mut serial = [0; SERIAL_BYTES];
+    let len = text.len().min(SERIAL_BYTES);
+    serial[..len].copy_from_slice(&text.as_bytes()[..len]);
+    serial
+}
+
+/// One queue of a disk: who does its requests, and where it is served.
+pub struct DiskQueue {
+    /// All queues of a disk have backends over one image.
+    pub backend: Box<dyn BlockBackend>,
+    /// The thread.
+    pub thread: IoThreadHandle,
+}
+
+/// How a disk presents itself.
+#[derive(Clone, Debug)]
+pub struct BlkOptions {
+    /// Entries of each queue: a power of two from [`QUEUE_SIZE_MIN`] to [`QUEUE_SIZE_MAX`].
+    pub queue_size: u16,
+    /// What all its queues are held to.
+    pub limiter: Option<Arc<Limiter>>,
+}
+
+impl Default for BlkOptions {
+    fn default() -> Self {
+        Self { queue_size: QUEUE_SIZE_DEFAULT, limiter: None }
     }
 }
 
@@ -62,66 +113,118 @@ pub struct Blk {
     name: DiskName,
     identity: Identity,
     config: [u8; CONFIG_BYTES],
+    shared: Arc<Shared>,
+    queues: Vec<QueueSlot>,
+}
+
+struct QueueSlot {
     thread: IoThreadHandle,
-    counters: Arc<DeviceCounters>,
     run: Run,
 }
 
 enum Run {
-    Stopped(Box<dyn BlockBackend>),
+    Stopped(Idle),
     Running(Attachment<BlkWorker>),
     /// The I/O thread ended and took the backend along: the machine is coming down.
     Lost,
 }
 
+/// What a queue keeps while it is not served.
+struct Idle {
+    backend: Box<dyn BlockBackend>,
+    throttle: Option<Throttle>,
+}
+
 impl Blk {
-    /// A disk over `backend` whose queue is served on `thread`.
-    pub fn new(name: DiskName, backend: Box<dyn BlockBackend>, thread: IoThreadHandle) -> Self {
-        let geometry = backend.geometry();
-        Self {
+    /// A disk with at least one queue.
+    ///
+    /// # Errors
+    /// No descriptor is left for the limiter's timers.
+    ///
+    /// # Panics
+    /// If there is no queue, or too many, or of a size that is none.
+    pub fn new(name: DiskName, queues: Vec<DiskQueue>, options: BlkOptions) -> io::Result<Self> {
+        let BlkOptions { queue_size, limiter } = options;
+        assert!((1..=QUEUES_MAX).contains(&queues.len()), "a disk has {} queues", queues.len());
+        assert!((QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&queue_size), "a disk has queues of {queue_size} entries");
+        let geometry = queues[0].backend.geometry();
+        let count = u16::try_from(queues.len()).expect("few queues");
+        let slots = queues.into_iter().map(|DiskQueue { backend, thread }| {
+            let throttle = limiter.as_ref().map(Throttle::new).transpose()?;
+            Ok(QueueSlot { thread, run: Run::Stopped(Idle { backend, throttle }) })
+        });
+        let slots = slots.collect::<io::Result<_>>()?;
+        Ok(Self {
             name,
-            identity: identity(geometry),
-            config: config(geometry),
-            thread,
-            counters: Arc::default(),
-            run: Run::Stopped(backend),
-        }
+            identity: identity(geometry, count, queue_size),
+            config: config(geometry, count, queue_size),
+            shared: Shared::new(geometry),
+            queues: slots,
+        })
     }
 
     /// What happens in the device.
     pub fn counters(&self) -> Arc<DeviceCounters> {
-        Arc::clone(&self.counters)
+        Arc::clone(self.shared.counters())
+    }
+
+    /// The disk for the machine's owner.
+    pub fn control(&self) -> DiskControl {
+        DiskControl::new(Arc::clone(&self.shared))
     }
 }
 
-fn identity(geometry: DiskGeometry) -> Identity {
+fn identity(geometry: DiskGeometry, queues: u16, queue_size: u16) -> Identity {
     let mut bits = vec![
-        VIRTIO_BLK_F_FLUSH,
         VIRTIO_BLK_F_SEG_MAX,
         VIRTIO_BLK_F_BLK_SIZE,
         VIRTIO_BLK_F_TOPOLOGY,
         VIRTIO_RING_F_EVENT_IDX,
         VIRTIO_RING_F_INDIRECT_DESC,
     ];
-    if geometry.access == DiskAccess::ReadOnly {
-        bits.push(VIRTIO_BLK_F_RO);
+    // Where each write is durable there is nothing to flush.
+    if geometry.cache != CacheMode::Writethrough {
+        bits.push(VIRTIO_BLK_F_FLUSH);
+    }
+    if queues > 1 {
+        bits.push(VIRTIO_BLK_F_MQ);
+    }
+    match geometry.access {
+        DiskAccess::ReadOnly => bits.push(VIRTIO_BLK_F_RO),
+        DiskAccess::ReadWrite => bits.push(VIRTIO_BLK_F_WRITE_ZEROES),
+    }
+    if geometry.discard != Discard::Unsupported {
+        bits.push(VIRTIO_BLK_F_DISCARD);
     }
     let features = bits.into_iter().fold(0, |features, bit| features | (1 << bit));
-    Identity { device_type: DeviceType::Block, features, queue_sizes: vec![QUEUE_SIZE] }
+    Identity { device_type: DeviceType::Block, features, queue_sizes: vec![queue_size; queues.into()] }
 }
 
-fn config(geometry: DiskGeometry) -> [u8; CONFIG_BYTES] {
+fn config(geometry: DiskGeometry, queues: u16, queue_size: u16) -> [u8; CONFIG_BYTES] {
     let mut config = [0; CONFIG_BYTES];
     let mut put = |offset: usize, bytes: &[u8]| config[offset..offset + bytes.len()].copy_from_slice(bytes);
-    let physical_sectors = u64::from(geometry.physical_block_bytes) / SECTOR_BYTES;
-    let exponent = u8::try_from(physical_sectors.max(1).ilog2()).expect("at most 63");
-    put(CONFIG_CAPACITY, &geometry.sectors.to_le_bytes());
-    put(CONFIG_SEG_MAX, &SEGMENTS_MAX.to_le_bytes());
-    put(CONFIG_BLK_SIZE, &u32::try_from(SECTOR_BYTES).expect("512").to_le_bytes());
+    let block = geometry.logical_block_bytes;
+    let physical_blocks = (geometry.physical_block_bytes / block).max(1);
+    let exponent = u8::try_from(physical_blocks.ilog2()).expect("at most 31");
+    // A chain without indirect descriptors has a header and a status beside its data.
+    put(CONFIG_SEG_MAX, &u32::from(queue_size - 2).to_le_bytes());
+    put(CONFIG_BLK_SIZE, &block.to_le_bytes());
     put(CONFIG_PHYSICAL_BLOCK_EXP, &[exponent]);
-    put(CONFIG_MIN_IO_SIZE, &u16::try_from(physical_sectors).unwrap_or(1).to_le_bytes());
-    // Writes are cached until a flush. Without CONFIG_WCE the field says so and takes no writes.
-    put(CONFIG_WRITEBACK, &[1]);
+    put(CONFIG_MIN_IO_SIZE, &u16::try_from(physical_blocks).unwrap_or(1).to_le_bytes());
+    // Without CONFIG_WCE the field only tells.
+    put(CONFIG_WRITEBACK, &[(geometry.cache != CacheMode::Writethrough).into()]);
+    put(CONFIG_NUM_QUEUES, &queues.to_le_bytes());
+    if let Discard::Supported { granularity_bytes } = geometry.discard {
+        let sectors = granularity_bytes.max(block) / u32::try_from(SECTOR_BYTES).expect("512");
+        put(CONFIG_MAX_DISCARD_SECTORS, &DISCARD_SECTORS_MAX.to_le_bytes());
+        put(CONFIG_MAX_DISCARD_SEG, &RANGES_MAX.to_le_bytes());
+        put(CONFIG_DISCARD_ALIGNMENT, &sectors.to_le_bytes());
+    }
+    if geometry.access == DiskAccess::ReadWrite {
+        put(CONFIG_MAX_WRITE_ZEROES_SECTORS, &WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
+        put(CONFIG_MAX_WRITE_ZEROES_SEG, &RANGES_MAX.to_le_bytes());
+        put(CONFIG_WRITE_ZEROES_MAY_UNMAP, &[(geometry.discard != Discard::Unsupported).into()]);
+    }
     config
 }
 
@@ -131,45 +234,60 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        let mut config = self.config;
+        config[CONFIG_CAPACITY..CONFIG_CAPACITY + 8].copy_from_slice(&self.shared.sectors().to_le_bytes());
+        read_config_bytes(&config, offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// A driver may set up fewer queues than there are, but not leave out the first (virtio 1.3 §5.2.2).
     fn start(&mut self, mut activation: Activation) -> Result<(), StartError> {
-        let at = activation.queues.iter().position(|queue| queue.ring.index() == QUEUE);
-        let queue = activation.queues.swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
-        let Run::Stopped(backend) = std::mem::replace(&mut self.run, Run::Lost) else {
-            unreachable!("a transport starts only a stopped device");
-        };
-        let worker = BlkWorker::new(&self.name, Arc::clone(&self.counters), backend, queue, &activation);
-        match self.thread.attach(worker) {
-            Ok(attachment) => {
-                self.run = Run::Running(attachment);
-                Ok(())
+        let active = std::mem::take(&mut activation.queues);
+        if !active.iter().any(|queue| queue.ring.index() == 0) {
+            return Err(StartError::QueueMissing(0));
+        }
+        let multi_queue = activation.features & (1 << VIRTIO_BLK_F_MQ) != 0;
+        for queue in active {
+            let index = usize::from(queue.ring.index());
+            if index > 0 && !multi_queue {
+                continue;
             }
-            Err(AttachError { error, worker }) => {
-                self.run = worker.map_or(Run::Lost, |worker| Run::Stopped(worker.into_backend()));
-                Err(StartError::Attach(error))
+            let slot = &mut self.queues[index];
+            let Run::Stopped(idle) = std::mem::replace(&mut slot.run, Run::Lost) else {
+                unreachable!("a transport starts only a stopped device");
+            };
+            let worker = BlkWorker::new(&self.name, Arc::clone(&self.shared), idle, queue, &activation);
+            match slot.thread.attach(worker) {
+                Ok(attachment) => slot.run = Run::Running(attachment),
+                Err(AttachError { error, worker }) => {
+                    slot.run = worker.map_or(Run::Lost, |worker| Run::Stopped(worker.into_idle()));
+                    self.stop();
+                    return Err(StartError::Attach(error));
+                }
             }
         }
+        self.shared.started(activation.interrupt);
+        Ok(())
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
-        match std::mem::replace(&mut self.run, Run::Lost) {
-            Run::Running(attachment) => {
-                let worker = attachment.detach();
-                let state = worker.queue_state();
-                self.run = Run::Stopped(worker.into_backend());
-                vec![(QUEUE, state)]
-            }
-            stopped => {
-                self.run = stopped;
-                Vec::new()
+        self.shared.stopped();
+        let mut states = Vec::new();
+        for (index, slot) in (0..).zip(&mut self.queues) {
+            match std::mem::replace(&mut slot.run, Run::Lost) {
+                Run::Running(attachment) => {
+                    let worker = attachment.detach();
+                    states.push((index, worker.queue_state()));
+                    slot.run = Run::Stopped(worker.into_idle());
+                }
+                stopped => slot.run = stopped,
             }
         }
+        states
     }
 
-    /// A driver changes nothing that outlives its rings.
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.shared.reset();
+    }
 }

@@ -5,14 +5,17 @@
 //! completion, in one place.
 #![expect(unsafe_code, reason = "host addresses of guest memory travel to the kernel inside a Send type")]
 
+use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 
 use arch::GuestMemory;
-use vm_memory::GuestMemoryBackend;
 use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestMemoryBackend};
 
 use super::queue::Segment;
+
+const IN_MEMORY: &str = "the chain was checked to be in memory";
 
 /// A list of pieces of guest memory, in the form that system calls take. Made once and reused.
 #[derive(Debug)]
@@ -94,6 +97,35 @@ impl GuestBuffers {
         self.segments.iter().for_each(|segment| mark_written(&self.memory, segment));
     }
 
+    /// Copies to `bytes` from byte `at` of the pieces on. What is beyond their end is left as it is.
+    pub(crate) fn copy_out(&self, at: u64, bytes: &mut [u8]) {
+        self.for_each_part(at, bytes.len(), |segment, range| {
+            self.memory.read_slice(&mut bytes[range], segment.address()).expect(IN_MEMORY);
+        });
+    }
+
+    /// Copies from `bytes` to the pieces from byte `at` on.
+    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) {
+        self.for_each_part(at, bytes.len(), |segment, range| {
+            self.memory.write_slice(&bytes[range], segment.address()).expect(IN_MEMORY);
+        });
+    }
+
+    fn for_each_part(&self, at: u64, len: usize, mut copy: impl FnMut(Segment, Range<usize>)) {
+        let (mut skip, mut start) = (at, 0);
+        for segment in &self.segments {
+            let room = u32::try_from(len - start).unwrap_or(u32::MAX);
+            match u32::try_from(skip).ok().and_then(|skip| segment.part(skip, room)) {
+                None => skip = skip.saturating_sub(segment.len().into()),
+                Some(part) => {
+                    let end = start + usize::try_from(part.len()).expect("32 bits fit");
+                    copy(part, start..end);
+                    (skip, start) = (0, end);
+                }
+            }
+        }
+    }
+
     fn push(&mut self, segment: Segment) {
         self.iovecs.push(iovec(&segment));
         self.segments.push(segment);
@@ -120,13 +152,14 @@ pub(super) fn mark_written(memory: &GuestMemory, segment: &Segment) {
 mod tests {
     use super::*;
     use crate::backend::block::{
-        BlockAction, BlockBackend, BlockOperation, DiskAccess, DiskImage, Durability, FileBackend, Submission, Token,
+        BlockAction, BlockBackend, BlockOperation, DiskAccess, DiskImage, DiskOptions, Durability, FileBackend,
+        Submission, Token,
     };
     use crate::testing::{Buffer, DriverRing, memory_with_hole};
     use crate::virtio::queue::{Chain, QueueState};
     use std::os::unix::fs::FileExt;
     use std::path::Path;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::GuestAddress;
 
     /// A chain of one buffer each at `pieces`.
     fn chain(memory: &Arc<GuestMemory>, pieces: &[(u64, u32)]) -> Chain {
@@ -163,11 +196,36 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_copied_to_and_from_any_part() {
+        let memory = memory_with_hole(1 << 16);
+        let pieces = [(0x4000, 10), (0x5000, 20), (0x6000, 30)];
+        let mut buffers = GuestBuffers::new(memory.clone());
+        assert!(buffers.fill(chain(&memory, &pieces).writable(), 0, 60));
+        let pattern: Vec<u8> = (0..60).collect();
+        buffers.copy_in(0, &pattern);
+        for at in 0..=60 {
+            for len in 0..=60 - at {
+                let mut bytes = vec![0xff; len];
+                buffers.copy_out(u64::try_from(at).unwrap(), &mut bytes);
+                assert_eq!(bytes, pattern[at..at + len]);
+            }
+        }
+        buffers.copy_in(25, &[0xee; 10]);
+        let mut bytes = [0; 60];
+        buffers.copy_out(0, &mut bytes);
+        assert_eq!([&bytes[..25], &bytes[35..]].concat(), [&pattern[..25], &pattern[35..]].concat());
+        assert_eq!(bytes[25..35], [0xee; 10]);
+        let mut beyond = [7; 4];
+        buffers.copy_out(58, &mut beyond);
+        assert_eq!(beyond, [58, 59, 7, 7]);
+    }
+
+    #[test]
     fn an_operation_keeps_the_memory_that_its_completion_touches() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[0x5a; 512], 0).unwrap();
-        let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite).unwrap();
-        let mut backend = FileBackend::new(image);
+        let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, DiskOptions::default());
+        let mut backend = FileBackend::new(Arc::new(image.unwrap()));
         let memory = memory_with_hole(1 << 16);
         let mut buffers = GuestBuffers::new(memory.clone());
         assert!(buffers.fill(chain(&memory, &[(0x4000, 512)]).writable(), 0, 512));
@@ -188,9 +246,9 @@ mod tests {
             for pieces in [vec![(0x4000, 1024)], vec![(0x4000, 1), (0x5000, 511), (0x6000, 512)]] {
                 let file = tempfile::tempfile().unwrap();
                 file.set_len(4096).unwrap();
-                let image =
-                    DiskImage::from_file(file.try_clone().unwrap(), Path::new("scratch"), DiskAccess::ReadWrite);
-                let mut backend = FileBackend::new(image.unwrap());
+                let (path, options) = (Path::new("scratch"), DiskOptions::default());
+                let image = DiskImage::from_file(file.try_clone().unwrap(), path, DiskAccess::ReadWrite, options);
+                let mut backend = FileBackend::new(Arc::new(image.unwrap()));
                 let memory = memory_with_hole(1 << 16);
                 for (at, len) in &pieces {
                     memory.write_slice(&vec![0x33; usize::try_from(*len).unwrap()], GuestAddress(*at)).unwrap();

@@ -248,6 +248,20 @@ impl ReadyQueue {
         }
     }
 
+    /// Asks the driver not to ring the doorbell, also after [`Self::enable_notification`]. It may ring all the same.
+    pub fn retract_notification(&mut self) {
+        self.disable_notification();
+        if self.event_idx && !self.retired {
+            // An index that the driver has passed already (virtio 1.3 §2.7.10.1).
+            self.used.store_u16(self.avail_event(), self.next_avail.wrapping_sub(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the driver's index is ahead of ours, right or wrong.
+    pub fn is_available(&self) -> bool {
+        !self.retired && self.avail.load_u16(INDEX, Ordering::Relaxed) != self.next_avail
+    }
+
     /// Asks the driver to ring the doorbell for the next chain. True if there is one already, whose doorbell may have
     /// been left out: pop again then, or it is lost.
     ///

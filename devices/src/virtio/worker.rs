@@ -3,13 +3,15 @@
 //! The machine's owner spawns and joins the thread; devices attach and detach workers through a [`IoThreadHandle`].
 //! A worker belongs to the thread between the two, so its rings and its backend need no lock.
 //!
-//! Architecture invariant: the thread sleeps in epoll, and nothing but an event wakes it.
+//! Architecture invariant: the thread sleeps in epoll, and nothing but an event wakes it. One that polls looks for more
+//! work for a bounded time after it had some, and then sleeps like any other.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -22,6 +24,9 @@ const STACK_BYTES: usize = 256 << 10;
 
 const EVENTS_PER_WAIT: usize = 32;
 
+/// Looks between two questions to the epoll, which cost a system call each.
+const LOOKS_PER_COLLECT: u32 = 16;
+
 /// The epoll data of the thread's own eventfd. A worker's is its slot and the number of the descriptor.
 const COMMANDS: u64 = u64::MAX;
 
@@ -33,6 +38,14 @@ pub trait Worker: Send + 'static {
     /// Does what there is to do. It is called once after attaching and then whenever a source fired, and must not
     /// trust that there is something to do.
     fn wake(&mut self) -> Progress;
+
+    /// Prepares for [`Self::look`]: what is looked for needs no doorbell. [`Self::wake`] undoes it.
+    fn begin_looking(&mut self) {}
+
+    /// Whether a wake would find something, seen without a system call.
+    fn look(&self) -> bool {
+        false
+    }
 
     /// Whether the level sources may wake the worker. The thread asks when the worker is attached and after each wake;
     /// a worker that could do nothing with what they have says no, or it would be woken over and over.
@@ -107,13 +120,21 @@ impl IoThread {
     /// # Errors
     /// Those of its epoll, its eventfd and its creation.
     pub fn spawn(name: &str) -> io::Result<Self> {
+        Self::spawn_polling(name, Duration::ZERO)
+    }
+
+    /// As [`Self::spawn`], with a thread that looks for more work for `poll` before it sleeps.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_polling(name: &str, poll: Duration) -> io::Result<Self> {
         let (commands, queue) = mpsc::channel();
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
         let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         let handle = IoThreadHandle { commands, event };
-        let host = Host { epoll, queue, slots: Vec::new() };
+        let host = Host { epoll, queue, slots: Vec::new(), poll };
         let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || host.run())?;
         Ok(Self { handle, thread: Some(thread) })
     }
@@ -178,6 +199,8 @@ impl<W> Attachment<W> {
 trait Hosted: Send {
     fn sources(&self) -> Vec<Source>;
     fn wake(&mut self) -> Progress;
+    fn begin_looking(&mut self);
+    fn look(&self) -> bool;
     fn is_listening(&self) -> bool;
     fn leave(self: Box<Self>);
 }
@@ -194,6 +217,14 @@ impl<W: Worker> Hosted for Guest<W> {
 
     fn wake(&mut self) -> Progress {
         self.worker.wake()
+    }
+
+    fn begin_looking(&mut self) {
+        self.worker.begin_looking();
+    }
+
+    fn look(&self) -> bool {
+        self.worker.look()
     }
 
     fn is_listening(&self) -> bool {
@@ -213,6 +244,8 @@ struct Host {
     epoll: Epoll,
     queue: Receiver<Command>,
     slots: Vec<Option<Slot>>,
+    /// How long to look before sleeping.
+    poll: Duration,
 }
 
 struct Slot {
@@ -229,24 +262,69 @@ impl Host {
         let mut events = vec![EpollEvent::default(); EVENTS_PER_WAIT];
         loop {
             let timeout_ms = if self.is_due() { 0 } else { -1 };
-            let count = match self.epoll.wait(timeout_ms, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => panic!("epoll_wait on our own epoll fails: {error}"),
-            };
-            let mut commanded = false;
-            for event in &events[..count] {
-                match event.data() {
-                    COMMANDS => commanded = true,
-                    slot => self.mark_due(slot),
-                }
-            }
+            let mut commanded = self.collect(timeout_ms, &mut events);
             self.wake_due();
+            if !commanded && !self.poll.is_zero() && !self.is_due() {
+                commanded = self.look_around(&mut events);
+            }
             // Last, so that no event of this batch can meet a slot that has changed hands.
             if commanded && self.obey() == Wish::End {
                 return;
             }
         }
+    }
+
+    /// Waits for events, and marks who has to be woken. True if there are commands.
+    fn collect(&mut self, timeout_ms: i32, events: &mut [EpollEvent]) -> bool {
+        let count = match self.epoll.wait(timeout_ms, events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => panic!("epoll_wait on our own epoll fails: {error}"),
+        };
+        let mut commanded = false;
+        for event in &events[..count] {
+            match event.data() {
+                COMMANDS => commanded = true,
+                slot => self.mark_due(slot),
+            }
+        }
+        commanded
+    }
+
+    /// Looks for work until there has been none for a while. True if there are commands.
+    fn look_around(&mut self, events: &mut [EpollEvent]) -> bool {
+        let mut commanded = false;
+        let mut last_found = Instant::now();
+        let mut found_since_collect = 0;
+        self.begin_looking();
+        while !commanded && last_found.elapsed() < self.poll {
+            for _ in 0..LOOKS_PER_COLLECT {
+                self.slots.iter_mut().flatten().for_each(|slot| slot.due |= slot.worker.look());
+                if self.is_due() {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            // Also where there always is something to find: commands and the siblings' events must not wait for ever.
+            if !self.is_due() || found_since_collect >= LOOKS_PER_COLLECT {
+                found_since_collect = 0;
+                commanded = self.collect(0, events);
+            }
+            if self.is_due() {
+                found_since_collect += 1;
+                self.wake_due();
+                self.begin_looking();
+                last_found = Instant::now();
+            }
+        }
+        // Each wants its doorbell again, and sees what came just before that.
+        self.slots.iter_mut().flatten().for_each(|slot| slot.due = true);
+        self.wake_due();
+        commanded
+    }
+
+    fn begin_looking(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|slot| slot.worker.begin_looking());
     }
 
     fn is_due(&self) -> bool {

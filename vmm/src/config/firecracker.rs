@@ -10,8 +10,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{
-    BootConfig, BootEntry, CpuTemplate, DiskConfig, DiskSource, Entropy, HardwareTables, KernelSource, MIB,
-    MacAddressError, MemoryBacking, MemoryConfig, NetConfig, NetSource, RootDevice, SerialTarget, VmConfig,
+    BootConfig, BootEntry, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, DiskTuning, Entropy,
+    HardwareTables, KernelSource, LimiterConfig, Limits, MIB, MacAddressError, MemoryBacking, MemoryConfig, NetConfig,
+    NetSource, Rate, RootDevice, SerialTarget, VmConfig,
 };
 
 /// The kernel command line where `boot_args` is absent.
@@ -134,27 +135,48 @@ struct Drive {
     path_on_host: Option<PathBuf>,
     is_read_only: Option<bool>,
     partuuid: Option<String>,
-    /// `Unsafe` lets a flush be lost; husk's flush is durable whichever is asked for.
-    #[serde(default, rename = "cache_type")]
-    _cache_type: CacheType,
-    #[serde(default)]
-    io_engine: IoEngine,
-    rate_limiter: Option<Value>,
+    /// The document's default is `Unsafe`, which lets a flush be lost: husk does that only when asked in words.
+    cache_type: Option<CacheType>,
+    io_engine: Option<IoEngine>,
+    rate_limiter: Option<RateLimiter>,
     socket: Option<Value>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 enum CacheType {
-    #[default]
     Unsafe,
     Writeback,
 }
 
-#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 enum IoEngine {
-    #[default]
     Sync,
     Async,
+}
+
+/// `RateLimiter`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RateLimiter {
+    bandwidth: Option<TokenBucket>,
+    ops: Option<TokenBucket>,
+}
+
+/// `TokenBucket`: bytes or operations, and the milliseconds in which an empty one fills.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenBucket {
+    size: u64,
+    one_time_burst: Option<u64>,
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    fn into_config(self) -> LimiterConfig {
+        let rate = |bucket: TokenBucket| Rate::new(bucket.size, bucket.one_time_burst.unwrap_or(0), bucket.refill_time);
+        let total = Limits { bytes: self.bandwidth.and_then(rate), operations: self.ops.and_then(rate) };
+        LimiterConfig { total, ..LimiterConfig::default() }
+    }
 }
 
 /// `NetworkInterface`.
@@ -305,10 +327,20 @@ fn disks(drives: Vec<Drive>) -> Result<Vec<DiskConfig>, FileError> {
 
 impl Drive {
     fn into_config(self, field: impl Fn(&str) -> String) -> Result<DiskConfig, FileError> {
-        not_yet(&field("rate_limiter"), self.rate_limiter)?;
         not_yet(&field("socket"), self.socket)?;
-        let asynchronous = (self.io_engine == IoEngine::Async).then(|| Value::String("Async".to_owned()));
-        not_yet(&field("io_engine"), asynchronous)?;
+        let tuning = DiskTuning {
+            engine: match self.io_engine {
+                None => DiskEngine::Auto,
+                Some(IoEngine::Sync) => DiskEngine::Sync,
+                Some(IoEngine::Async) => DiskEngine::IoUring,
+            },
+            cache: match self.cache_type {
+                None | Some(CacheType::Writeback) => CacheMode::Writeback,
+                Some(CacheType::Unsafe) => CacheMode::Unsafe,
+            },
+            limits: self.rate_limiter.map(RateLimiter::into_config).unwrap_or_default(),
+            ..DiskTuning::default()
+        };
         let missing = |name: &str| FileError::Value { path: field(name), problem: "is missing: a drive needs it" };
         let root = match (self.is_root_device, self.partuuid) {
             (false, _) => RootDevice::No,
@@ -320,6 +352,7 @@ impl Drive {
             source: DiskSource::Path(self.path_on_host.ok_or_else(|| missing("path_on_host"))?),
             read_only: self.is_read_only.ok_or_else(|| missing("is_read_only"))?,
             root,
+            tuning,
         })
     }
 }

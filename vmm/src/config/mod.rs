@@ -2,6 +2,7 @@
 //! live. Nothing here opens, maps or creates anything but a look at the host's facts.
 
 mod cmdline;
+mod disk;
 pub mod firecracker;
 mod host;
 mod net;
@@ -20,6 +21,9 @@ use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
+pub use disk::{
+    BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError,
+};
 pub use host::HostFacts;
 pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};
 pub use size::{SizeError, parse_size};
@@ -129,6 +133,8 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// Whether the kernel finds its root file system here.
     pub root: RootDevice,
+    /// How it is served.
+    pub tuning: DiskTuning,
 }
 
 /// Whether a disk holds the root file system.
@@ -208,6 +214,14 @@ pub enum ConfigError {
     DoubleId {
         /// The id.
         id: String,
+    },
+    /// A disk cannot be served in this way.
+    #[error("disk `{id}`: {problem}")]
+    Tuning {
+        /// The disk.
+        id: String,
+        /// What is wrong.
+        problem: TuningError,
     },
     /// A MAC address that cannot be one.
     #[error("network `{id}`: mac")]
@@ -303,13 +317,17 @@ impl VmConfig {
         let disks = self.disks.iter().map(|disk| disk.id.as_str());
         let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(entropy).collect();
         for (index, id) in ids.iter().enumerate() {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-            if id.is_empty() || id.len() > ID_LENGTH_MAX || !id.bytes().all(plain) {
+            if !is_plain_name(id) {
                 return Err(ConfigError::BadId { id: (*id).to_owned() });
             }
             if ids[..index].contains(id) {
                 return Err(ConfigError::DoubleId { id: (*id).to_owned() });
             }
+        }
+        for DiskConfig { id, tuning, .. } in &self.disks {
+            tuning.validate().map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
+            let both = self.disks.iter().map(|disk| &disk.tuning);
+            DiskTuning::validate_groups(both).map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
         }
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
@@ -331,6 +349,12 @@ impl VmConfig {
         }
         Ok(())
     }
+}
+
+/// A name of a device, a thread or a group is plain: it stands in messages, thread names and metric labels.
+fn is_plain_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !name.is_empty() && name.len() <= ID_LENGTH_MAX && name.bytes().all(plain)
 }
 
 impl MemoryConfig {

@@ -22,6 +22,7 @@ fn disk(id: &str) -> DiskConfig {
         source: DiskSource::Path("/nowhere".into()),
         read_only: false,
         root: RootDevice::No,
+        tuning: DiskTuning::default(),
     }
 }
 

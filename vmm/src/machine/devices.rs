@@ -2,19 +2,18 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
-use devices::backend::block::{DiskAccess, DiskImage, DiskImageError, FileBackend};
+use devices::backend::block::DiskImageError;
 use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, ConsoleOutput, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::VirtioDevice;
-use devices::virtio::blk::{Blk, DiskName};
+use devices::virtio::blk::ResizeError;
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{MmioTransport, TransportError};
@@ -25,7 +24,8 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::Wiring;
-use crate::config::{DiskConfig, DiskSource, ENTROPY_ID, NetConfig, NetSource, VmConfig};
+use super::disks::{Disk, DiskMaker};
+use crate::config::{ENTROPY_ID, LimiterConfig, NetConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::vcpu::Buses;
 
@@ -89,7 +89,24 @@ pub(super) struct Devices {
     serial_room: EventFd,
     power_button: PowerButton,
     console: ConsoleOutput,
+    disks: Vec<Disk>,
     io_threads: Vec<IoThread>,
+}
+
+/// What cannot be done to a disk that is in use.
+#[derive(Debug, Error)]
+pub enum DiskChangeError {
+    /// The machine has no such disk.
+    #[error("there is no disk `{0}`")]
+    Unknown(String),
+    /// It cannot have that size.
+    #[error("cannot resize disk `{id}`")]
+    Resize {
+        /// The disk.
+        id: String,
+        /// Why.
+        source: ResizeError,
+    },
 }
 
 /// A virtio device with its place in the machine.
@@ -103,16 +120,18 @@ impl Devices {
     /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
     /// attached before the first device is made.
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
-        let images = config.disks.iter().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+        let images = config.disks.iter().map(super::disks::open).collect::<Result<Vec<_>, _>>()?;
         let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
         let mut devices = Self::legacy(wiring)?;
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
-        for (id, image) in images {
-            let thread = devices.io_thread(&id)?;
-            let block = Blk::new(DiskName::new(&id), Box::new(FileBackend::new(image)), thread);
-            devices.plug(id, next_window(), Box::new(block), memory)?;
+        let mut maker = DiskMaker::default();
+        for (disk, image) in config.disks.iter().zip(images) {
+            let (block, disk) = maker.make(disk, image)?;
+            devices.plug(disk.id.clone(), next_window(), Box::new(block), memory)?;
+            devices.disks.push(disk);
         }
+        devices.io_threads.extend(maker.into_threads());
         for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
             let thread = devices.io_thread(id)?;
             let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
@@ -168,6 +187,21 @@ impl Devices {
         &self.serial_room
     }
 
+    /// Gives a disk the size that its file or device has by now, and tells the guest.
+    pub(super) fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DiskChangeError> {
+        let resized = self.disk(id)?.resize(bytes);
+        resized.map_err(|source| DiskChangeError::Resize { id: id.to_owned(), source })
+    }
+
+    /// Holds a disk, and with it all of its group, to other limits.
+    pub(super) fn limit_disk(&self, id: &str, limits: LimiterConfig) -> Result<(), DiskChangeError> {
+        self.disk(id).map(|disk| disk.limit(limits))
+    }
+
+    fn disk(&self, id: &str) -> Result<&Disk, DiskChangeError> {
+        self.disks.iter().find(|disk| disk.id == id).ok_or_else(|| DiskChangeError::Unknown(id.to_owned()))
+    }
+
     /// Completes what is in flight in every device, and lets none take more.
     pub(super) fn pause(&self) {
         self.virtio.iter().for_each(|slot| lock(&slot.transport).core().pause());
@@ -216,15 +250,14 @@ impl Devices {
             serial_room,
             power_button,
             console,
+            disks: Vec::new(),
             io_threads: Vec::new(),
         })
     }
 
-    /// Each device has an I/O thread of its own.
+    /// An I/O thread of a device's own.
     fn io_thread(&mut self, id: &str) -> Result<devices::virtio::worker::IoThreadHandle, DeviceError> {
-        let name = format!("husk-io-{id}");
-        let thread = IoThread::spawn(&name)
-            .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })?;
+        let thread = spawn_io_thread(id, Duration::ZERO)?;
         let handle = thread.handle();
         self.io_threads.push(thread);
         Ok(handle)
@@ -253,22 +286,11 @@ impl std::fmt::Debug for Devices {
     }
 }
 
-fn open_disk(disk: &DiskConfig) -> Result<(String, DiskImage), DeviceError> {
-    let id = disk.id.clone();
-    let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let image = match &disk.source {
-        DiskSource::Path(path) => DiskImage::open(path, access),
-        DiskSource::Open(file) => {
-            let file = file
-                .try_clone()
-                .map_err(|source| DeviceError::Host { what: format!("a descriptor for disk `{id}`"), source })?;
-            DiskImage::from_file(file, Path::new("(open file)"), access)
-        }
-    };
-    match image {
-        Ok(image) => Ok((id, image)),
-        Err(source) => Err(DeviceError::Disk { id, source }),
-    }
+/// A thread for the device or the group `name`, which looks for work for so long before it sleeps.
+pub(super) fn spawn_io_thread(name: &str, poll: Duration) -> Result<IoThread, DeviceError> {
+    let name = format!("husk-io-{name}");
+    IoThread::spawn_polling(&name, poll)
+        .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })
 }
 
 fn open_tap(net: &NetConfig) -> Result<Tap, DeviceError> {

@@ -3,6 +3,7 @@
 
 mod build;
 mod devices;
+mod disks;
 mod kvm;
 mod memory;
 
@@ -15,11 +16,12 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use build::{BuildError, Wiring};
-pub use devices::DeviceError;
 use devices::Devices;
+pub use devices::{DeviceError, DiskChangeError};
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 
+use crate::config::LimiterConfig;
 use crate::control::{Command, Refusal, State};
 use crate::vcpu::{ExitKind, VcpuHandle};
 
@@ -86,6 +88,22 @@ impl Machine {
     #[must_use]
     pub fn serial_room(&self) -> &EventFd {
         self.devices.serial_room()
+    }
+
+    /// Gives the disk `id` another size, which its file or device must have already, and tells the guest.
+    ///
+    /// # Errors
+    /// [`DiskChangeError`]; the size is what it was.
+    pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DiskChangeError> {
+        self.devices.resize_disk(id, bytes)
+    }
+
+    /// Holds the disk `id`, and with it all of its group, to other limits from now on.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn limit_disk(&self, id: &str, limits: LimiterConfig) -> Result<(), DiskChangeError> {
+        self.devices.limit_disk(id, limits)
     }
 
     /// Exits of all vCPUs so far, of one kind.

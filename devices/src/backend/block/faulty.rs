@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, Submission, Token};
 use crate::bus::lock;
+use crate::virtio::worker::Source;
 
 /// What the backend does beside its work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,8 +48,16 @@ impl<B: BlockBackend> FaultyBackend<B> {
     /// # Panics
     /// If no eventfd can be had.
     pub fn new(inner: B, fault: Fault) -> Self {
+        Self::sharing(inner, fault, Arc::default())
+    }
+
+    /// As [`Self::new`], with a record of operations that several backends may share.
+    ///
+    /// # Panics
+    /// If no eventfd can be had.
+    pub fn sharing(inner: B, fault: Fault, taken: Arc<Mutex<Vec<BlockAction>>>) -> Self {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("a test has descriptors");
-        Self { inner, fault, count: 0, pending: VecDeque::new(), wake, taken: Arc::default() }
+        Self { inner, fault, count: 0, pending: VecDeque::new(), wake, taken }
     }
 
     /// The operations that were taken, in order.
@@ -64,8 +73,43 @@ impl<B: BlockBackend> FaultyBackend<B> {
         }
         match self.inner.submit(token, operation) {
             Submission::Done(completion) => completion,
-            other => panic!("the inner backend is a synchronous one, not {other:?}"),
+            Submission::Pending => {
+                let mut completions = Vec::new();
+                self.inner.drain(&mut completions);
+                completions.pop().expect("what is pending comes back")
+            }
+            Submission::Full(_) => panic!("the inner backend has nothing to do and yet no room"),
         }
+    }
+}
+
+impl BlockBackend for Box<dyn BlockBackend> {
+    fn geometry(&self) -> DiskGeometry {
+        (**self).geometry()
+    }
+
+    fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        (**self).submit(token, operation)
+    }
+
+    fn commit(&mut self) {
+        (**self).commit();
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) {
+        (**self).poll(completions);
+    }
+
+    fn drain(&mut self, completions: &mut Vec<Completion>) {
+        (**self).drain(completions);
+    }
+
+    fn leave_thread(&mut self) {
+        (**self).leave_thread();
+    }
+
+    fn wake_source(&self) -> Option<Source> {
+        (**self).wake_source()
     }
 }
 
@@ -103,7 +147,11 @@ impl<B: BlockBackend> BlockBackend for FaultyBackend<B> {
         }
     }
 
-    fn wake_fd(&self) -> Option<RawFd> {
-        (self.fault.depth > 0).then(|| self.wake.as_raw_fd())
+    fn leave_thread(&mut self) {
+        self.inner.leave_thread();
+    }
+
+    fn wake_source(&self) -> Option<Source> {
+        (self.fault.depth > 0).then(|| Source::Level(self.wake.as_raw_fd()))
     }
 }

@@ -1,60 +1,32 @@
 //! A disk in a file or on a block device, by plain synchronous system calls straight from and to guest memory.
-#![expect(unsafe_code, reason = "pread and pwrite on addresses of guest memory")]
+#![expect(unsafe_code, reason = "pread, pwrite and their kin on addresses of guest memory; fallocate and ioctl")]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use super::{
-    BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
-};
-use crate::virtio::GuestBuffers;
+use super::bounce::BouncePool;
+use super::image::Kind;
+use super::job::{Job, Pieces, Step, Verdict};
+use super::{BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token};
+use crate::virtio::worker::Source;
+
+/// `_IO(0x12, 119)`, linux/fs.h.
+const BLKDISCARD: libc::c_ulong = 0x1277;
 
 /// The synchronous backend: every operation is done when it was submitted.
 #[derive(Debug)]
 pub struct FileBackend {
-    image: DiskImage,
+    image: Arc<DiskImage>,
+    pool: BouncePool,
 }
 
 impl FileBackend {
-    /// A backend over an open image.
-    pub fn new(image: DiskImage) -> Self {
-        Self { image }
-    }
-
-    fn perform(&self, operation: &BlockOperation) -> io::Result<()> {
-        let BlockOperation { action, offset, ref buffers } = *operation;
-        match action {
-            BlockAction::Read => {
-                let result = self.transfer(buffers, offset, Direction::Read);
-                // Also of a read that failed: a part of it may have arrived.
-                buffers.mark_written();
-                result
-            }
-            BlockAction::Write(durability) => self.transfer(buffers, offset, Direction::Write(durability)),
-            BlockAction::Flush => self.image.file().sync_data(),
-        }
-    }
-
-    /// Moves all of `buffers`, continuing after short transfers.
-    fn transfer(&self, buffers: &GuestBuffers, offset: u64, direction: Direction) -> io::Result<()> {
-        let fd = self.image.file().as_raw_fd();
-        let mut rest = Rest { iovecs: buffers.iovecs(), skip: 0 };
-        let mut offset = offset;
-        while !rest.iovecs.is_empty() {
-            let position = libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let moved = match rest.transfer(fd, position, direction) {
-                Ok(moved) => moved,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if moved == 0 {
-                // The file ends where the disk does not: somebody truncated it.
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            rest.advance(moved);
-            offset += u64::try_from(moved).expect("64 bits fit");
-        }
-        Ok(())
+    /// A backend over an open image, which it may share with those of other queues.
+    pub fn new(image: Arc<DiskImage>) -> Self {
+        let align = image.direct().map_or(1, |alignment| alignment.memory);
+        Self { image, pool: BouncePool::new(1, align) }
     }
 }
 
@@ -64,79 +36,116 @@ impl BlockBackend for FileBackend {
     }
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
-        let result = self.perform(&operation);
-        Submission::Done(Completion { token, operation, result })
+        let job = Job::new(token, operation, self.image.direct(), &mut self.pool);
+        let mut job = job.expect("the one buffer is free between operations");
+        let is_device = self.image.kind() == Kind::Device;
+        loop {
+            let answer = perform(self.image.file(), job.next(is_device), Waiting::Allowed);
+            if let Verdict::End(result) = job.advance(answer) {
+                return Submission::Done(job.finish(result, &mut self.pool));
+            }
+        }
     }
 
     fn poll(&mut self, _completions: &mut Vec<Completion>) {}
 
     fn drain(&mut self, _completions: &mut Vec<Completion>) {}
 
-    fn wake_fd(&self) -> Option<RawFd> {
+    fn wake_source(&self) -> Option<Source> {
         None
     }
 }
 
-#[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write(Durability),
+/// Whether a call may wait for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    Allowed,
+    /// A transfer that would have to wait is EAGAIN, or EOPNOTSUPP where the file system does not know.
+    Refused,
 }
 
-/// What of a list is still to be moved: all but the first `skip` bytes.
-struct Rest<'a> {
-    iovecs: &'a [libc::iovec],
-    skip: usize,
-}
-
-impl Rest<'_> {
-    /// One system call. A single piece, or the rest of one that was cut, goes without the vector's overhead.
-    fn transfer(&self, fd: RawFd, position: libc::off_t, direction: Direction) -> io::Result<usize> {
-        let first = self.iovecs[0];
-        let start = first.iov_base.wrapping_byte_add(self.skip);
-        let len = first.iov_len - self.skip;
-        let alone = self.iovecs.len() == 1 || self.skip > 0;
-        let count = libc::c_int::try_from(self.iovecs.len()).expect("a chain has few segments");
-        let vector = self.iovecs.as_ptr();
-        let moved = match direction {
-            Direction::Read if alone => {
-                // SAFETY: pread writes `len` bytes at `start` = inside a piece of guest memory that the operation
-                // owns and keeps mapped, and which nobody here holds a reference to.
-                unsafe { libc::pread(fd, start, len, position) }
-            }
-            Direction::Read => {
-                // SAFETY: preadv reads `count` iovecs and writes into their pieces = a live slice of guest memory's
-                // pieces that the operation owns and keeps mapped, without any reference into them.
-                unsafe { libc::preadv(fd, vector, count, position) }
-            }
-            Direction::Write(Durability::Cached) if alone => {
-                // SAFETY: pwrite reads `len` bytes at `start` = inside a piece of guest memory that the operation
-                // owns and keeps mapped.
-                unsafe { libc::pwrite(fd, start, len, position) }
-            }
-            Direction::Write(Durability::Cached) => {
-                // SAFETY: pwritev reads `count` iovecs and their pieces = a live slice of guest memory's pieces that
-                // the operation owns and keeps mapped.
-                unsafe { libc::pwritev(fd, vector, count, position) }
-            }
-            Direction::Write(Durability::Durable) => {
-                let cut = [libc::iovec { iov_base: start, iov_len: len }];
-                let (vector, count) = if alone { (cut.as_ptr(), 1) } else { (vector, count) };
-                // SAFETY: pwritev2 reads `count` iovecs and their pieces = a live array or slice of guest memory's
-                // pieces that the operation owns and keeps mapped.
-                unsafe { libc::pwritev2(fd, vector, count, position, libc::RWF_DSYNC) }
-            }
-        };
-        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn advance(&mut self, moved: usize) {
-        self.skip += moved;
-        while let Some(first) = self.iovecs.first()
-            && self.skip >= first.iov_len
-        {
-            self.skip -= first.iov_len;
-            self.iovecs = &self.iovecs[1..];
+impl Waiting {
+    fn flag(self) -> libc::c_int {
+        match self {
+            Self::Allowed => 0,
+            Self::Refused => libc::RWF_NOWAIT,
         }
     }
+}
+
+/// Does one step of a job, which must be alive and own its buffers.
+pub(super) fn perform(file: &File, step: Step, waiting: Waiting) -> io::Result<usize> {
+    let fd = file.as_raw_fd();
+    match step {
+        Step::Read(Pieces::One { address, len }, offset) if waiting == Waiting::Allowed => {
+            let offset = position(offset)?;
+            // SAFETY: pread writes `len` bytes at `address` = inside a piece of guest memory or a bounce buffer that
+            // the job owns and keeps mapped, and which nobody here holds a reference to.
+            count(unsafe { libc::pread(fd, address, len, offset) })
+        }
+        Step::Write(Pieces::One { address, len }, offset, Durability::Cached) if waiting == Waiting::Allowed => {
+            let offset = position(offset)?;
+            // SAFETY: pwrite reads `len` bytes at `address` = inside a piece of guest memory or a buffer that the
+            // job owns and keeps mapped.
+            count(unsafe { libc::pwrite(fd, address, len, offset) })
+        }
+        Step::Read(pieces, offset) => vector(pieces, |first, pieces| {
+            let offset = position(offset)?;
+            // SAFETY: preadv2 reads `pieces` iovecs and writes into their pieces = a live slice of pieces of guest
+            // memory that the job owns and keeps mapped, without any reference into them.
+            count(unsafe { libc::preadv2(fd, first, pieces, offset, waiting.flag()) })
+        }),
+        Step::Write(pieces, offset, durability) => vector(pieces, |first, pieces| {
+            let offset = position(offset)?;
+            let flags = waiting.flag() | durability_flag(durability);
+            // SAFETY: pwritev2 reads `pieces` iovecs and their pieces = a live slice of pieces of guest memory that
+            // the job owns and keeps mapped.
+            count(unsafe { libc::pwritev2(fd, first, pieces, offset, flags) })
+        }),
+        Step::Sync => file.sync_data().map(|()| 0),
+        Step::Allocate(mode, offset, len) => {
+            let (offset, len) = (position(offset)?, position(len)?);
+            // SAFETY: fallocate takes a descriptor = an open one, and no memory.
+            done(unsafe { libc::fallocate(fd, mode, offset, len) })
+        }
+        Step::DeviceDiscard(offset, len) => {
+            let range = [offset, len];
+            // SAFETY: BLKDISCARD reads two u64 = `range`, which has two and lives across the call.
+            done(unsafe { libc::ioctl(fd, BLKDISCARD, range.as_ptr()) })
+        }
+    }
+}
+
+/// The flag of a write that must be durable when it is complete.
+pub(super) fn durability_flag(durability: Durability) -> libc::c_int {
+    match durability {
+        Durability::Cached => 0,
+        Durability::Durable => libc::RWF_DSYNC,
+    }
+}
+
+/// Calls with a vector, which a single piece becomes for as long as the call lasts.
+fn vector(
+    pieces: Pieces,
+    call: impl FnOnce(*const libc::iovec, libc::c_int) -> io::Result<usize>,
+) -> io::Result<usize> {
+    match pieces {
+        Pieces::One { address, len } => {
+            let alone = libc::iovec { iov_base: address, iov_len: len };
+            call(&raw const alone, 1)
+        }
+        Pieces::Many { first, count } => call(first, libc::c_int::try_from(count).expect("a step has few pieces")),
+    }
+}
+
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn count(moved: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+fn done(result: libc::c_int) -> io::Result<usize> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(0) }
 }

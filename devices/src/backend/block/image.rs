@@ -1,26 +1,55 @@
 //! Opening what a disk lives in: refused by name if it is not one, locked if it is.
 //!
 //! Locks are open file descriptions' (OFD): exclusive for writing, shared for reading. They belong to the descriptor,
-//! so they end with it and survive a hand-over of it.
-#![expect(unsafe_code, reason = "fcntl for locks, ioctl for the size of a block device")]
+//! so they end with it and survive a hand-over of it. A ring that has the file registered holds them too.
+#![expect(unsafe_code, reason = "fcntl for locks")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::{DiskAccess, DiskGeometry, SECTOR_BYTES};
+use super::job::Alignment;
+use super::probe::{self, check, sane_block_bytes};
+use super::{CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
 
-/// `_IOR(0x12, 114, size_t)`, linux/fs.h.
-const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-/// `_IO(0x12, 123)`, linux/fs.h.
-const BLKPBSZGET: libc::c_ulong = 0x127b;
+/// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
+/// some 50 ms (measured).
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The largest physical block that a guest is told of.
-const PHYSICAL_BLOCK_BYTES_MAX: u32 = 1 << 20;
+/// What the user may say about a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// How writes reach it.
+    pub cache: CacheMode,
+    /// The logical block, in bytes, in place of the backing's own.
+    pub block: Option<BlockSize>,
+}
+
+/// A logical block that guests know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockSize {
+    /// 512 bytes.
+    B512,
+    /// 4096 bytes.
+    B4096,
+}
+
+impl BlockSize {
+    /// In bytes.
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::B512 => 512,
+            Self::B4096 => 4096,
+        }
+    }
+}
 
 /// Why a path is no disk.
 #[derive(Debug, Error)]
@@ -47,15 +76,34 @@ pub enum DiskImageError {
     /// It holds nothing.
     #[error("disk {0} is empty: give it a size, as by truncate -s 1G")]
     Empty(PathBuf),
-    /// Its end is inside a sector.
-    #[error(
-        "disk {path} has {bytes} bytes, not a multiple of {SECTOR_BYTES}: extend it, as by truncate -s %{SECTOR_BYTES}"
-    )]
+    /// Its end is inside a block.
+    #[error("disk {path} has {bytes} bytes, not a multiple of {block}: extend it, as by truncate -s %{block}")]
     Unaligned {
         /// The disk.
         path: PathBuf,
         /// Its size.
         bytes: u64,
+        /// Its logical block, in bytes.
+        block: u32,
+    },
+    /// The file system has no way around the page cache.
+    #[error("disk {path} cannot bypass the page cache (O_DIRECT): use another cache=")]
+    NoDirect {
+        /// The disk.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// Its own blocks are larger than those asked for.
+    #[error("disk {path} takes no transfers below {own} bytes past the page cache: use block={own}, not {asked}")]
+    BlockTooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        asked: u32,
+        /// What the disk takes, in bytes.
+        own: u32,
     },
     /// Somebody else uses it.
     #[error("disk {path} is locked by {}: end that one, or give this one a copy", holder(.pid))]
@@ -94,6 +142,19 @@ fn holder(pid: &Option<u32>) -> String {
 pub struct DiskImage {
     file: File,
     geometry: DiskGeometry,
+    kind: Kind,
+    direct: Option<Alignment>,
+}
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A regular file on some device.
+    File,
+    /// A regular file in memory.
+    MemoryFile,
+    /// A block device.
+    Device,
 }
 
 impl DiskImage {
@@ -101,7 +162,7 @@ impl DiskImage {
     ///
     /// # Errors
     /// Each way in which it is no disk for us has its variant.
-    pub fn open(path: &Path, access: DiskAccess) -> Result<Self, DiskImageError> {
+    pub fn open(path: &Path, access: DiskAccess, options: DiskOptions) -> Result<Self, DiskImageError> {
         let file = OpenOptions::new()
             .read(true)
             .write(access == DiskAccess::ReadWrite)
@@ -109,36 +170,81 @@ impl DiskImage {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|source| open_error(path, access, source))?;
-        set_blocking(&file).map_err(host(path, "open"))?;
-        Self::from_file(file, path, access)
+        probe::change_flags(&file, 0, libc::O_NONBLOCK).map_err(host(path, "open"))?;
+        Self::from_file(file, path, access, options)
     }
 
     /// Makes a disk of an open file and locks it. `path` is for messages only.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn from_file(file: File, path: &Path, access: DiskAccess) -> Result<Self, DiskImageError> {
-        let metadata = file.metadata().map_err(host(path, "examine"))?;
-        let kind = metadata.file_type();
-        let (bytes, physical_block_bytes) = if kind.is_block_device() {
-            let bytes = block_device_bytes(&file).map_err(host(path, "get the size of"))?;
-            (bytes, physical_block_bytes(&file).map_err(host(path, "get the block size of"))?)
-        } else if kind.is_file() {
-            (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(0))
-        } else if kind.is_dir() {
-            return Err(DiskImageError::Directory(path.to_owned()));
-        } else {
-            return Err(DiskImageError::Kind(path.to_owned()));
-        };
+    pub fn from_file(
+        file: File,
+        path: &Path,
+        access: DiskAccess,
+        options: DiskOptions,
+    ) -> Result<Self, DiskImageError> {
+        let kind = kind(&file, path)?;
+        let bytes = size(&file, kind).map_err(host(path, "get the size of"))?;
         if bytes == 0 {
             return Err(DiskImageError::Empty(path.to_owned()));
         }
-        if !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DiskImageError::Unaligned { path: path.to_owned(), bytes });
-        }
+        // Before the lock, only questions.
         lock(&file, path, access)?;
-        let physical_block_bytes = sane_block_bytes(physical_block_bytes);
-        Ok(Self { file, geometry: DiskGeometry { sectors: bytes / SECTOR_BYTES, physical_block_bytes, access } })
+        let direct = match options.cache {
+            CacheMode::Direct => Some(bypass_cache(&file, path)?),
+            CacheMode::Writeback | CacheMode::Writethrough | CacheMode::Unsafe => None,
+        };
+        let (own, physical) = block_sizes(&file, kind).map_err(host(path, "get the block size of"))?;
+        let least = direct.map_or(SECTOR_BYTES_32, |alignment| alignment.offset);
+        let block = options.block.map_or(own.max(least), BlockSize::bytes);
+        if block < least {
+            return Err(DiskImageError::BlockTooSmall { path: path.to_owned(), asked: block, own: least });
+        }
+        if !bytes.is_multiple_of(block.into()) {
+            return Err(DiskImageError::Unaligned { path: path.to_owned(), bytes, block });
+        }
+        let discard = match (access, kind) {
+            (DiskAccess::ReadOnly, _) => Discard::Unsupported,
+            (DiskAccess::ReadWrite, Kind::Device) => probe::device_discard(&file),
+            // Whether the file system punches holes could only be found out by changing the file's times. One that
+            // does not takes the hint and keeps the space.
+            (DiskAccess::ReadWrite, Kind::File | Kind::MemoryFile) => {
+                Discard::Supported { granularity_bytes: physical }
+            }
+        };
+        let geometry = DiskGeometry {
+            sectors: bytes / SECTOR_BYTES,
+            logical_block_bytes: block,
+            physical_block_bytes: physical.max(block),
+            access,
+            cache: options.cache,
+            discard,
+        };
+        Ok(Self { file, geometry, kind, direct })
+    }
+
+    /// How large the backing is now, in whole blocks, in sectors.
+    ///
+    /// # Errors
+    /// That of the host.
+    pub fn current_sectors(&self) -> io::Result<u64> {
+        let block = u64::from(self.geometry.logical_block_bytes);
+        Ok(size(&self.file, self.kind)? / block * block / SECTOR_BYTES)
+    }
+
+    /// The file is in memory: nothing about it waits for a device, so it needs no engine that waits well.
+    pub fn is_in_memory(&self) -> bool {
+        self.kind == Kind::MemoryFile
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What O_DIRECT wants, if it is used.
+    pub(super) fn direct(&self) -> Option<Alignment> {
+        self.direct
     }
 
     /// The disk's shape.
@@ -169,51 +275,73 @@ fn host(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> DiskIma
     move |source| DiskImageError::Host { path: path.to_owned(), attempt, source }
 }
 
-/// A disk's own block size as told by the host may be anything; a guest is told a power of two.
-fn sane_block_bytes(bytes: u32) -> u32 {
-    let sector = u32::try_from(SECTOR_BYTES).expect("512");
-    if bytes.is_power_of_two() { bytes.clamp(sector, PHYSICAL_BLOCK_BYTES_MAX) } else { sector }
+const SECTOR_BYTES_32: u32 = 512;
+const _: () = assert!(SECTOR_BYTES_32 as u64 == SECTOR_BYTES);
+
+fn kind(file: &File, path: &Path) -> Result<Kind, DiskImageError> {
+    let kind = file.metadata().map_err(host(path, "examine"))?.file_type();
+    if kind.is_block_device() {
+        Ok(Kind::Device)
+    } else if kind.is_file() {
+        Ok(if probe::is_in_memory(file) { Kind::MemoryFile } else { Kind::File })
+    } else if kind.is_dir() {
+        Err(DiskImageError::Directory(path.to_owned()))
+    } else {
+        Err(DiskImageError::Kind(path.to_owned()))
+    }
 }
 
-fn set_blocking(file: &File) -> io::Result<()> {
-    let fd = file.as_raw_fd();
-    // SAFETY: F_GETFL takes a descriptor = an open one, and no memory.
-    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
-    // SAFETY: F_SETFL takes a descriptor = an open one, and an int.
-    check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) }).map(drop)
+fn size(file: &File, kind: Kind) -> io::Result<u64> {
+    match kind {
+        Kind::Device => probe::device_bytes(file),
+        Kind::File | Kind::MemoryFile => Ok(file.metadata()?.len()),
+    }
 }
 
-fn block_device_bytes(file: &File) -> io::Result<u64> {
-    let mut bytes = 0_u64;
-    // SAFETY: BLKGETSIZE64 writes a u64 = `bytes`, which is one and lives across the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) })?;
-    Ok(bytes)
+/// The logical and the physical block, in bytes.
+fn block_sizes(file: &File, kind: Kind) -> io::Result<(u32, u32)> {
+    match kind {
+        Kind::Device => Ok((probe::device_logical_block_bytes(file)?, probe::device_physical_block_bytes(file)?)),
+        Kind::File | Kind::MemoryFile => {
+            let preferred = u32::try_from(file.metadata()?.blksize()).unwrap_or(0);
+            Ok((SECTOR_BYTES_32, sane_block_bytes(preferred)))
+        }
+    }
 }
 
-fn physical_block_bytes(file: &File) -> io::Result<u32> {
-    let mut bytes: libc::c_uint = 0;
-    // SAFETY: BLKPBSZGET writes an unsigned int = `bytes`, which is one and lives across the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKPBSZGET, &raw mut bytes) })?;
-    Ok(bytes)
+fn bypass_cache(file: &File, path: &Path) -> Result<Alignment, DiskImageError> {
+    probe::change_flags(file, libc::O_DIRECT, 0)
+        .map_err(|source| DiskImageError::NoDirect { path: path.to_owned(), source })?;
+    Ok(probe::direct_alignment(file))
 }
 
 /// Locks the whole file, for as long as its open file description lives.
 fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageError> {
-    let fd = file.as_raw_fd();
-    let mut request = whole_file(access);
-    // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
-    let Err(source) = check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw mut request) }) else {
-        return Ok(());
-    };
-    if !matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-        return Err(host(path, "lock")(source));
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match try_lock(file, access) {
+            Ok(()) => return Ok(()),
+            Err(error) if !is_locked(&error) => return Err(host(path, "lock")(error)),
+            Err(_) if Instant::now() >= deadline => break,
+            Err(_) => thread::sleep(LOCK_INTERVAL),
+        }
     }
     let mut answer = whole_file(access);
     // SAFETY: F_OFD_GETLK reads and writes a flock = `answer`, which is one and lives across the call.
-    let told = check(unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &raw mut answer) });
+    let told = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut answer) });
     // The holder may be gone by now, and of an OFD lock the process is -1.
     let pid = told.ok().and_then(|_| u32::try_from(answer.l_pid).ok()).filter(|pid| *pid != 0);
     Err(DiskImageError::Locked { path: path.to_owned(), pid })
+}
+
+fn try_lock(file: &File, access: DiskAccess) -> io::Result<()> {
+    let mut request = whole_file(access);
+    // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) }).map(drop)
+}
+
+fn is_locked(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 fn whole_file(access: DiskAccess) -> libc::flock {
@@ -224,10 +352,6 @@ fn whole_file(access: DiskAccess) -> libc::flock {
     };
     // A length of 0 reaches to the end, wherever it moves; OFD locks want the process to be 0.
     libc::flock { l_type: kind, l_whence: short(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]
@@ -245,14 +369,14 @@ mod tests {
     }
 
     fn refusal(path: &Path, access: DiskAccess) -> DiskImageError {
-        DiskImage::open(path, access).unwrap_err()
+        DiskImage::open(path, access, DiskOptions::default()).unwrap_err()
     }
 
     #[test]
     fn a_file_is_a_disk_of_its_size() {
         let (_folder, path) = folder_with_disk(3 * 512);
         for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
-            let image = DiskImage::open(&path, access).unwrap();
+            let image = DiskImage::open(&path, access, DiskOptions::default()).unwrap();
             let geometry = image.geometry();
             assert_eq!((geometry.sectors, geometry.access), (3, access));
             assert!(geometry.physical_block_bytes.is_power_of_two() && geometry.physical_block_bytes >= 512);
@@ -295,7 +419,7 @@ mod tests {
     #[test]
     fn writers_exclude_everybody_and_readers_share() {
         let (_folder, path) = folder_with_disk(512);
-        let writer = DiskImage::open(&path, DiskAccess::ReadWrite).unwrap();
+        let writer = DiskImage::open(&path, DiskAccess::ReadWrite, DiskOptions::default()).unwrap();
         for access in [DiskAccess::ReadOnly, DiskAccess::ReadWrite] {
             let refused = refusal(&path, access);
             assert!(matches!(refused, DiskImageError::Locked { pid: None, .. }), "{refused:?}");
@@ -304,8 +428,8 @@ mod tests {
             );
         }
         drop(writer);
-        let _reader = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
-        let _another = DiskImage::open(&path, DiskAccess::ReadOnly).unwrap();
+        let _reader = DiskImage::open(&path, DiskAccess::ReadOnly, DiskOptions::default()).unwrap();
+        let _another = DiskImage::open(&path, DiskAccess::ReadOnly, DiskOptions::default()).unwrap();
         assert!(matches!(refusal(&path, DiskAccess::ReadWrite), DiskImageError::Locked { .. }));
     }
 
@@ -331,12 +455,5 @@ mod tests {
         let refused = open_error(&path, DiskAccess::ReadWrite, source);
         assert!(matches!(refused, DiskImageError::Permission { .. }));
         assert!(refused.to_string().contains("for reading and writing"));
-    }
-
-    #[test]
-    fn block_sizes_that_make_no_sense_are_not_passed_on() {
-        for (told, passed) in [(0, 512), (1, 512), (512, 512), (4096, 4096), (6000, 512), (1 << 30, 1 << 20)] {
-            assert_eq!(sane_block_bytes(told), passed);
-        }
     }
 }

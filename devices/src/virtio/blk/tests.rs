@@ -1,16 +1,24 @@
 mod lifecycle;
+mod limits;
 mod model;
+mod modes;
+mod queues;
 
 use super::*;
-use crate::backend::block::{BlockAction, DiskImage, Durability, Fault, FaultyBackend, FileBackend};
+use crate::backend::block::{
+    BlockAction, DiskImage, DiskOptions, Durability, Fault, FaultyBackend, FileBackend, UringBackend,
+};
+use crate::limit::{LimiterConfig, Limits, Rate};
 use crate::testing::{Buffer, FakeDriver, Used, memory_with_hole};
 use crate::virtio::transport::MmioTransport;
 use crate::virtio::worker::IoThread;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 const SECTORS: u64 = 64;
@@ -30,35 +38,90 @@ const UNSUPP: u8 = 2;
 /// What is in the status byte until a device writes it.
 const UNWRITTEN: u8 = 0xee;
 
+/// Who does a disk's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Sync,
+    Uring,
+}
+
+/// A disk to be tested.
+#[derive(Clone, Debug)]
+struct Setup {
+    engine: Engine,
+    options: DiskOptions,
+    fault: Fault,
+    access: DiskAccess,
+    features: u64,
+    folder: &'static str,
+    queues: usize,
+    limiter: Option<Arc<Limiter>>,
+    thread: &'static str,
+    poll: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            engine: Engine::Sync,
+            options: DiskOptions::default(),
+            fault: Fault::default(),
+            access: DiskAccess::ReadWrite,
+            features: FLUSH | EVENT_IDX | INDIRECT,
+            folder: "/tmp",
+            queues: 1,
+            limiter: None,
+            thread: "husk-io-test",
+            poll: Duration::ZERO,
+        }
+    }
+}
+
 struct Bench {
     driver: FakeDriver,
     file: File,
+    image: Arc<DiskImage>,
+    control: DiskControl,
     counters: Arc<DeviceCounters>,
     taken: Arc<Mutex<Vec<BlockAction>>>,
-    _thread: IoThread,
+    _threads: Vec<IoThread>,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self::with(Fault::default(), DiskAccess::ReadWrite, FLUSH | EVENT_IDX | INDIRECT)
+        Self::build(&Setup::default())
     }
 
     fn with(fault: Fault, access: DiskAccess, features: u64) -> Self {
-        let file = tempfile::tempfile().unwrap();
+        Self::build(&Setup { fault, access, features, ..Setup::default() })
+    }
+
+    fn build(setup: &Setup) -> Self {
+        let file = tempfile::tempfile_in(setup.folder).unwrap();
         for sector in 0..SECTORS {
             file.write_all_at(&pattern(sector), sector * SECTOR_BYTES).unwrap();
         }
-        let image = DiskImage::from_file(file.try_clone().unwrap(), Path::new("scratch"), access).unwrap();
-        let backend = FaultyBackend::new(FileBackend::new(image), fault);
-        let taken = backend.taken();
-        let thread = IoThread::spawn("husk-io-test").unwrap();
-        let blk = Blk::new(DiskName::new("disk0"), Box::new(backend), thread.handle());
-        let counters = blk.counters();
+        Self::over(setup, file)
+    }
+
+    fn over(setup: &Setup, file: File) -> Self {
+        // A test looks at the file through an open file description of its own, which keeps the page cache.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let own = File::options().read(true).write(true).open(path).unwrap();
+        let (image, file) = (file, own);
+        let image = DiskImage::from_file(image, Path::new("scratch"), setup.access, setup.options).unwrap();
+        let image = Arc::new(image);
+        let taken = Arc::default();
+        let (queues, threads) =
+            (0..setup.queues).map(|_| setup.queue(&image, &taken)).collect::<(Vec<_>, Vec<IoThread>)>();
+        let options = BlkOptions { limiter: setup.limiter.clone(), ..BlkOptions::default() };
+        let blk = Blk::new(DiskName::new("disk0"), queues, options).unwrap();
+        let (counters, control) = (blk.counters(), blk.control());
         let memory = memory_with_hole(4 << 20);
         let transport = MmioTransport::new("disk0", Box::new(blk), memory.clone()).unwrap();
         let mut driver = FakeDriver::new(transport, memory);
-        driver.initialize(features, &[64]);
-        Self { driver, file, counters, taken, _thread: thread }
+        driver.initialize(setup.features, &vec![64; setup.queues]);
+        Self { driver, file, image, control, counters, taken, _threads: threads }
     }
 
     fn header(&mut self, kind: u32, sector: u64) -> Buffer {
@@ -111,6 +174,21 @@ impl Bench {
 
     fn count(&self, counter: impl Fn(&DeviceCounters) -> &AtomicU64) -> u64 {
         counter(&self.counters).load(Ordering::Relaxed)
+    }
+}
+
+impl Setup {
+    fn queue(&self, image: &Arc<DiskImage>, taken: &Arc<Mutex<Vec<BlockAction>>>) -> (DiskQueue, IoThread) {
+        let thread = IoThread::spawn_polling(self.thread, self.poll).unwrap();
+        let engine: Box<dyn BlockBackend> = match self.engine {
+            Engine::Sync => Box::new(FileBackend::new(Arc::clone(image))),
+            Engine::Uring => Box::new(UringBackend::new(Arc::clone(image)).unwrap()),
+        };
+        let backend: Box<dyn BlockBackend> = match (self.engine, self.fault) {
+            (Engine::Uring, Fault { fail_nth: None, depth: 0, .. }) => engine,
+            (_, fault) => Box::new(FaultyBackend::sharing(engine, fault, Arc::clone(taken))),
+        };
+        (DiskQueue { backend, thread: thread.handle() }, thread)
     }
 }
 
@@ -261,7 +339,8 @@ fn the_configuration_space_tells_the_disk_s_shape() {
     assert_eq!(512_u64 << exponent, block_bytes);
     assert_eq!(u64::from(u16::from_le_bytes(bench.driver.config(26))), block_bytes / 512);
     assert_eq!(bench.driver.config(32), [1]);
-    assert_eq!(bench.driver.config(34), [0; 8]);
+    assert_eq!(u16::from_le_bytes(bench.driver.config(34)), 1);
+    assert_eq!(bench.driver.config(60), [0; 8]);
     bench.driver.write_bytes(0x100, &[0xff; 4]);
     assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS, "it takes no writes");
     let offered = bench.driver.offered_features();
@@ -391,9 +470,10 @@ fn a_block_device_is_a_disk_of_its_size() {
     let path = folder.path().join("backing");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let loop_device = LoopDevice::over(&path);
-    let image = DiskImage::open(&loop_device.0, DiskAccess::ReadWrite).unwrap();
+    let options = DiskOptions::default();
+    let image = DiskImage::open(&loop_device.0, DiskAccess::ReadWrite, options).unwrap();
     assert_eq!(image.geometry().sectors, 2048);
-    let refused = DiskImage::open(&loop_device.0, DiskAccess::ReadOnly).unwrap_err();
+    let refused = DiskImage::open(&loop_device.0, DiskAccess::ReadOnly, options).unwrap_err();
     assert!(matches!(refused, crate::backend::block::DiskImageError::Locked { .. }), "{refused:?}");
 }
 

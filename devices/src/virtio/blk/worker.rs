@@ -3,6 +3,8 @@
 //! No allocation after warm-up, no copy of data: an operation carries the guest's own buffers to the backend. What
 //! completes is published in batches, one interrupt a batch at most.
 
+mod throttle;
+
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +12,16 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::request::{self, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
-use super::{DiskName, SERIAL_BYTES};
+pub(super) use throttle::Throttle;
+
+use super::control::Shared;
+use super::request::{self, Disk, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
+use super::{DiskName, Idle, SERIAL_BYTES};
 use crate::backend::block::{
-    BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, Durability, Submission, Token,
+    BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Durability, Submission, Token,
 };
 use crate::fault::FaultLog;
+use crate::limit::Flow;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
@@ -29,8 +35,10 @@ pub(super) struct BlkWorker {
     queue: ActiveQueue,
     interrupt: Arc<Interrupt>,
     backend: Box<dyn BlockBackend>,
-    geometry: DiskGeometry,
-    write_durability: Durability,
+    throttle: Option<Throttle>,
+    shared: Arc<Shared>,
+    features: u64,
+    policy: Policy,
     serial: [u8; SERIAL_BYTES],
     chain: Chain,
     /// Requests that are with the backend, by token.
@@ -41,8 +49,38 @@ pub(super) struct BlkWorker {
     /// The operation that the backend had no room for. While there is one, nothing is popped.
     stalled: Option<(Token, BlockOperation)>,
     batch: Batch,
-    counters: Arc<DeviceCounters>,
+    blocked: Blocked,
     log: FaultLog,
+}
+
+/// Whether what is available has to wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocked {
+    No,
+    Yes,
+}
+
+/// What a driver may rely on.
+#[derive(Clone, Copy)]
+struct Policy {
+    writes: Durability,
+    flush: Flush,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    /// All earlier writes become durable.
+    Honoured,
+    /// The user wanted none.
+    Ignored,
+}
+
+/// What became of a chain that was popped.
+#[derive(PartialEq, Eq)]
+enum Begun {
+    Yes,
+    /// It may not begin yet, and is back in its ring. Something will wake us.
+    Throttled,
 }
 
 /// A request that is with the backend.
@@ -51,6 +89,28 @@ struct InFlight {
     status: GuestAddress,
     /// What the driver finds in its writable buffers if all goes well.
     written: u32,
+}
+
+impl Policy {
+    fn new(cache: CacheMode, features: u64) -> Self {
+        // A driver that cannot flush relies on every write (virtio 1.3 §5.2.6.2).
+        let can_flush = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        match cache {
+            CacheMode::Unsafe => Self { writes: Durability::Cached, flush: Flush::Ignored },
+            _ if can_flush => Self { writes: Durability::Cached, flush: Flush::Honoured },
+            _ => Self { writes: Durability::Durable, flush: Flush::Honoured },
+        }
+    }
+}
+
+/// What of its limits a request takes.
+fn share(request: &Request) -> (Flow, u64) {
+    match *request {
+        Request::Read { len, .. } => (Flow::In, len.into()),
+        Request::Write { len, .. } => (Flow::Out, len.into()),
+        Request::GetId => (Flow::In, 0),
+        Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => (Flow::Out, 0),
+    }
 }
 
 /// Used chains that the driver does not see yet.
@@ -64,19 +124,20 @@ struct Batch {
 impl BlkWorker {
     pub(super) fn new(
         name: &DiskName,
-        counters: Arc<DeviceCounters>,
-        backend: Box<dyn BlockBackend>,
+        shared: Arc<Shared>,
+        idle: Idle,
         queue: ActiveQueue,
         activation: &Activation,
     ) -> Self {
-        // A driver that cannot flush relies on every write (virtio 1.3 §5.2.6.2).
-        let can_flush = activation.features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        let Idle { backend, throttle } = idle;
         Self {
             queue,
             interrupt: Arc::clone(&activation.interrupt),
-            geometry: backend.geometry(),
             backend,
-            write_durability: if can_flush { Durability::Cached } else { Durability::Durable },
+            throttle,
+            features: activation.features,
+            policy: Policy::new(shared.geometry().cache, activation.features),
+            shared,
             serial: name.serial,
             chain: Chain::new(),
             in_flight: Vec::new(),
@@ -85,7 +146,7 @@ impl BlkWorker {
             completions: Vec::new(),
             stalled: None,
             batch: Batch::default(),
-            counters,
+            blocked: Blocked::No,
             log: FaultLog::new(&name.id),
         }
     }
@@ -94,8 +155,8 @@ impl BlkWorker {
         self.queue.ring.state()
     }
 
-    pub(super) fn into_backend(self) -> Box<dyn BlockBackend> {
-        self.backend
+    pub(super) fn into_idle(self) -> Idle {
+        Idle { backend: self.backend, throttle: self.throttle }
     }
 
     /// Serves at most a wake's worth of chains.
@@ -103,14 +164,18 @@ impl BlkWorker {
         let mut budget = CHAINS_PER_WAKE_MAX;
         loop {
             self.queue.ring.disable_notification();
-            while self.unstall() && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
+            let mut begun = Begun::Yes;
+            while begun == Begun::Yes && self.unstall() && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
                 budget -= 1;
                 self.publish_if_late();
-                self.begin();
+                begun = self.begin();
             }
+            self.backend.commit();
             self.publish();
-            if self.stalled.is_some() {
-                // The backend wakes us when it has room. Until then a doorbell would change nothing.
+            let waits = self.stalled.is_some() || begun == Begun::Throttled;
+            self.blocked = if waits { Blocked::Yes } else { Blocked::No };
+            if waits {
+                // The backend or the throttle wakes us. Until then a doorbell would change nothing.
                 return Ok(Progress::Idle);
             }
             if budget == 0 {
@@ -123,40 +188,71 @@ impl BlkWorker {
     }
 
     /// Turns the popped chain into an operation, or answers it at once.
-    fn begin(&mut self) {
+    fn begin(&mut self) -> Begun {
         let head = self.chain.head();
         let Some(status) = request::status_address(&self.chain) else {
             self.log.report(format_args!("request without room for a status"));
             self.count_error();
             self.use_chain(head, 0, 0);
-            return;
+            return Begun::Yes;
         };
         let data_len = self.chain.writable_len() - STATUS_LEN;
-        let memory = Arc::clone(self.queue.ring.memory());
-        match request::parse(&memory, &self.chain, data_len, self.geometry) {
-            Ok(Request::Read { offset, len }) => {
-                let mut buffers = self.buffers();
-                buffers.fill(self.chain.writable(), 0, len);
-                self.submit(InFlight { head, status, written: len }, BlockAction::Read, offset, buffers);
+        let geometry = self.shared.geometry();
+        let disk = Disk {
+            sectors: self.shared.sectors(),
+            align: geometry.transfer_align(),
+            access: geometry.access,
+            features: self.features,
+        };
+        let request = request::parse(self.queue.ring.memory(), &self.chain, data_len, &disk);
+        if let (Some(throttle), Ok(request)) = (&mut self.throttle, &request) {
+            let (flow, bytes) = share(request);
+            if !throttle.admit(flow, bytes) {
+                self.queue.ring.unpop(1);
+                return Begun::Throttled;
             }
-            Ok(Request::Write { offset, len }) => {
-                let mut buffers = self.buffers();
-                buffers.fill(self.chain.readable(), HEADER_LEN, len);
-                let action = BlockAction::Write(self.write_durability);
-                self.submit(InFlight { head, status, written: 0 }, action, offset, buffers);
-            }
-            Ok(Request::Flush) => {
-                let buffers = self.buffers();
-                self.submit(InFlight { head, status, written: 0 }, BlockAction::Flush, 0, buffers);
-            }
-            Ok(Request::GetId) => {
-                let written = self.write_serial();
-                self.answer(head, status, Status::Ok, written, 0);
-            }
+        }
+        match request {
+            Ok(request) => self.perform(InFlight { head, status, written: 0 }, request),
             Err(refused) => {
                 self.log.report(format_args!("{}", refused.reason));
                 self.count_error();
                 self.answer(head, status, refused.status, 0, 0);
+            }
+        }
+        Begun::Yes
+    }
+
+    fn perform(&mut self, in_flight: InFlight, request: Request) {
+        let InFlight { head, status, .. } = in_flight;
+        match request {
+            Request::Read { offset, len } => {
+                let mut buffers = self.buffers();
+                buffers.fill(self.chain.writable(), 0, len);
+                self.submit(InFlight { written: len, ..in_flight }, BlockAction::Read, offset, buffers);
+            }
+            Request::Write { offset, len } => {
+                let mut buffers = self.buffers();
+                buffers.fill(self.chain.readable(), HEADER_LEN, len);
+                self.submit(in_flight, BlockAction::Write(self.policy.writes), offset, buffers);
+            }
+            Request::Flush if self.policy.flush == Flush::Ignored => self.answer(head, status, Status::Ok, 0, 0),
+            Request::Flush => {
+                let buffers = self.buffers();
+                self.submit(in_flight, BlockAction::Flush, 0, buffers);
+            }
+            Request::Discard { offset, len } => {
+                let buffers = self.buffers();
+                self.submit(in_flight, BlockAction::Discard { len }, offset, buffers);
+            }
+            Request::WriteZeroes { offset, len, space } => {
+                let buffers = self.buffers();
+                let action = BlockAction::WriteZeroes { len, space, durability: self.policy.writes };
+                self.submit(in_flight, action, offset, buffers);
+            }
+            Request::GetId => {
+                let written = self.write_serial();
+                self.answer(head, status, Status::Ok, written, 0);
             }
         }
     }
@@ -267,21 +363,22 @@ impl BlkWorker {
         if requests == 0 {
             return;
         }
-        DeviceCounters::add(&self.counters.requests, requests);
-        DeviceCounters::add(&self.counters.bytes, bytes);
+        let counters = self.shared.counters();
+        DeviceCounters::add(&counters.requests, requests);
+        DeviceCounters::add(&counters.bytes, bytes);
         if self.queue.ring.publish() {
             self.interrupt.queue_used();
         }
     }
 
     fn count_error(&self) {
-        DeviceCounters::add(&self.counters.errors, 1);
+        DeviceCounters::add(&self.shared.counters().errors, 1);
     }
 
     /// The driver broke its ring: nothing is popped any more, and what is in flight completes as ever.
     fn retire(&mut self, error: QueueError) {
         self.publish();
-        DeviceCounters::add(&self.counters.retired_queues, 1);
+        DeviceCounters::add(&self.shared.counters().retired_queues, 1);
         self.log.report(format_args!("queue retired: {error}"));
         self.interrupt.needs_reset();
     }
@@ -290,8 +387,9 @@ impl BlkWorker {
 impl Worker for BlkWorker {
     fn sources(&self) -> Vec<Source> {
         let doorbell = Source::Edge(self.queue.doorbell.as_raw_fd());
-        let backend = self.backend.wake_fd().map(Source::Level);
-        [Some(doorbell), backend].into_iter().flatten().collect()
+        let backend = self.backend.wake_source();
+        let throttle = self.throttle.iter().flat_map(Throttle::sources);
+        [Some(doorbell), backend].into_iter().flatten().chain(throttle).collect()
     }
 
     fn wake(&mut self) -> Progress {
@@ -305,6 +403,14 @@ impl Worker for BlkWorker {
         }
     }
 
+    fn begin_looking(&mut self) {
+        self.queue.ring.retract_notification();
+    }
+
+    fn look(&self) -> bool {
+        self.blocked == Blocked::No && self.queue.ring.is_available()
+    }
+
     fn drain(&mut self) {
         loop {
             self.reap(|backend, completions| backend.drain(completions));
@@ -313,6 +419,10 @@ impl Worker for BlkWorker {
             }
         }
         self.publish();
+        self.backend.leave_thread();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.stop();
+        }
     }
 }
 

@@ -149,6 +149,35 @@ fn a_worker_that_cannot_be_watched_comes_back() {
     assert!(handle.attach(worker).is_err(), "the thread has ended");
 }
 
+/// Has work whenever its flag is up, and tells of every wake.
+#[derive(Debug)]
+struct Looker {
+    work: Arc<std::sync::atomic::AtomicBool>,
+    tell: Sender<&'static str>,
+}
+
+impl Worker for Looker {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn wake(&mut self) -> Progress {
+        let had_work = self.work.swap(false, std::sync::atomic::Ordering::SeqCst);
+        self.tell.send(if had_work { "work" } else { "nothing" }).unwrap();
+        Progress::Idle
+    }
+
+    fn begin_looking(&mut self) {
+        self.tell.send("looking").unwrap();
+    }
+
+    fn look(&self) -> bool {
+        self.work.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn drain(&mut self) {}
+}
+
 /// Tells of every wake, and listens for the first `listens` of them.
 #[derive(Debug)]
 struct Listener {
@@ -174,6 +203,22 @@ impl Worker for Listener {
     }
 
     fn drain(&mut self) {}
+}
+
+#[test]
+fn a_thread_that_polls_finds_work_without_an_event_and_gives_up_when_there_is_none() {
+    let (tell, told) = mpsc::channel();
+    let next = || told.recv_timeout(DEADLINE).expect("the worker tells in time");
+    let work = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let thread = IoThread::spawn_polling("husk-io-test", Duration::from_millis(200)).unwrap();
+    let attachment = thread.handle().attach(Looker { work: Arc::clone(&work), tell }).unwrap();
+    assert_eq!([next(), next()], ["nothing", "looking"]);
+    work.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!([next(), next()], ["work", "looking"]);
+    assert_eq!(next(), "nothing", "it gives up, after one last wake");
+    work.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(told.recv_timeout(Duration::from_millis(100)), Err(RecvTimeoutError::Timeout), "and sleeps");
+    attachment.detach();
 }
 
 #[test]
@@ -232,4 +277,28 @@ fn a_writable_level_wakes_a_worker_that_listens() {
     }
     attachment.detach();
     assert_eq!(bench.told.try_recv(), Err(mpsc::TryRecvError::Empty));
+}
+
+#[test]
+fn a_thread_that_always_finds_work_still_obeys() {
+    struct Busy;
+    impl Worker for Busy {
+        fn sources(&self) -> Vec<Source> {
+            Vec::new()
+        }
+
+        fn wake(&mut self) -> Progress {
+            Progress::Idle
+        }
+
+        fn look(&self) -> bool {
+            true
+        }
+
+        fn drain(&mut self) {}
+    }
+    let thread = IoThread::spawn_polling("husk-io-test", Duration::from_secs(3600)).unwrap();
+    let attachment = thread.handle().attach(Busy).map_err(|error| error.error).unwrap();
+    attachment.detach();
+    thread.join();
 }

@@ -77,8 +77,8 @@ fn what_husk_cannot_honour_yet_is_refused_by_name() {
         (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#, "machine-config.smt"),
         (
             r#""drives": [{"drive_id": "d", "is_root_device": true, "is_read_only": true, "path_on_host": "p",
-                 "io_engine": "Async"}]"#,
-            "drives[0].io_engine",
+                 "socket": "s"}]"#,
+            "drives[0].socket",
         ),
     ] {
         let message = refused(&with(section));
@@ -98,6 +98,28 @@ fn a_second_root_drive_and_a_drive_without_a_path_are_refused() {
     assert_eq!(two, "drives[1].is_root_device: another drive is the root device");
     let none = refused(&with(r#""drives": [{"drive_id": "a", "is_root_device": false, "is_read_only": true}]"#));
     assert_eq!(none, "drives[0].path_on_host: is missing: a drive needs it");
+}
+
+#[test]
+fn a_drives_engine_cache_and_limits_are_taken() {
+    let tuning = |fields: &str| {
+        let drive = r#""drive_id": "d", "is_root_device": false, "is_read_only": true, "path_on_host": "p""#;
+        parse(&with(&format!(r#""drives": [{{{drive}{fields}}}]"#))).unwrap().disks.remove(0).tuning
+    };
+    assert_eq!(tuning(""), DiskTuning::default());
+    assert_eq!(tuning(r#", "io_engine": null, "cache_type": null, "rate_limiter": null"#), DiskTuning::default());
+    assert_eq!(tuning(r#", "io_engine": "Async""#).engine, DiskEngine::IoUring);
+    assert_eq!(tuning(r#", "io_engine": "Sync""#).engine, DiskEngine::Sync);
+    assert_eq!(tuning(r#", "cache_type": "Unsafe""#).cache, CacheMode::Unsafe);
+    assert_eq!(tuning(r#", "cache_type": "Writeback""#).cache, CacheMode::Writeback);
+    let limited = tuning(
+        r#", "rate_limiter": {"bandwidth": {"size": 1000, "one_time_burst": 500, "refill_time": 100},
+                             "ops": {"size": 10, "refill_time": 1000}}"#,
+    );
+    let total = Limits { bytes: Rate::new(1000, 500, 100), operations: Rate::new(10, 0, 1000) };
+    assert_eq!(limited.limits, LimiterConfig { total, ..LimiterConfig::default() });
+    let unlimited = tuning(r#", "rate_limiter": {"ops": {"size": 0, "refill_time": 0}}"#);
+    assert!(unlimited.limits.is_unlimited());
 }
 
 #[test]

@@ -1,0 +1,436 @@
+//! A disk in a file or on a block device, by io_uring.
+//!
+//! A ring may do nothing but transfer, flush and give back space on its one file: the kernel holds it to that. What
+//! the page cache can answer at once never sees the ring, which would cost more than the copy. Everything else waits
+//! in the kernel, and one call a batch submits it all.
+//!
+//! Architecture invariant: each slot has at most one entry in the ring, which has as many entries as there are slots;
+//! so an operation that was taken always finds room for its next step.
+#![expect(unsafe_code, reason = "entries with addresses of guest memory are handed to the kernel")]
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::bounce::BouncePool;
+use super::file::{Waiting, durability_flag, perform};
+use super::image::Kind;
+use super::job::{Job, Pieces, Step, Verdict};
+use super::{
+    BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
+};
+use crate::virtio::worker::Source;
+
+/// Operations in the kernel at once: what one guest queue may keep busy.
+const SLOTS: u32 = 128;
+
+/// Kernel threads for what would block, such as a flush: enough for a disk, few enough for a host of many.
+const WORKERS_MAX: u32 = 8;
+
+/// Unaligned transfers at once.
+const BOUNCE_BUFFERS: usize = 4;
+
+/// The ring's only registered file.
+const FILE: Fixed = Fixed(0);
+
+/// `_IO(0x12, 0)`, linux/blkdev.h: the discard of a block device as a ring's command.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
+
+/// `IORING_UNREGISTER_FILES`, linux/io_uring.h: all that may be changed about a ring in use.
+const UNREGISTER_FILES: u8 = 3;
+
+/// Why there is no ring.
+#[derive(Debug, Error)]
+pub enum RingError {
+    /// The kernel has none for us: it is old, or `kernel.io_uring_disabled` is set, or a filter forbids it.
+    #[error("cannot create an io_uring")]
+    Create(#[source] io::Error),
+    /// The kernel does not confine it.
+    #[error("cannot {0}")]
+    Confine(&'static str, #[source] io::Error),
+}
+
+impl RingError {
+    /// What the host said, if it would have given a ring to a process with fewer descriptors: then this one can hardly
+    /// go on. Else the host has no rings, for which there is a way around.
+    ///
+    /// # Errors
+    /// The other kind.
+    pub fn exhaustion(self) -> Result<io::Error, Self> {
+        match self {
+            Self::Create(source) if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => Ok(source),
+            other => Err(other),
+        }
+    }
+}
+
+/// The asynchronous backend.
+///
+/// A ring belongs to the thread that submits first, until [`BlockBackend::leave_thread`]. The kernel keeps what a ring
+/// has registered for a while after its end, and with the file its lock: so the file is taken back before.
+pub struct UringBackend {
+    image: Arc<DiskImage>,
+    /// None between two threads, and when the kernel gives no other one.
+    ring: Option<IoUring>,
+    /// Signalled by the kernel. The ring's own descriptor is not, before deferred work was run.
+    news: EventFd,
+    life: Life,
+    slots: Box<[Option<Job>]>,
+    free: Vec<u32>,
+    pool: BouncePool,
+    reads: Reads,
+    device_discard: Route,
+}
+
+/// Where a ring is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// It belongs to no thread yet.
+    Disabled,
+    Enabled,
+    /// Its thread has left it, and the next one needs another.
+    Left,
+}
+
+const HAS_RING: &str = "a job in a slot has a ring";
+
+/// Where reads begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// In the page cache, as far as they are there.
+    CacheFirst,
+    /// In the ring: the file system cannot say what it has in the cache, or there is no cache.
+    Ring,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Ring,
+    Call,
+}
+
+impl UringBackend {
+    /// A backend over an open image, which it may share with those of other queues.
+    ///
+    /// # Errors
+    /// [`RingError`], and then [`super::FileBackend`] does it.
+    pub fn new(image: Arc<DiskImage>) -> Result<Self, RingError> {
+        let news = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(RingError::Create)?;
+        let ring = create()?;
+        confine(&ring, image.file().as_raw_fd(), news.as_raw_fd())?;
+        let align = image.direct().map_or(1, |alignment| alignment.memory);
+        let reads = if image.direct().is_some() { Reads::Ring } else { Reads::CacheFirst };
+        Ok(Self {
+            image,
+            ring: Some(ring),
+            news,
+            life: Life::Disabled,
+            slots: (0..SLOTS).map(|_| None).collect(),
+            free: (0..SLOTS).rev().collect(),
+            pool: BouncePool::new(BOUNCE_BUFFERS, align),
+            reads,
+            device_discard: Route::Ring,
+        })
+    }
+
+    /// How to do the job without the ring, if it is worth trying.
+    ///
+    /// A write goes into the page cache here, as with the synchronous backend: no file system of ours takes it without
+    /// the right to wait, and the ring would hand it to a kernel thread, for several times the cost.
+    fn shortcut(&self, action: BlockAction) -> Option<Waiting> {
+        let kind = self.image.kind();
+        match action {
+            _ if kind == Kind::MemoryFile || self.ring.is_none() => Some(Waiting::Allowed),
+            BlockAction::Read if self.reads == Reads::CacheFirst => Some(Waiting::Refused),
+            BlockAction::Write(Durability::Cached) if self.image.direct().is_none() => Some(Waiting::Allowed),
+            BlockAction::Discard { .. } if kind == Kind::Device && self.device_discard == Route::Call => {
+                Some(Waiting::Allowed)
+            }
+            _ => None,
+        }
+    }
+
+    /// Does what can be done at once. None if the ring has to do the rest.
+    fn take_shortcut(&mut self, job: &mut Job) -> Option<io::Result<()>> {
+        let waiting = self.shortcut(job.action())?;
+        loop {
+            let answer = perform(self.image.file(), self.step(job), waiting);
+            if let (Waiting::Refused, Err(error)) = (waiting, &answer) {
+                match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return None,
+                    Some(libc::EOPNOTSUPP | libc::EINVAL) => {
+                        self.reads = Reads::Ring;
+                        return None;
+                    }
+                    _ => {}
+                }
+            }
+            if let Verdict::End(result) = job.advance(answer) {
+                return Some(result);
+            }
+        }
+    }
+
+    fn step(&self, job: &mut Job) -> Step {
+        job.next(self.image.kind() == Kind::Device)
+    }
+
+    /// Puts the next step of the job in `slot` into the ring.
+    fn enqueue(&mut self, slot: u32) {
+        let is_device = self.image.kind() == Kind::Device;
+        let job = self.slots[index(slot)].as_mut().expect("a job waits in its slot");
+        let entry = entry(job.next(is_device)).flags(Flags::FIXED_FILE).user_data(slot.into());
+        let mut submission = self.ring.as_mut().expect(HAS_RING).submission();
+        // SAFETY: an entry's pointers must hold until its completion = they point into guest memory, iovecs and
+        // buffers that the job owns, which stays in its slot until then, also when this is dropped.
+        unsafe { submission.push(&entry) }.expect("each slot has room for an entry");
+    }
+
+    /// Fails on a thread that the ring does not belong to; then the kernel does it when it has time.
+    fn take_file_back(&mut self) {
+        let _late = self.ring.as_ref().map(|ring| ring.submitter().unregister_files());
+    }
+
+    /// A ring for the thread that we are on now. Without one, all is done by plain calls.
+    fn renew(&mut self) {
+        let ring = create().and_then(|ring| {
+            confine(&ring, self.image.file().as_raw_fd(), self.news.as_raw_fd())?;
+            Ok(ring)
+        });
+        self.life = Life::Disabled;
+        self.ring = ring.ok();
+        if self.ring.is_none() {
+            log::warn!("the host gives no other io_uring: a disk goes on with engine=sync");
+        }
+    }
+
+    /// The kernel has run something for us that it has not told of.
+    fn has_deferred(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.submission().taskrun())
+    }
+
+    /// Jobs in the ring or the kernel.
+    fn busy(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Hands queued entries over and runs what the kernel has deferred to us, waiting for `want` completions.
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        let ring = self.ring.as_mut().expect(HAS_RING);
+        if self.life == Life::Disabled {
+            ring.submitter().register_enable_rings()?;
+            self.life = Life::Enabled;
+        }
+        loop {
+            match ring.submitter().submit_and_wait(want) {
+                Ok(_) if ring.submission().is_empty() => return Ok(()),
+                Ok(_) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    // The kernel is short of memory for the moment.
+                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn enter_own(&mut self, want: usize) {
+        self.enter(want).expect("our own ring takes our entries, from the one thread that uses it");
+    }
+
+    /// Takes completions out of the ring; what needs another step goes back in.
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        while let Some((slot, answer)) = self.next_answer() {
+            let mut job = self.slots[index(slot)].take().expect("a completion belongs to a job");
+            let answer = self.discard_by_call(&mut job, answer);
+            match job.advance(answer) {
+                Verdict::Again => {
+                    self.slots[index(slot)] = Some(job);
+                    self.enqueue(slot);
+                }
+                Verdict::End(result) => {
+                    self.free.push(slot);
+                    completions.push(job.finish(result, &mut self.pool));
+                }
+            }
+        }
+    }
+
+    fn next_answer(&mut self) -> Option<(u32, io::Result<usize>)> {
+        let completion = self.ring.as_mut()?.completion().next()?;
+        let slot = u32::try_from(completion.user_data()).expect("a completion names its slot");
+        let result = completion.result();
+        Some((slot, usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))))
+    }
+
+    /// Discards on a block device without the ring where the kernel has no such command yet (it came with 6.12).
+    fn discard_by_call(&mut self, job: &mut Job, answer: io::Result<usize>) -> io::Result<usize> {
+        let is_discard = matches!(job.action(), BlockAction::Discard { .. }) && self.image.kind() == Kind::Device;
+        match &answer {
+            Err(error) if is_discard && matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                self.device_discard = Route::Call;
+                perform(self.image.file(), self.step(job), Waiting::Allowed)
+            }
+            _ => answer,
+        }
+    }
+}
+
+impl BlockBackend for UringBackend {
+    fn geometry(&self) -> DiskGeometry {
+        self.image.geometry()
+    }
+
+    fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        let Some(slot) = self.free.pop() else {
+            return Submission::Full(operation);
+        };
+        let mut job = match Job::new(token, operation, self.image.direct(), &mut self.pool) {
+            Ok(job) => job,
+            Err(operation) => {
+                self.free.push(slot);
+                return Submission::Full(operation);
+            }
+        };
+        if self.life == Life::Left {
+            self.renew();
+        }
+        if let Some(result) = self.take_shortcut(&mut job) {
+            self.free.push(slot);
+            return Submission::Done(job.finish(result, &mut self.pool));
+        }
+        self.slots[index(slot)] = Some(job);
+        self.enqueue(slot);
+        Submission::Pending
+    }
+
+    fn commit(&mut self) {
+        if self.ring.as_mut().is_some_and(|ring| !ring.submission().is_empty()) {
+            self.enter_own(0);
+        }
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) {
+        // The kernel runs a part of its deferred work at a time, and signals only the first of it.
+        while self.has_deferred() {
+            self.enter_own(0);
+            self.reap(completions);
+        }
+        self.reap(completions);
+        self.commit();
+    }
+
+    fn drain(&mut self, completions: &mut Vec<Completion>) {
+        while self.busy() > 0 {
+            self.enter_own(1);
+            self.reap(completions);
+        }
+    }
+
+    fn leave_thread(&mut self) {
+        if self.life == Life::Enabled {
+            self.take_file_back();
+            self.ring = None;
+            self.life = Life::Left;
+        }
+    }
+
+    fn wake_source(&self) -> Option<Source> {
+        Some(Source::Edge(self.news.as_raw_fd()))
+    }
+}
+
+impl Drop for UringBackend {
+    /// The kernel may not write into memory that is gone: what it still has is waited for, or never freed.
+    fn drop(&mut self) {
+        while self.busy() > 0 {
+            if self.enter(1).is_err() {
+                std::mem::forget(std::mem::take(&mut self.slots));
+                return;
+            }
+            self.reap(&mut Vec::new());
+        }
+        self.take_file_back();
+    }
+}
+
+/// Completions are worked off by our own calls and not by interrupting us, where the kernel knows how (6.1).
+fn create() -> Result<IoUring, RingError> {
+    let mut builder = IoUring::builder();
+    builder.setup_r_disabled().setup_clamp().dontfork();
+    let mut modern = builder.clone();
+    modern.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    match modern.build(SLOTS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(SLOTS).map_err(RingError::Create),
+        ring => ring.map_err(RingError::Create),
+    }
+}
+
+/// Leaves a ring that is not enabled yet with one file, a few kinds of operations on it, and bounded kernel threads.
+fn confine(ring: &IoUring, file: RawFd, news: RawFd) -> Result<(), RingError> {
+    use io_uring::register::Restriction;
+    let submitter = ring.submitter();
+    let attempt = |what, result: io::Result<()>| result.map_err(|source| RingError::Confine(what, source));
+    attempt("register a disk with its io_uring", submitter.register_files(&[file]))?;
+    attempt("register an eventfd with an io_uring", submitter.register_eventfd(news))?;
+    // Two kinds of kernel threads: for regular files and for all else.
+    let workers = submitter.register_iowq_max_workers(&mut [WORKERS_MAX, WORKERS_MAX]);
+    attempt("bound the threads of an io_uring", workers)?;
+    let operations = [
+        opcode::Read::CODE,
+        opcode::Readv::CODE,
+        opcode::Write::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::UringCmd16::CODE,
+    ];
+    let mut restrictions: Vec<_> = operations.map(Restriction::sqe_op).into();
+    restrictions.push(Restriction::register_op(UNREGISTER_FILES));
+    restrictions.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits()));
+    restrictions.push(Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()));
+    attempt("restrict an io_uring", submitter.register_restrictions(&mut restrictions))
+}
+
+/// A step as the ring takes it.
+fn entry(step: Step) -> Entry {
+    let len_of = |len: usize| u32::try_from(len).expect("a piece of guest memory has 32 bits of bytes");
+    match step {
+        Step::Read(Pieces::One { address, len }, offset) => {
+            opcode::Read::new(FILE, address.cast(), len_of(len)).offset(offset).build()
+        }
+        Step::Read(Pieces::Many { first, count }, offset) => {
+            opcode::Readv::new(FILE, first, len_of(count)).offset(offset).build()
+        }
+        Step::Write(Pieces::One { address, len }, offset, durability) => {
+            let write = opcode::Write::new(FILE, address.cast_const().cast(), len_of(len));
+            write.offset(offset).rw_flags(durability_flag(durability)).build()
+        }
+        Step::Write(Pieces::Many { first, count }, offset, durability) => {
+            let write = opcode::Writev::new(FILE, first, len_of(count));
+            write.offset(offset).rw_flags(durability_flag(durability)).build()
+        }
+        Step::Sync => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
+        Step::Allocate(mode, offset, len) => opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build(),
+        Step::DeviceDiscard(offset, len) => {
+            // The start goes where an address does, the length where a command's own data begins.
+            let mut data = [0; 16];
+            data[..8].copy_from_slice(&len.to_ne_bytes());
+            opcode::UringCmd16::new(FILE, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(data).build()
+        }
+    }
+}
+
+fn index(slot: u32) -> usize {
+    usize::try_from(slot).expect("32 bits fit")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! Rates that a device may not exceed.
+//!
+//! A [`Limiter`] holds the buckets, for one device or for a group of them. Each queue is a [`Member`]: it asks before
+//! it begins a request, and if it has to wait it stops popping and sleeps. Members of a group are served in the order
+//! in which they began to wait, so a large request is not overtaken for ever. Nobody who asks is a vCPU.
+
+mod bucket;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::lock;
+use bucket::Bucket;
+pub use bucket::Rate;
+
+/// Which way a request's bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// To the guest: reads, received frames.
+    In,
+    /// From the guest: writes, sent frames, and what moves no bytes.
+    Out,
+}
+
+/// What one kind of requests is held to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub bytes: Option<Rate>,
+    /// Requests.
+    pub operations: Option<Rate>,
+}
+
+/// What a limiter holds its members to. A request is held to all that apply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimiterConfig {
+    /// Of both flows together.
+    pub total: Limits,
+    /// Of [`Flow::In`].
+    pub inward: Limits,
+    /// Of [`Flow::Out`].
+    pub outward: Limits,
+}
+
+impl LimiterConfig {
+    /// Nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// May a request begin?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It may, and is accounted for.
+    Granted,
+    /// Ask again after so long.
+    After(Duration),
+    /// Ask again when [`Member::wake_fd`] is signalled: others came first.
+    InLine,
+}
+
+/// The buckets of a device or of a group.
+#[derive(Debug)]
+pub struct Limiter {
+    start: Instant,
+    /// There are limits: without, nobody needs the lock.
+    limited: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    buckets: Buckets,
+    members: Vec<(MemberId, Weak<EventFd>)>,
+    /// Who waits, in order of arrival; the first one knows for how long.
+    line: VecDeque<MemberId>,
+    next_id: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MemberId(u64);
+
+/// The buckets of one [`Limits`].
+#[derive(Debug)]
+struct Pair {
+    bytes: Option<Bucket>,
+    operations: Option<Bucket>,
+}
+
+#[derive(Debug)]
+struct Buckets {
+    total: Pair,
+    inward: Pair,
+    outward: Pair,
+}
+
+/// A queue that is held to a limiter.
+#[derive(Debug)]
+pub struct Member {
+    limiter: Arc<Limiter>,
+    id: MemberId,
+    wake: Arc<EventFd>,
+}
+
+impl Limiter {
+    /// A limiter whose buckets are full.
+    pub fn new(config: LimiterConfig) -> Arc<Self> {
+        let state = State { buckets: Buckets::new(config), members: Vec::new(), line: VecDeque::new(), next_id: 0 };
+        let limited = AtomicBool::new(!config.is_unlimited());
+        Arc::new(Self { start: Instant::now(), limited, state: Mutex::new(state) })
+    }
+
+    /// Replaces the limits. The buckets are full again, and whoever waits asks again.
+    pub fn change(&self, config: LimiterConfig) {
+        let mut state = lock(&self.state);
+        state.buckets = Buckets::new(config);
+        // A flag alone: who sees the old one asks a moment earlier. Who waits is told below.
+        self.limited.store(!config.is_unlimited(), Ordering::Relaxed);
+        if config.is_unlimited() {
+            // Nobody will come to leave the line.
+            state.line.iter().for_each(|waiting| state.nudge(*waiting));
+            state.line.clear();
+        } else {
+            state.nudge_first();
+        }
+    }
+
+    /// Lets a queue join.
+    ///
+    /// # Errors
+    /// That of its eventfd.
+    pub fn join(self: &Arc<Self>) -> io::Result<Member> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let mut state = lock(&self.state);
+        let id = MemberId(state.next_id);
+        state.next_id += 1;
+        state.members.push((id, Arc::downgrade(&wake)));
+        Ok(Member { limiter: Arc::clone(self), id, wake })
+    }
+
+    fn now_ns(&self) -> u64 {
+        // 584 years.
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Member {
+    /// Asks for a request of so many bytes. After anything but [`Admission::Granted`] the member is in line, until it
+    /// is granted a request or gives up.
+    pub fn admit(&self, flow: Flow, bytes: u64) -> Admission {
+        if !self.limiter.limited.load(Ordering::Relaxed) {
+            return Admission::Granted;
+        }
+        let mut state = lock(&self.limiter.state);
+        state.admit(self.id, flow, bytes, self.limiter.now_ns())
+    }
+
+    /// Steps out of the line: the queue stops.
+    pub fn give_up(&self) {
+        lock(&self.limiter.state).leave_line(self.id);
+    }
+
+    /// Signalled when a member in line should ask again.
+    pub fn wake_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut state = lock(&self.limiter.state);
+        state.leave_line(self.id);
+        state.members.retain(|(id, _)| *id != self.id);
+    }
+}
+
+impl State {
+    fn admit(&mut self, id: MemberId, flow: Flow, bytes: u64, now_ns: u64) -> Admission {
+        match self.line.front() {
+            Some(first) if *first != id => {
+                if !self.line.contains(&id) {
+                    self.line.push_back(id);
+                }
+                return Admission::InLine;
+            }
+            _ => {}
+        }
+        match self.buckets.take(flow, bytes, now_ns) {
+            Ok(()) => {
+                self.leave_line(id);
+                Admission::Granted
+            }
+            Err(wait_ns) => {
+                if self.line.is_empty() {
+                    self.line.push_back(id);
+                }
+                Admission::After(Duration::from_nanos(wait_ns))
+            }
+        }
+    }
+
+    fn leave_line(&mut self, id: MemberId) {
+        let Some(place) = self.line.iter().position(|waiting| *waiting == id) else {
+            return;
+        };
+        self.line.remove(place);
+        if place == 0 {
+            self.nudge_first();
+        }
+    }
+
+    fn nudge_first(&self) {
+        if let Some(first) = self.line.front() {
+            self.nudge(*first);
+        }
+    }
+
+    fn nudge(&self, member: MemberId) {
+        let member = self.members.iter().find(|(id, _)| *id == member);
+        if let Some(wake) = member.and_then(|(_, wake)| wake.upgrade()) {
+            // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
+            let _pending = wake.write(1);
+        }
+    }
+}
+
+impl Buckets {
+    fn new(config: LimiterConfig) -> Self {
+        let LimiterConfig { total, inward, outward } = config;
+        let pair = |Limits { bytes, operations }| Pair {
+            bytes: bytes.map(Bucket::new),
+            operations: operations.map(Bucket::new),
+        };
+        Self { total: pair(total), inward: pair(inward), outward: pair(outward) }
+    }
+
+    /// Takes a request's share from all buckets that apply, or from none; then how long until it can.
+    fn take(&mut self, flow: Flow, bytes: u64, now_ns: u64) -> Result<(), u64> {
+        let directed = match flow {
+            Flow::In => &mut self.inward,
+            Flow::Out => &mut self.outward,
+        };
+        let mut applying = [
+            (self.total.operations.as_mut(), 1),
+            (directed.operations.as_mut(), 1),
+            (self.total.bytes.as_mut(), bytes),
+            (directed.bytes.as_mut(), bytes),
+        ];
+        let wait = |(bucket, cost): &mut (Option<&mut Bucket>, u64)| {
+            bucket.as_mut().map_or(0, |bucket| bucket.wait_ns(*cost, now_ns))
+        };
+        match applying.iter_mut().map(wait).max() {
+            Some(wait_ns) if wait_ns > 0 => return Err(wait_ns),
+            _ => {}
+        }
+        for (bucket, cost) in applying {
+            if let Some(bucket) = bucket {
+                bucket.take(cost);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

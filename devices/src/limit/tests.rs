@@ -1,0 +1,92 @@
+use super::*;
+
+fn ops(per_second: u64) -> LimiterConfig {
+    let total = Limits { operations: Rate::per_second(per_second), bytes: None };
+    LimiterConfig { total, ..LimiterConfig::default() }
+}
+
+/// Was the member told to ask again?
+fn nudged(member: &Member) -> bool {
+    member.wake.read().is_ok()
+}
+
+#[test]
+fn without_limits_everything_is_granted() {
+    let limiter = Limiter::new(LimiterConfig::default());
+    let member = limiter.join().unwrap();
+    for _ in 0..1000 {
+        assert_eq!(member.admit(Flow::Out, u64::MAX), Admission::Granted);
+    }
+    assert!(LimiterConfig::default().is_unlimited() && !ops(1).is_unlimited());
+}
+
+#[test]
+fn a_refused_request_takes_nothing_from_any_bucket() {
+    let total = Limits { operations: Rate::per_second(100), bytes: Rate::new(1000, 0, 3_600_000) };
+    let limiter = Limiter::new(LimiterConfig { total, ..LimiterConfig::default() });
+    let member = limiter.join().unwrap();
+    assert_eq!(member.admit(Flow::In, 1000), Admission::Granted);
+    for _ in 0..1000 {
+        assert!(matches!(member.admit(Flow::In, 1000), Admission::After(_)));
+    }
+    for _ in 0..99 {
+        assert_eq!(member.admit(Flow::In, 0), Admission::Granted, "operations are left");
+    }
+}
+
+#[test]
+fn the_flows_have_limits_apart_from_the_sum() {
+    let hourly = |size| Limits { operations: Rate::new(size, 0, 3_600_000), bytes: None };
+    let limiter = Limiter::new(LimiterConfig { total: hourly(5), inward: hourly(2), outward: hourly(4) });
+    let member = limiter.join().unwrap();
+    let granted = |flow| {
+        let granted = member.admit(flow, 1) == Admission::Granted;
+        member.give_up();
+        granted
+    };
+    assert_eq!([granted(Flow::In), granted(Flow::In), granted(Flow::In)], [true, true, false]);
+    assert_eq!(
+        [granted(Flow::Out), granted(Flow::Out), granted(Flow::Out), granted(Flow::Out)],
+        [true, true, true, false]
+    );
+}
+
+#[test]
+fn a_group_is_served_in_the_order_of_waiting() {
+    let hourly = |operations| {
+        let total = Limits { operations: Rate::new(operations, 0, 3_600_000), bytes: None };
+        LimiterConfig { total, ..LimiterConfig::default() }
+    };
+    let limiter = Limiter::new(hourly(1));
+    let (one, two, three) = (limiter.join().unwrap(), limiter.join().unwrap(), limiter.join().unwrap());
+    assert_eq!(one.admit(Flow::In, 0), Admission::Granted);
+    assert!(matches!(two.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(three.admit(Flow::In, 0), Admission::InLine);
+    assert_eq!(one.admit(Flow::In, 0), Admission::InLine);
+    // New limits: the first in line is told, and passes it on.
+    limiter.change(hourly(2));
+    assert_eq!([nudged(&one), nudged(&two), nudged(&three)], [false, true, false]);
+    assert_eq!(one.admit(Flow::In, 0), Admission::InLine, "not before the others");
+    assert_eq!(two.admit(Flow::In, 0), Admission::Granted);
+    assert_eq!([nudged(&one), nudged(&three)], [false, true]);
+    assert_eq!(three.admit(Flow::In, 0), Admission::Granted);
+    assert!(nudged(&one));
+    assert!(matches!(one.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(two.admit(Flow::In, 0), Admission::InLine);
+    // Who leaves lets the next one ask.
+    drop(one);
+    assert!(nudged(&two));
+}
+
+#[test]
+fn without_limits_all_who_wait_are_told_at_once() {
+    let total = Limits { operations: Rate::new(1, 0, 3_600_000), bytes: None };
+    let limiter = Limiter::new(LimiterConfig { total, ..LimiterConfig::default() });
+    let (one, two) = (limiter.join().unwrap(), limiter.join().unwrap());
+    assert_eq!(one.admit(Flow::In, 0), Admission::Granted);
+    assert!(matches!(one.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(two.admit(Flow::In, 0), Admission::InLine);
+    limiter.change(LimiterConfig::default());
+    assert_eq!([nudged(&one), nudged(&two)], [true, true]);
+    assert_eq!([one.admit(Flow::In, 0), two.admit(Flow::In, 0)], [Admission::Granted; 2]);
+}

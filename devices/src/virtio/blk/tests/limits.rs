@@ -1,0 +1,140 @@
+//! A disk that is held to a rate.
+
+use super::*;
+use crate::testing::DEADLINE;
+use std::time::Instant;
+
+fn operations(rate: Option<Rate>) -> LimiterConfig {
+    LimiterConfig { total: Limits { operations: rate, bytes: None }, ..LimiterConfig::default() }
+}
+
+fn limited(config: LimiterConfig) -> (Bench, Arc<Limiter>) {
+    let limiter = Limiter::new(config);
+    (Bench::build(&Setup { limiter: Some(Arc::clone(&limiter)), ..Setup::default() }), limiter)
+}
+
+fn add_reads(bench: &mut Bench, count: usize) -> Vec<GuestAddress> {
+    let data = bench.driver.allocate(512);
+    let statuses = (0..count).map(|_| {
+        let (header, status) = (bench.header(IN, 1), bench.status_byte());
+        bench.driver.queues[0].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+        status
+    });
+    let statuses = statuses.collect();
+    bench.driver.kick(0);
+    statuses
+}
+
+fn wait_until_used(bench: &Bench, count: u16) {
+    let deadline = Instant::now() + DEADLINE;
+    while bench.driver.queues[0].device_used_index() < count {
+        assert!(Instant::now() < deadline, "the requests are served in time");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_drained_bucket_lets_its_rate_through_and_no_more() {
+    // 10 at once, then one each 10 ms.
+    let (mut bench, _) = limited(operations(Rate::new(10, 0, 100)));
+    let start = Instant::now();
+    let statuses = add_reads(&mut bench, 20);
+    for _ in 0..20 {
+        bench.driver.wait_used(0);
+    }
+    let elapsed = start.elapsed();
+    assert!(elapsed >= Duration::from_millis(99), "{elapsed:?}");
+    assert!(statuses.into_iter().all(|status| bench.status(status) == OK));
+    assert_eq!(bench.count(|all| &all.requests), 20);
+}
+
+#[test]
+fn a_queue_that_waits_pauses_at_once_and_goes_on_where_it_was() {
+    let (mut bench, limiter) = limited(operations(Rate::new(3, 0, 3_600_000)));
+    let statuses = add_reads(&mut bench, 8);
+    wait_until_used(&bench, 3);
+    let transport = bench.driver.transport().clone();
+    for _ in 0..3 {
+        transport.lock().unwrap().core().pause();
+        assert_eq!(bench.submitted(), 3);
+        transport.lock().unwrap().core().resume();
+    }
+    limiter.change(operations(Rate::new(2, 0, 3_600_000)));
+    wait_until_used(&bench, 5);
+    transport.lock().unwrap().core().pause();
+    assert_eq!(bench.submitted(), 5, "the new limits hold at once");
+    transport.lock().unwrap().core().resume();
+    limiter.change(LimiterConfig::default());
+    wait_until_used(&bench, 8);
+    assert!(statuses.into_iter().all(|status| bench.status(status) == OK));
+    bench.driver.reset();
+}
+
+#[test]
+fn bytes_and_directions_are_limited_apart() {
+    let hourly = |bytes| Limits { bytes: Rate::new(bytes, 0, 3_600_000), operations: None };
+    let config = LimiterConfig { inward: hourly(1024), outward: hourly(512), ..LimiterConfig::default() };
+    let (mut bench, limiter) = limited(config);
+    assert_eq!(bench.read(0, 2 * SECTOR).0, OK);
+    assert_eq!(bench.write(0, &[1; SECTOR]).0, OK);
+    assert_eq!(bench.request(FLUSH_REQUEST, 0, &[]).0, OK, "it moves no bytes");
+    add_reads(&mut bench, 1);
+    let transport = bench.driver.transport().clone();
+    transport.lock().unwrap().core().pause();
+    assert_eq!(bench.submitted(), 3);
+    transport.lock().unwrap().core().resume();
+    limiter.change(LimiterConfig::default());
+    bench.driver.wait_used(0);
+}
+
+#[test]
+fn disks_of_a_group_share_its_rate() {
+    let limiter = Limiter::new(operations(Rate::new(6, 0, 3_600_000)));
+    let setup = Setup { limiter: Some(Arc::clone(&limiter)), ..Setup::default() };
+    let mut disks = [Bench::build(&setup), Bench::build(&setup)];
+    for bench in &mut disks {
+        add_reads(bench, 5);
+    }
+    let deadline = Instant::now() + DEADLINE;
+    while disks.iter().map(Bench::submitted).sum::<u64>() < 6 {
+        assert!(Instant::now() < deadline, "six requests are served in time");
+        std::thread::yield_now();
+    }
+    limiter.change(operations(Rate::new(3, 0, 3_600_000)));
+    while disks.iter().map(Bench::submitted).sum::<u64>() < 9 {
+        assert!(Instant::now() < deadline, "three more");
+        std::thread::yield_now();
+    }
+    limiter.change(LimiterConfig::default());
+    for bench in &mut disks {
+        wait_until_used(bench, 5);
+    }
+}
+
+/// How often the thread of that name went to sleep.
+fn sleeps_of(name: &str) -> u64 {
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap().path();
+        if std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
+            let status = std::fs::read_to_string(task.join("status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            return line.trim().parse().unwrap();
+        }
+    }
+    panic!("there is no thread {name}");
+}
+
+#[test]
+fn a_queue_that_waits_costs_no_cpu() {
+    let limiter = Limiter::new(operations(Rate::new(1, 0, 3_600_000)));
+    let thread = "husk-io-waits";
+    let mut bench = Bench::build(&Setup { limiter: Some(limiter), thread, ..Setup::default() });
+    add_reads(&mut bench, 20);
+    wait_until_used(&bench, 1);
+    // It may still be on its way to sleep; then nobody wakes it.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = sleeps_of(thread);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(sleeps_of(thread), before);
+    assert_eq!(bench.submitted(), 1);
+}

@@ -1,0 +1,50 @@
+//! A queue's place in its limiter: the timer that it sleeps on.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::limit::{Admission, Flow, Limiter, Member};
+use crate::virtio::worker::Source;
+
+/// Asks the limiter for one queue.
+pub(in crate::virtio::blk) struct Throttle {
+    member: Member,
+    timer: TimerFd,
+    waiting: bool,
+}
+
+impl Throttle {
+    pub(in crate::virtio::blk) fn new(limiter: &Arc<Limiter>) -> io::Result<Self> {
+        let timer = TimerFd::new().map_err(io::Error::from)?;
+        Ok(Self { member: limiter.join()?, timer, waiting: false })
+    }
+
+    /// What wakes a queue that has to wait.
+    pub(super) fn sources(&self) -> [Source; 2] {
+        [Source::Edge(self.timer.as_raw_fd()), Source::Edge(self.member.wake_fd())]
+    }
+
+    /// Whether a request may begin now. If not, a source fires when it is worth asking again.
+    pub(super) fn admit(&mut self, flow: Flow, bytes: u64) -> bool {
+        match self.member.admit(flow, bytes) {
+            Admission::Granted => self.waiting = false,
+            Admission::After(wait) => {
+                self.waiting = true;
+                self.timer.reset(wait, None).expect("a timer takes any time from a nanosecond to centuries");
+            }
+            Admission::InLine => self.waiting = true,
+        }
+        !self.waiting
+    }
+
+    /// The queue stops: others need not wait for it.
+    pub(super) fn stop(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            self.member.give_up();
+            self.timer.clear().expect("a timer can be stopped");
+        }
+    }
+}

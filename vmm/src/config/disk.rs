@@ -1,0 +1,217 @@
+//! How a disk is served: everything about it that a guest's data does not depend on.
+
+use std::fmt;
+
+use thiserror::Error;
+
+pub use devices::backend::block::{BlockSize, CacheMode};
+pub use devices::limit::{LimiterConfig, Limits, Rate};
+use devices::virtio::blk::{QUEUE_SIZE_DEFAULT, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
+
+use super::ID_LENGTH_MAX;
+
+/// The longest that an I/O thread looks for work before it sleeps, in microseconds: longer burns a CPU for nothing.
+pub const POLL_US_MAX: u32 = 1000;
+
+/// How a disk is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskTuning {
+    /// Who does its requests.
+    pub engine: DiskEngine,
+    /// How writes reach it.
+    pub cache: CacheMode,
+    /// The logical block, in place of the backing's own.
+    pub block: Option<BlockSize>,
+    /// The serial number that the guest sees, in place of the id.
+    pub serial: Option<String>,
+    /// Number of queues.
+    pub queues: usize,
+    /// Entries of each.
+    pub queue_size: u16,
+    /// Where its queues are served.
+    pub threads: DiskThreads,
+    /// How long these threads look for more work before they sleep, in microseconds.
+    pub poll_us: u32,
+    /// What it is held to.
+    pub limits: LimiterConfig,
+    /// The disks of the same name are held to their limits together.
+    pub limit_group: Option<String>,
+}
+
+/// Who does a disk's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskEngine {
+    /// io_uring where the host has it, else system calls.
+    Auto,
+    /// io_uring; where the host does not have it, system calls and a line in the log.
+    IoUring,
+    /// System calls, each of which is waited for.
+    Sync,
+}
+
+/// Where a disk's queues are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskThreads {
+    /// On so many threads of its own, the queues dealt out in turn.
+    Own(usize),
+    /// On a thread that it shares with the other disks that name it; it polls for as long as the first of them says.
+    Shared(String),
+}
+
+impl Default for DiskTuning {
+    fn default() -> Self {
+        Self {
+            engine: DiskEngine::Auto,
+            cache: CacheMode::Writeback,
+            block: None,
+            serial: None,
+            queues: 1,
+            queue_size: QUEUE_SIZE_DEFAULT,
+            threads: DiskThreads::Own(1),
+            poll_us: 0,
+            limits: LimiterConfig::default(),
+            limit_group: None,
+        }
+    }
+}
+
+/// What is wrong with how a disk is to be served.
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
+pub enum TuningError {
+    /// None, or too many.
+    #[error("queues={0}: use 1 to {QUEUES_MAX}")]
+    Queues(usize),
+    /// No size that a queue has.
+    #[error("queue_size={0}: use a power of two from {QUEUE_SIZE_MIN} to {QUEUE_SIZE_MAX}")]
+    QueueSize(u16),
+    /// A thread that would have nothing to do, or none at all.
+    #[error("iothreads={threads}: use 1 to {queues}, its number of queues")]
+    Threads {
+        /// Threads.
+        threads: usize,
+        /// Queues.
+        queues: usize,
+    },
+    /// No name for a thread or a group.
+    #[error("{what}={name}: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
+    Name {
+        /// Whose name.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// No serial number.
+    #[error("serial={0}: use 1 to {SERIAL_BYTES} printable ASCII characters")]
+    Serial(String),
+    /// Too long.
+    #[error("poll_us={0}: use at most {POLL_US_MAX}")]
+    Poll(u32),
+    /// Two disks of a group say different things.
+    #[error("limit_group={0}: its disks have different limits: give each the same")]
+    GroupDiffers(String),
+}
+
+impl DiskTuning {
+    pub(super) fn validate(&self) -> Result<(), TuningError> {
+        let Self { queues, queue_size, poll_us, .. } = *self;
+        if !(1..=QUEUES_MAX).contains(&queues) {
+            return Err(TuningError::Queues(queues));
+        }
+        if !queue_size.is_power_of_two() || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&queue_size) {
+            return Err(TuningError::QueueSize(queue_size));
+        }
+        match &self.threads {
+            DiskThreads::Own(threads) if !(1..=queues).contains(threads) => {
+                return Err(TuningError::Threads { threads: *threads, queues });
+            }
+            DiskThreads::Own(_) => {}
+            DiskThreads::Shared(name) => validate_name("iothread", name)?,
+        }
+        if let Some(name) = &self.limit_group {
+            validate_name("limit_group", name)?;
+        }
+        let printable = |serial: &String| serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+        match &self.serial {
+            Some(serial) if serial.is_empty() || serial.len() > SERIAL_BYTES || !printable(serial) => {
+                return Err(TuningError::Serial(serial.clone()));
+            }
+            _ => {}
+        }
+        if poll_us > POLL_US_MAX { Err(TuningError::Poll(poll_us)) } else { Ok(()) }
+    }
+
+    /// Disks that are held to their limits together have the same ones.
+    pub(super) fn validate_groups<'a>(disks: impl Iterator<Item = &'a Self> + Clone) -> Result<(), TuningError> {
+        for disk in disks.clone().filter(|disk| disk.limit_group.is_some()) {
+            if disks.clone().any(|other| other.limit_group == disk.limit_group && other.limits != disk.limits) {
+                return Err(TuningError::GroupDiffers(disk.limit_group.clone().unwrap_or_default()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validate_name(what: &'static str, name: &str) -> Result<(), TuningError> {
+    if super::is_plain_name(name) { Ok(()) } else { Err(TuningError::Name { what, name: name.to_owned() }) }
+}
+
+impl fmt::Display for DiskEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Sync => "sync",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(change: impl FnOnce(&mut DiskTuning)) -> Result<(), TuningError> {
+        let mut tuning = DiskTuning::default();
+        change(&mut tuning);
+        tuning.validate()
+    }
+
+    #[test]
+    fn numbers_are_within_their_limits() {
+        assert_eq!(verdict(|_| {}), Ok(()));
+        for (queues, fits) in [(0, false), (1, true), (64, true), (65, false), (usize::MAX, false)] {
+            assert_eq!(verdict(|tuning| tuning.queues = queues).is_ok(), fits, "{queues}");
+        }
+        for (size, fits) in [(0, false), (2, false), (4, true), (6, false), (256, true), (1024, true), (2048, false)] {
+            assert_eq!(verdict(|tuning| tuning.queue_size = size).is_ok(), fits, "{size}");
+        }
+        for (threads, fits) in [(0, false), (1, true), (2, false)] {
+            assert_eq!(verdict(|tuning| tuning.threads = DiskThreads::Own(threads)).is_ok(), fits, "{threads}");
+        }
+        assert_eq!(verdict(|tuning| tuning.poll_us = POLL_US_MAX), Ok(()));
+        assert_eq!(verdict(|tuning| tuning.poll_us = 1001).unwrap_err().to_string(), "poll_us=1001: use at most 1000");
+    }
+
+    #[test]
+    fn names_are_plain_and_serials_printable() {
+        for (name, fits) in [("", false), ("a", true), ("a b", false), ("../x", false), ("io_1-b", true)] {
+            assert_eq!(verdict(|tuning| tuning.threads = DiskThreads::Shared(name.to_owned())).is_ok(), fits);
+            assert_eq!(verdict(|tuning| tuning.limit_group = Some(name.to_owned())).is_ok(), fits);
+        }
+        for (serial, fits) in [("", false), ("QM 00001", true), ("é", false), ("123456789012345678901", false)] {
+            assert_eq!(verdict(|tuning| tuning.serial = Some(serial.to_owned())).is_ok(), fits, "{serial}");
+        }
+    }
+
+    #[test]
+    fn a_group_has_the_same_limits_everywhere() {
+        let disk = |group: Option<&str>, per_second| {
+            let total = Limits { operations: Rate::per_second(per_second), bytes: None };
+            let limits = LimiterConfig { total, ..LimiterConfig::default() };
+            DiskTuning { limits, limit_group: group.map(str::to_owned), ..DiskTuning::default() }
+        };
+        let verdict = |disks: &[DiskTuning]| DiskTuning::validate_groups(disks.iter());
+        assert_eq!(verdict(&[disk(Some("g"), 5), disk(Some("g"), 5), disk(None, 7), disk(Some("h"), 9)]), Ok(()));
+        let differ = verdict(&[disk(Some("g"), 5), disk(Some("g"), 6)]);
+        assert_eq!(differ, Err(TuningError::GroupDiffers("g".to_owned())));
+    }
+}

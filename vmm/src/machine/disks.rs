@@ -1,0 +1,149 @@
+//! The machine's disks: opened, given an engine, threads and limits.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::backend::block::{BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, RingError, UringBackend};
+use devices::limit::Limiter;
+use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, ResizeError};
+use devices::virtio::worker::{IoThread, IoThreadHandle};
+
+use super::devices::{DeviceError, spawn_io_thread};
+use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, LimiterConfig};
+
+/// A disk of a machine, for what is done to it while it is in use.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) id: String,
+    image: Arc<DiskImage>,
+    control: DiskControl,
+    limiter: Arc<Limiter>,
+}
+
+impl Disk {
+    pub(super) fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        self.control.resize(&self.image, bytes)
+    }
+
+    pub(super) fn limit(&self, limits: LimiterConfig) {
+        self.limiter.change(limits);
+    }
+}
+
+/// Opens and locks what holds a disk's bytes.
+pub(super) fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
+    let id = disk.id.clone();
+    let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
+    let options = DiskOptions { cache: disk.tuning.cache, block: disk.tuning.block };
+    let image = match &disk.source {
+        DiskSource::Path(path) => DiskImage::open(path, access, options),
+        DiskSource::Open(file) => {
+            let file = file
+                .try_clone()
+                .map_err(|source| DeviceError::Host { what: format!("a descriptor for disk `{id}`"), source })?;
+            DiskImage::from_file(file, Path::new("(open file)"), access, options)
+        }
+    };
+    image.map_err(|source| DeviceError::Disk { id, source })
+}
+
+/// Makes disks, and what several of them share.
+#[derive(Debug, Default)]
+pub(super) struct DiskMaker {
+    threads: Vec<IoThread>,
+    shared_threads: BTreeMap<String, IoThreadHandle>,
+    groups: BTreeMap<String, Arc<Limiter>>,
+}
+
+impl DiskMaker {
+    pub(super) fn make(&mut self, disk: &DiskConfig, image: DiskImage) -> Result<(Blk, Disk), DeviceError> {
+        let DiskConfig { id, tuning, .. } = disk;
+        let host = |what: &str| {
+            let what = format!("{what} of disk `{id}`");
+            move |source| DeviceError::Host { what, source }
+        };
+        let image = Arc::new(image);
+        let threads = self.threads(id, tuning)?;
+        let engines = engines(id, tuning, &image)?;
+        let queues = engines.into_iter().zip(threads.iter().cycle());
+        let queues = queues.map(|(backend, thread)| DiskQueue { backend, thread: thread.clone() }).collect();
+        let name = match &tuning.serial {
+            None => DiskName::new(id),
+            Some(serial) => DiskName::with_serial(id, serial),
+        };
+        let limiter = self.limiter(tuning);
+        let options = BlkOptions { queue_size: tuning.queue_size, limiter: Some(Arc::clone(&limiter)) };
+        let block = Blk::new(name, queues, options).map_err(host("the timers"))?;
+        let control = block.control();
+        Ok((block, Disk { id: id.clone(), image, control, limiter }))
+    }
+
+    /// The threads, to be ended by their owner.
+    pub(super) fn into_threads(self) -> Vec<IoThread> {
+        self.threads
+    }
+
+    fn threads(&mut self, id: &str, tuning: &DiskTuning) -> Result<Vec<IoThreadHandle>, DeviceError> {
+        let poll = Duration::from_micros(tuning.poll_us.into());
+        match &tuning.threads {
+            DiskThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
+            DiskThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
+            DiskThreads::Shared(name) => {
+                let known = self.shared_threads.get(name).cloned();
+                let handle = known.map_or_else(|| self.spawn(name, poll), Ok)?;
+                self.shared_threads.insert(name.clone(), handle.clone());
+                Ok(vec![handle])
+            }
+        }
+    }
+
+    fn spawn(&mut self, name: &str, poll: Duration) -> Result<IoThreadHandle, DeviceError> {
+        let thread = spawn_io_thread(name, poll)?;
+        let handle = thread.handle();
+        self.threads.push(thread);
+        Ok(handle)
+    }
+
+    /// The disk's own limiter, or that of its group.
+    fn limiter(&mut self, tuning: &DiskTuning) -> Arc<Limiter> {
+        match &tuning.limit_group {
+            None => Limiter::new(tuning.limits),
+            Some(group) => {
+                let limiter = self.groups.entry(group.clone()).or_insert_with(|| Limiter::new(tuning.limits));
+                Arc::clone(limiter)
+            }
+        }
+    }
+}
+
+/// An engine for each queue.
+fn engines(id: &str, tuning: &DiskTuning, image: &Arc<DiskImage>) -> Result<Vec<Box<dyn BlockBackend>>, DeviceError> {
+    let wants_ring = match tuning.engine {
+        DiskEngine::Sync => false,
+        DiskEngine::IoUring => true,
+        DiskEngine::Auto => !image.is_in_memory(),
+    };
+    let queues = 0..tuning.queues;
+    if wants_ring {
+        let rings = queues.clone().map(|_| UringBackend::new(Arc::clone(image)));
+        match rings.collect::<Result<Vec<_>, RingError>>() {
+            Ok(rings) => return Ok(rings.into_iter().map(|ring| Box::new(ring) as Box<dyn BlockBackend>).collect()),
+            Err(error) => fall_back(id, tuning, error)?,
+        }
+    }
+    Ok(queues.map(|_| Box::new(FileBackend::new(Arc::clone(image))) as Box<dyn BlockBackend>).collect())
+}
+
+/// One line for a host without io_uring.
+fn fall_back(id: &str, tuning: &DiskTuning, error: RingError) -> Result<(), DeviceError> {
+    match error.exhaustion() {
+        Ok(source) => Err(DeviceError::Host { what: format!("an io_uring for disk `{id}`"), source }),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            log::warn!("disk `{id}`: engine=sync instead of {}: {error}{cause}", tuning.engine);
+            Ok(())
+        }
+    }
+}
