@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_net::VIRTIO_NET_F_STATUS;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 pub use counters::{DirectionCounters, NetCounters};
 pub use frames::{ReceiveRoom, TransmitFrame};
@@ -171,6 +172,21 @@ impl Link {
         if was_up && features & (1 << VIRTIO_NET_F_STATUS) != 0 {
             interrupt.config_changed();
         }
+    }
+}
+
+/// When a worker shows the driver what it has used so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Publishing {
+    /// At the end of a wake, since each time may interrupt.
+    Late,
+    /// While there is more to do, so that the driver works at the same time: its event index keeps interrupts few.
+    Early,
+}
+
+impl Publishing {
+    fn new(features: u64) -> Self {
+        if features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0 { Self::Early } else { Self::Late }
     }
 }
 

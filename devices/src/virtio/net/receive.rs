@@ -13,7 +13,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBU
 use super::counters::Tally;
 use super::frames::{Fit, ReceiveRoom};
 use super::header::{FLAGS, FRAME_BYTES_MAX, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS};
-use super::{Ends, Link, NetCounters, features, publish};
+use super::{Ends, Link, NetCounters, Publishing, features, publish};
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
 use crate::virtio::ActiveQueue;
@@ -34,6 +34,7 @@ pub(super) struct ReceiveWorker {
     link: Arc<Link>,
     features: u64,
     buffers: BuffersPerFrame,
+    publishing: Publishing,
     /// Room to gather before a read, in bytes.
     gather_bytes: usize,
     chain: Chain,
@@ -70,6 +71,7 @@ impl ReceiveWorker {
             link: Arc::clone(&ends.link),
             features: ends.features,
             buffers: if merges { BuffersPerFrame::Any } else { BuffersPerFrame::One },
+            publishing: Publishing::new(ends.features),
             gather_bytes: if large { LARGE_FRAME_BYTES } else { SMALL_FRAME_BYTES },
             chain: Chain::new(),
             room: ReceiveRoom::new(Arc::clone(queue.ring.memory())),
@@ -91,7 +93,7 @@ impl ReceiveWorker {
             return Ok(Progress::Idle);
         }
         self.waits_for = WaitsFor::Frames;
-        for _ in 0..CHAINS_PER_WAKE_MAX {
+        for turn in 1..=CHAINS_PER_WAKE_MAX {
             self.gather()?;
             if let Some(len) = self.room.spilled()
                 && self.room.unspill()
@@ -109,6 +111,8 @@ impl ReceiveWorker {
                 continue;
             }
             match self.receive() {
+                // Soon at first, for those that come alone, and then less and less often.
+                Ok(()) if self.publishing == Publishing::Early && turn.is_power_of_two() => self.publish(),
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::counters::Tally;
 use super::frames::TransmitFrame;
 use super::header::TransmitRules;
-use super::{Ends, Link, NetCounters, publish};
+use super::{Ends, Link, NetCounters, Publishing, publish};
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
 use crate::virtio::ActiveQueue;
@@ -26,6 +26,7 @@ pub(super) struct TransmitWorker {
     link: Arc<Link>,
     features: u64,
     rules: TransmitRules,
+    publishing: Publishing,
     chain: Chain,
     frame: TransmitFrame,
     /// The chain is popped and its frame loaded, and the backend had no room for it. Nothing is popped meanwhile.
@@ -43,6 +44,7 @@ impl TransmitWorker {
             link: Arc::clone(&ends.link),
             features: ends.features,
             rules: TransmitRules::new(ends.features),
+            publishing: Publishing::new(ends.features),
             chain: Chain::new(),
             frame: TransmitFrame::new(Arc::clone(queue.ring.memory())),
             stalled: false,
@@ -68,6 +70,9 @@ impl TransmitWorker {
             while !self.stalled && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
                 budget -= 1;
                 self.begin();
+                if self.publishing == Publishing::Early {
+                    self.publish();
+                }
             }
             self.publish();
             if self.stalled {
