@@ -60,10 +60,12 @@ fn frames_of_all_sizes_come_back_as_they_were_sent() {
             echo.send(&sent);
             assert!(echo.receive() == sent, "{len} bytes");
         }
-        // Many at once, in order.
-        let burst: Vec<_> = (0..200).map(|seed| noise(seed, 500)).collect();
-        burst.iter().for_each(|sent| echo.send(sent));
-        assert!(burst.iter().all(|sent| echo.receive() == *sent));
+        // Many at once, in order: as many as the test's own socket holds for certain.
+        for round in 0..4 {
+            let burst: Vec<_> = (0..50).map(|number| noise(50 * round + number, 500)).collect();
+            burst.iter().for_each(|sent| echo.send(sent));
+            assert!(burst.iter().all(|sent| echo.receive() == *sent));
+        }
         echo.send(b"end");
         assert_eq!(echo.receive(), b"end");
         let facts = husk.end().went_well().check("netecho");
