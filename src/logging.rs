@@ -4,7 +4,10 @@ use std::io::Write;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::terminal;
+use crate::{process, terminal};
+
+/// What a pipe that is ready to be written takes at once is 4096 bytes (PIPE_BUF).
+const LINE_BYTES_MAX: usize = 4000;
 
 struct StderrLog;
 
@@ -23,9 +26,14 @@ impl Log for StderrLog {
 
     fn log(&self, record: &Record) {
         let level = record.level().as_str().to_ascii_lowercase();
-        let line = format!("husk: {level}: {}{}", record.args(), terminal::line_end());
-        // A closed standard error is no reason to end a VM.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        let mut line = format!("husk: {level}: {}", record.args());
+        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+        line.push_str(terminal::line_end());
+        // Threads that serve the guest come here: a standard error that nobody reads must not hold them, and one that is
+        // closed is no reason to end a VM.
+        if process::standard_error_takes_a_line() {
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
     }
 
     fn flush(&self) {}

@@ -7,6 +7,14 @@ pub(crate) fn prepare() {
     ignore_file_size_signal();
 }
 
+/// Whether a line can be written to standard error without waiting for who reads it.
+pub(crate) fn standard_error_takes_a_line() -> bool {
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the one pollfd is valid for the call, which does not wait.
+    let ready = unsafe { libc::poll(&raw mut stderr, 1, 0) };
+    ready > 0 && stderr.revents & libc::POLLOUT != 0
+}
+
 /// Makes all threads share malloc's first arena. An arena of its own costs each thread six system calls and pages of
 /// memory at its first allocation, and no thread of husk allocates where it matters.
 fn share_one_arena() {

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 use vmm::config::SerialTarget;
 use vmm::control::{Console, Escape};
+use vmm::machine::{SerialOutput, serial_output};
 
 use crate::pty::Pty;
 use crate::terminal::{RawTerminal, TerminalError};
@@ -17,13 +19,16 @@ use crate::terminal::{RawTerminal, TerminalError};
 #[derive(Debug, Error)]
 pub(crate) enum SerialTargetError {
     /// The file cannot be opened.
-    #[error("cannot write serial output to {}", path.display())]
+    #[error("cannot write serial output to {}: {cause}: check the path and its mode", path.display())]
     Open {
         /// Its path.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
+    /// The host gives no thread.
+    #[error("cannot start the thread that writes serial output")]
+    Thread(#[source] io::Error),
     /// The host gives no pseudo-terminal.
     #[error("cannot create a pseudo-terminal for the serial port")]
     Pty(#[source] io::Error),
@@ -38,7 +43,7 @@ pub(crate) enum SerialTargetError {
 /// An open other end. A machine that is started again goes on with it.
 #[derive(Debug)]
 pub(crate) struct SerialEnd {
-    output: OwnedFd,
+    output: Arc<SerialOutput>,
     /// Where the guest's input comes from, if from anywhere.
     pub(crate) console: Option<Console>,
     /// The file, if it was not there before.
@@ -50,7 +55,6 @@ pub(crate) struct SerialEnd {
 impl SerialEnd {
     /// Opens it. Nothing of the terminal changes yet.
     pub(crate) fn open(target: &SerialTarget, escape: Escape) -> Result<Self, SerialTargetError> {
-        let plain = |output| Self { output, console: None, made: None, _pty: None };
         match target {
             SerialTarget::Stdio => {
                 let output = io::stdout().as_fd().try_clone_to_owned().map_err(SerialTargetError::Duplicate)?;
@@ -58,10 +62,12 @@ impl SerialEnd {
                 // A standard input that is closed is an input at its end.
                 let input = io::stdin().as_fd().try_clone_to_owned().ok();
                 let console = input.map(|input| Console::new(File::from(input), escape));
-                Ok(Self { output, console, made: None, _pty: None })
+                Ok(Self { console, ..Self::to(output)? })
             }
             SerialTarget::File(path) => {
-                Self::open_file(path).map_err(|source| SerialTargetError::Open { path: path.clone(), source })
+                let opened = open_file(path);
+                let (file, made) = opened.map_err(|cause| SerialTargetError::Open { path: path.clone(), cause })?;
+                Ok(Self { made, ..Self::to(file.into())? })
             }
             SerialTarget::Pty => {
                 let pty = Pty::open().map_err(SerialTargetError::Pty)?;
@@ -69,28 +75,20 @@ impl SerialEnd {
                 let input = pty.master().try_clone().map_err(SerialTargetError::Duplicate)?;
                 log::info!("serial port: {}", pty.path().display());
                 let console = Some(Console::new(input, Escape::None));
-                Ok(Self { output: output.into(), console, made: None, _pty: Some(pty) })
+                Ok(Self { console, _pty: Some(pty), ..Self::to(output.into())? })
             }
             SerialTarget::Null => {
                 let path = PathBuf::from("/dev/null");
                 let opened = OpenOptions::new().write(true).open(&path);
-                opened.map(|file| plain(file.into())).map_err(|source| SerialTargetError::Open { path, source })
+                Self::to(opened.map_err(|cause| SerialTargetError::Open { path, cause })?.into())
             }
         }
     }
 
-    /// Nothing that is in a file is ever lost: a guest's last words are behind those of the one before.
-    fn open_file(path: &Path) -> io::Result<Self> {
-        // A named pipe is opened both ways, so that nobody has to read it yet.
-        let fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
-        let mut options = OpenOptions::new();
-        options.append(true).read(fifo).mode(0o600);
-        let (file, made) = match options.create_new(true).open(path) {
-            Ok(file) => (file, Some(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (options.create_new(false).open(path)?, None),
-            Err(error) => return Err(error),
-        };
-        Ok(Self { output: file.into(), console: None, made, _pty: None })
+    /// An end that takes output alone.
+    fn to(output: OwnedFd) -> Result<Self, SerialTargetError> {
+        let output = serial_output(output).map_err(SerialTargetError::Thread)?;
+        Ok(Self { output, console: None, made: None, _pty: None })
     }
 
     /// Takes back what opening made, if no machine came of it.
@@ -103,8 +101,24 @@ impl SerialEnd {
         }
     }
 
-    /// A descriptor for the guest's output.
-    pub(crate) fn output(&self) -> Result<OwnedFd, SerialTargetError> {
-        self.output.try_clone().map_err(SerialTargetError::Duplicate)
+    /// Where the guest's output goes.
+    pub(crate) fn output(&self) -> Arc<SerialOutput> {
+        Arc::clone(&self.output)
+    }
+}
+
+/// Opens a file behind its end, since nothing that is in it may be lost: a guest's last words are behind those of the one
+/// before. Tells the path if the file was made.
+fn open_file(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
+    // A named pipe is opened both ways, so that nobody has to read it yet.
+    let fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+    let mut options = OpenOptions::new();
+    options.append(true).read(fifo).mode(0o600);
+    match options.create_new(true).open(path) {
+        Ok(file) => Ok((file, Some(path.to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.create_new(false).open(path).map(|file| (file, None))
+        }
+        Err(error) => Err(error),
     }
 }

@@ -116,7 +116,7 @@ impl Session {
     fn run_once(&self, signals: &Signals, serial: &mut SerialEnd) -> Result<Finished, RunError> {
         let (sender, events) =
             event_queue().map_err(|source| RunError::Host { what: "create the event queue", source })?;
-        let wiring = Wiring { serial_output: serial.output()?, events: sender };
+        let wiring = Wiring { serial_output: serial.output(), events: sender };
         let machine = Machine::build(&self.config, wiring).inspect_err(|_| serial.abandon())?;
         let stdio = self.config.serial == SerialTarget::Stdio;
         let raw = if stdio { RawTerminal::enter()? } else { None };

@@ -6,6 +6,7 @@
 use std::cell::UnsafeCell;
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
@@ -112,7 +113,13 @@ fn restore() {
     }
 }
 
+/// Once, however often a machine is started again.
 fn restore_on_panic() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(set_panic_hook);
+}
+
+fn set_panic_hook() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         restore();

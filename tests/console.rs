@@ -220,3 +220,36 @@ fn ctrl_a_x_means_nothing_to_husk_where_there_is_no_terminal() {
     husk.type_in(b"a\x01xb\nend\n");
     assert_eq!(husk.end().went_well().lines("ECHO "), ["a\x01xb"]);
 }
+
+#[test]
+fn a_standard_error_that_blocks_holds_neither_the_guest_nor_the_end() {
+    let folder = Folder::new();
+    let disk = folder.sparse("disk", 1 << 20);
+    let (_reader, writer) = sys::small_pipe();
+    writer.try_clone().unwrap().write_all(&[b'x'; sys::SMALL_PIPE_BYTES]).unwrap();
+    let husk = probe("check=broken end=halt").args(["--disk", &disk]).stderr(writer).start();
+    husk.wait_for("CHECK broken ok");
+    husk.signal(15);
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_parent_that_blocked_every_signal_keeps_husk_from_nothing() {
+    let launch = probe("end=spin");
+    let script = r#"exec python3 -c 'import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); os.execv(sys.argv[1], sys.argv[1:])' "$@""#;
+    let husk = through_shell(script, &launch).start();
+    husk.wait_for(READY);
+    husk.signal(15);
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_hangup_that_the_parent_ignores_is_ignored() {
+    let mut husk = through_shell(r#"trap "" HUP; exec "$@""#, &probe("check=serial end=poweroff")).typed();
+    husk.wait_for("SERIAL WAIT");
+    husk.signal(1);
+    husk.type_in(b"still here\nend\n");
+    husk.wait_for("ECHO still here");
+    assert_eq!(husk.end().code(), Some(0));
+}

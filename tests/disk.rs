@@ -72,9 +72,9 @@ fn a_disk_that_is_reset_with_requests_outstanding_works_again() {
 #[test]
 fn a_broken_ring_asks_for_a_reset_and_the_machine_stays_up() {
     let ended = leaves_the_pattern("broken,blk,broken,indirect");
-    // Said once for each, and no line for what follows from it.
+    // At most one line a second for all that a guest does wrong to a disk, whatever it resets in between.
     let said = ended.stderr.lines().filter(|line| line.contains("disk0") && line.contains("loop")).count();
-    assert_eq!(said, 2, "{ended}");
+    assert!((1..=2).contains(&said), "{ended}");
 }
 
 #[test]

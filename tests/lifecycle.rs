@@ -13,7 +13,7 @@ use vmm::config::{
     SerialTarget, VmConfig,
 };
 use vmm::control::{Command, EventReceiver, GuestEvent, State, event_queue};
-use vmm::machine::{Machine, MachineError, Wiring};
+use vmm::machine::{Machine, MachineError, Wiring, serial_output};
 use vmm::vcpu::CrashKind;
 
 const PROBE: &str = env!("HUSK_GUEST_PROBE");
@@ -46,7 +46,11 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (sender, events) = event_queue().unwrap();
-    let machine = Machine::build(&config, Wiring { serial_output: OwnedFd::from(writer), events: sender }).unwrap();
+    let machine = Machine::build(
+        &config,
+        Wiring { serial_output: serial_output(OwnedFd::from(writer)).unwrap(), events: sender },
+    )
+    .unwrap();
     Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }
 }
 

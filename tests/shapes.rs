@@ -195,6 +195,21 @@ fn a_guest_that_resets_itself_is_started_again_with_the_same_disks() {
 }
 
 #[test]
+fn restarts_with_a_pty_that_nobody_reads_leak_neither_threads_nor_descriptors() {
+    let husk = probe("end=i8042").args(["--on-reboot", "restart", "--serial", "pty"]).start();
+    husk.wait_for_error("/dev/pts/");
+    let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", husk.pid())).unwrap().count();
+    let warning = "the console did not take the guest's last output";
+    husk.wait_for_error(warning);
+    let (threads, files) = (count("task"), count("fd"));
+    husk.wait_for_error_times(warning, 6);
+    // A machine that is just being made or ended has a few more or less.
+    assert!(count("task") <= threads + 4 && count("fd") <= files + 8, "{threads} {files}");
+    husk.signal(15);
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
 fn a_crash_is_no_reboot() {
     let ended = probe("end=triple").args(["--on-reboot", "restart"]).end();
     assert_eq!(ended.code(), Some(3), "{ended}");

@@ -138,7 +138,7 @@ impl Ignored {
 /// The VM that Firecracker's configuration file describes.
 pub(super) fn read_config_file(path: &Path) -> Result<VmConfig, RunError> {
     let path = path.to_owned();
-    let text = match std::fs::read_to_string(&path) {
+    let text = match firecracker::read_text(&path) {
         Ok(text) => text,
         Err(source) => return Err(RunError::ReadFile { path, source }),
     };

@@ -138,6 +138,13 @@ impl Husk {
         });
     }
 
+    /// Waits until its standard error contains `text` so often.
+    pub(crate) fn wait_for_error_times(&self, text: &str, times: usize) {
+        self.wait_until(&format!("`{text}` {times} times on standard error"), &self.stderr, |seen| {
+            String::from_utf8_lossy(&seen.bytes).matches(text).count() >= times
+        });
+    }
+
     /// What follows `start` on the line of standard error that begins so, which must have come.
     pub(crate) fn error_line(&self, start: &str) -> String {
         let text = String::from_utf8(self.stderr.bytes()).unwrap();

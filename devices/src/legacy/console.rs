@@ -124,6 +124,12 @@ impl ConsoleOutput {
     }
 }
 
+impl std::fmt::Debug for ConsoleOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsoleOutput").field("counters", self.counters()).finish_non_exhaustive()
+    }
+}
+
 impl Drop for ConsoleOutput {
     fn drop(&mut self) {
         lock(&self.shared.buffer).closed = true;
@@ -239,7 +245,12 @@ fn write_blocking(output: &mut File, bytes: &[u8]) -> usize {
 fn wait_writable(output: &File) -> io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.ctl(ControlOperation::Add, output.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0))?;
-    epoll.wait(-1, &mut [EpollEvent::default()]).map(drop)
+    match epoll.wait(-1, &mut [EpollEvent::default()]) {
+        Ok(_) => Ok(()),
+        // A signal, or SIGSTOP and SIGCONT: the write that follows finds out.
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn as_u64(bytes: usize) -> u64 {

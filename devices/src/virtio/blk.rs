@@ -28,6 +28,7 @@ use super::queue::QueueState;
 use super::worker::{AttachError, Attachment, IoThreadHandle};
 use super::{Activation, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
+use crate::fault::FaultLog;
 use crate::limit::Limiter;
 
 /// Entries of a queue where nobody asks for another number.
@@ -111,6 +112,7 @@ impl Default for BlkOptions {
 /// A virtio block device.
 pub struct Blk {
     name: DiskName,
+    log: FaultLog,
     identity: Identity,
     config: [u8; CONFIG_BYTES],
     shared: Arc<Shared>,
@@ -155,6 +157,7 @@ impl Blk {
         });
         let slots = slots.collect::<io::Result<_>>()?;
         Ok(Self {
+            log: FaultLog::new(&name.id),
             name,
             identity: identity(geometry, count, queue_size),
             config: config(geometry, count, queue_size),
@@ -257,7 +260,8 @@ impl VirtioDevice for Blk {
             let Run::Stopped(idle) = std::mem::replace(&mut slot.run, Run::Lost) else {
                 unreachable!("a transport starts only a stopped device");
             };
-            let worker = BlkWorker::new(&self.name, Arc::clone(&self.shared), idle, queue, &activation);
+            let worker =
+                BlkWorker::new(&self.name, self.log.clone(), Arc::clone(&self.shared), idle, queue, &activation);
             match slot.thread.attach(worker) {
                 Ok(attachment) => slot.run = Run::Running(attachment),
                 Err(AttachError { error, worker }) => {

@@ -46,7 +46,6 @@ pub const MAC_BYTES: usize = 6;
 
 /// A virtio network device.
 pub struct Net {
-    id: String,
     identity: Identity,
     mac: Option<[u8; MAC_BYTES]>,
     backend: Arc<dyn NetBackend>,
@@ -70,7 +69,7 @@ struct Link {
 
 /// What a worker needs beside its queue.
 struct Ends {
-    id: String,
+    log: FaultLog,
     features: u64,
     backend: Arc<dyn NetBackend>,
     interrupt: Arc<Interrupt>,
@@ -81,21 +80,15 @@ struct Ends {
 impl Net {
     /// A network device over `backend`, `id` in the log, whose queues are served on `thread`. Without a `mac` the guest
     /// chooses its own address.
-    pub fn new(
-        id: impl Into<String>,
-        mac: Option<[u8; MAC_BYTES]>,
-        backend: Arc<dyn NetBackend>,
-        thread: IoThreadHandle,
-    ) -> Self {
-        let id = id.into();
+    pub fn new(id: &str, mac: Option<[u8; MAC_BYTES]>, backend: Arc<dyn NetBackend>, thread: IoThreadHandle) -> Self {
         let identity = Identity {
             device_type: DeviceType::Network,
             features: features::offered(backend.offloads(), mac.is_some()),
             queue_sizes: vec![QUEUE_SIZE; 2],
         };
-        let log = FaultLog::new(&id);
+        let log = FaultLog::new(id);
         let link = Arc::new(Link { up: AtomicBool::new(true) });
-        Self { id, identity, mac, backend, thread, counters: Arc::default(), link, run: None, log }
+        Self { identity, mac, backend, thread, counters: Arc::default(), link, run: None, log }
     }
 
     /// What happens in the device.
@@ -132,7 +125,7 @@ impl VirtioDevice for Net {
         self.backend.set_offloads(features::offloads(features)).map_err(StartError::Backend)?;
         self.link.up.store(true, Ordering::Relaxed);
         let ends = Ends {
-            id: self.id.clone(),
+            log: self.log.clone(),
             features,
             backend: Arc::clone(&self.backend),
             interrupt,

@@ -165,7 +165,7 @@ impl ReadyQueue {
 
     /// Where the device has come to. Complete only when nothing is in flight.
     pub fn state(&self) -> QueueState {
-        QueueState { next_avail: self.next_avail, next_used: self.next_used }
+        QueueState { next_avail: self.next_avail, next_used: self.next_used, retired: self.retired }
     }
 
     /// Takes the next available chain into `chain`. False if there is none.

@@ -24,7 +24,7 @@ pub const BYTES_PER_REQUEST_MAX: usize = 4096;
 
 /// A virtio entropy device.
 pub struct Rng {
-    id: String,
+    log: FaultLog,
     identity: Identity,
     thread: IoThreadHandle,
     counters: Arc<DeviceCounters>,
@@ -33,13 +33,13 @@ pub struct Rng {
 
 impl Rng {
     /// An entropy source, `id` in the log, whose queue is served on `thread`.
-    pub fn new(id: impl Into<String>, thread: IoThreadHandle) -> Self {
+    pub fn new(id: &str, thread: IoThreadHandle) -> Self {
         let identity = Identity {
             device_type: DeviceType::Entropy,
             features: (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC),
             queue_sizes: vec![QUEUE_SIZE],
         };
-        Self { id: id.into(), identity, thread, counters: Arc::default(), run: None }
+        Self { log: FaultLog::new(id), identity, thread, counters: Arc::default(), run: None }
     }
 
     /// What happens in the device.
@@ -69,7 +69,7 @@ impl VirtioDevice for Rng {
             chain: Chain::new(),
             bytes: Box::new([0; BYTES_PER_REQUEST_MAX]),
             counters: Arc::clone(&self.counters),
-            log: FaultLog::new(&self.id),
+            log: self.log.clone(),
         };
         let attached = self.thread.attach(worker);
         self.run = Some(attached.map_err(|AttachError { error, .. }| StartError::Attach(error))?);

@@ -1,8 +1,10 @@
 //! Firecracker's configuration: the bodies of its API and its configuration file, field for field (its OpenAPI document,
 //! version 1.17.0, is the authority), and what of them husk cannot honour yet.
 
-use std::io;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -223,8 +225,25 @@ fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, FileError> {
     Ok(value)
 }
 
+/// Reads a file of JSON: a regular one, since a pipe would keep us waiting, and of a bounded size.
+///
+/// # Errors
+/// Those of the system, with what is wrong with a file that is none of this kind.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    const BYTES_MAX: u64 = 1 << 20;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file: give one"));
+    }
+    if metadata.len() > BYTES_MAX {
+        return Err(io::Error::other("it is larger than 1 MiB: check that it is the right file"));
+    }
+    io::read_to_string(file.take(BYTES_MAX))
+}
+
 fn read_cpu_template(path: PathBuf) -> Result<CpuTemplate, FileError> {
-    let text = match std::fs::read_to_string(&path) {
+    let text = match read_text(&path) {
         Ok(text) => text,
         Err(source) => return Err(FileError::ReadCpuTemplate { path, source }),
     };
@@ -252,10 +271,7 @@ impl ConfigFile {
         }
         Ok(VmConfig {
             cpus: machine.vcpu_count,
-            memory: MemoryConfig {
-                size_bytes: machine.mem_size_mib.saturating_mul(MIB),
-                backing: MemoryBacking::Anonymous,
-            },
+            memory: MemoryConfig { size_bytes: machine.memory_bytes()?, backing: MemoryBacking::Anonymous },
             boot: BootConfig {
                 kernel: KernelSource::Path(self.boot_source.kernel_image_path),
                 initrd: self.boot_source.initrd_path,
@@ -287,6 +303,12 @@ impl Default for MachineConfiguration {
 }
 
 impl MachineConfiguration {
+    fn memory_bytes(&self) -> Result<u64, FileError> {
+        let problem = "is more MiB than 64 bits of bytes: use less";
+        let path = "machine-config.mem_size_mib".to_owned();
+        self.mem_size_mib.checked_mul(MIB).ok_or(FileError::Value { path, problem })
+    }
+
     fn check(&self) -> Result<(), FileError> {
         let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
         not_yet("machine-config.smt", asked(self.smt, "true"))?;

@@ -363,11 +363,11 @@ impl MemoryConfig {
         if bytes == 0 {
             return Err(ConfigError::NoMemory);
         }
-        if !bytes.is_multiple_of(MIB) {
-            return Err(ConfigError::MemoryNotWholeMib { bytes });
-        }
         if bytes > host.memory_bytes {
             return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
+        }
+        if !bytes.is_multiple_of(MIB) {
+            return Err(ConfigError::MemoryNotWholeMib { bytes });
         }
         Ok(())
     }

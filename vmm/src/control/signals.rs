@@ -18,7 +18,8 @@ impl Signals {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initialises the set it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // A signal that the parent had us ignore, as nohup does with SIGHUP, stays ignored: once blocked it would be queued.
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialised, and the signal's number is valid.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
@@ -35,6 +36,15 @@ impl Signals {
         // SAFETY: signalfd just made this descriptor and nobody else knows of it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; the present one has a place of its type to go to.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeroes is a valid sigaction, so it is initialised whether or not the call wrote to it.
+    let action = unsafe { action.assume_init() };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 impl AsRawFd for Signals {

@@ -7,7 +7,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,10 +22,10 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 
-use super::Machine;
 use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
+use super::{Machine, SerialOutput};
 use crate::config::{HardwareTables, KernelSource, VmConfig};
 use crate::control::{EventSender, State};
 use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler};
@@ -34,8 +33,8 @@ use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThr
 /// What a machine is connected to.
 #[derive(Debug)]
 pub struct Wiring {
-    /// Where the bytes of its serial port go.
-    pub serial_output: OwnedFd,
+    /// Where the bytes of its serial port go. Machines that follow each other share it.
+    pub serial_output: Arc<SerialOutput>,
     /// Where its news goes.
     pub events: EventSender,
 }
@@ -91,8 +90,8 @@ pub enum BuildError {
     #[error(transparent)]
     Mp(#[from] MpError),
     /// The user's CPU template asks for what cannot be.
-    #[error("cpu-config")]
-    CpuTemplate(#[source] CpuTemplateError),
+    #[error(transparent)]
+    CpuTemplate(CpuTemplateError),
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -11,7 +11,7 @@ use devices::RequestSink;
 use devices::backend::block::DiskImageError;
 use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
-use devices::legacy::{AcpiPm, ConsoleOutput, I8042, PowerButton, Rtc, Serial, SerialError};
+use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::ResizeError;
 use devices::virtio::net::Net;
@@ -23,6 +23,7 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::SerialOutput;
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use crate::config::{ENTROPY_ID, LimiterConfig, NetConfig, NetSource, VmConfig};
@@ -88,7 +89,7 @@ pub(super) struct Devices {
     serial_line: EventFd,
     serial_room: EventFd,
     power_button: PowerButton,
-    console: ConsoleOutput,
+    console: Arc<SerialOutput>,
     disks: Vec<Disk>,
     io_threads: Vec<IoThread>,
 }
@@ -225,8 +226,7 @@ impl Devices {
             let what = what.to_owned();
             move |source| DeviceError::Host { what, source }
         };
-        let console =
-            ConsoleOutput::spawn("husk-io-console", wiring.serial_output).map_err(host("the console's thread"))?;
+        let console = wiring.serial_output;
         let serial = Serial::new(console.writer())?;
         let clone = |line: &EventFd| line.try_clone().map_err(host("an eventfd"));
         let (serial_line, serial_room) = (clone(serial.interrupt_line())?, clone(serial.room_event())?);

@@ -7,6 +7,8 @@ mod disks;
 mod kvm;
 mod memory;
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+/// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
+pub use ::devices::legacy::ConsoleOutput as SerialOutput;
 pub use build::{BuildError, Wiring};
 use devices::Devices;
 pub use devices::{DeviceError, DiskChangeError};
@@ -153,6 +157,14 @@ impl Machine {
         self.ended = Some(Instant::now());
         self.devices.finish(SERIAL_DRAIN_DEADLINE);
     }
+}
+
+/// Starts the thread that writes serial output to `output`, for one machine or for several, one after the other.
+///
+/// # Errors
+/// That of the thread's creation.
+pub fn serial_output(output: OwnedFd) -> io::Result<Arc<SerialOutput>> {
+    SerialOutput::spawn("husk-io-console", output).map(Arc::new)
 }
 
 /// How long the end of a machine waits for the console to take the guest's last words.

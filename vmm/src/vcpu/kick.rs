@@ -4,11 +4,13 @@
 //! vCPU thread takes the flag (swap to 0) and only then reads its channel. No wake-up can be lost:
 //! - flag set before KVM_RUN looks at it: KVM_RUN returns EINTR at once (KVM api: KVM_RUN, `immediate_exit`);
 //! - flag set after KVM_RUN looked: the signal comes later still, and ends the guest's run with EINTR;
+//!   (The signal is never blocked, whatever mask husk was started with: `install_kick_handler` sees to that.)
 //! - flag taken by the vCPU thread: the ask was sent before, so the channel has it. The signal that follows costs one
 //!   spurious EINTR at most.
 #![expect(unsafe_code, reason = "maps kvm_run a second time, sends a thread a signal, installs the signal's handler")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
@@ -142,7 +144,21 @@ pub(crate) fn install_kick_handler() -> Result<(), KickError> {
     if installed != 0 {
         return Err(KickError::Handler { signal, source: io::Error::last_os_error() });
     }
-    Ok(())
+    unblock(signal).map_err(|source| KickError::Handler { signal, source })
+}
+
+/// Unblocks a signal in this thread and those that it makes: a mask is inherited, from the parent process too.
+fn unblock(signal: libc::c_int) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the set is initialised, and the signal's number is valid.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// A real-time signal that neither Rust nor libc uses.

@@ -1,5 +1,6 @@
 //! The vCPU thread. It owns one vCPU's file descriptor, runs it, and answers every ask, also after the vCPU has ended.
-//! It takes no lock but a bus device's own, and never waits for a backend.
+//! It takes no lock but a bus device's own, and waits for a backend only where a driver's
+//! reset has requests in flight to complete.
 
 mod crash;
 mod exits;
@@ -63,7 +64,7 @@ pub enum SetupError {
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
     /// The user's CPU template asks for what cannot be.
-    #[error("cpu-config")]
+    #[error(transparent)]
     CpuTemplate(#[from] CpuTemplateError),
 }
 

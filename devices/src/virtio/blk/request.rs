@@ -92,6 +92,17 @@ const fn unsupported(reason: &'static str) -> Refused {
     Refused { status: Status::Unsupported, reason }
 }
 
+/// The most data of a read or write. One request is one operation, which pause, reset and the siblings on its I/O thread
+/// wait for, and its descriptors may all name the same memory. Drivers ask for some MiB at most.
+pub(super) const TRANSFER_BYTES_MAX: u32 = 64 << 20;
+
+fn bounded(len: u32) -> Result<u64, Refused> {
+    match len {
+        0..=TRANSFER_BYTES_MAX => Ok(len.into()),
+        _ => Err(io_error("transfer of more than 64 MiB")),
+    }
+}
+
 /// Copies the header and checks it. `data_len` is what is writable before the status byte.
 pub(super) fn parse(memory: &GuestMemory, chain: &Chain, data_len: u32, disk: &Disk) -> Result<Request, Refused> {
     let header = copy::<HEADER_BYTES>(memory, chain.readable(), 0).ok_or(io_error("request without a whole header"))?;
@@ -99,13 +110,13 @@ pub(super) fn parse(memory: &GuestMemory, chain: &Chain, data_len: u32, disk: &D
     let sector = u64::from_le_bytes(sector);
     match u32::from_le_bytes([t0, t1, t2, t3]) {
         VIRTIO_BLK_T_IN => {
-            let offset = disk.locate(sector, data_len.into())?;
+            let offset = disk.locate(sector, bounded(data_len)?)?;
             Ok(Request::Read { offset, len: data_len })
         }
         VIRTIO_BLK_T_OUT => {
             disk.may_write()?;
             let len = chain.readable_len() - HEADER_LEN;
-            let offset = disk.locate(sector, len.into())?;
+            let offset = disk.locate(sector, bounded(len)?)?;
             Ok(Request::Write { offset, len })
         }
         VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),

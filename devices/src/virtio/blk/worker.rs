@@ -27,6 +27,9 @@ use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
 use crate::virtio::{Activation, ActiveQueue, DeviceCounters, GuestBuffers};
 
+/// Bytes after which a wake ends, whatever its chains are: a stop waits no longer than for these.
+const BYTES_PER_WAKE_MAX: u64 = 16 << 20;
+
 /// How long a finished request may wait for its batch: a slow operation must not hold back what is done.
 const PUBLISH_AFTER: Duration = Duration::from_micros(50);
 
@@ -124,6 +127,7 @@ struct Batch {
 impl BlkWorker {
     pub(super) fn new(
         name: &DiskName,
+        log: FaultLog,
         shared: Arc<Shared>,
         idle: Idle,
         queue: ActiveQueue,
@@ -147,7 +151,7 @@ impl BlkWorker {
             stalled: None,
             batch: Batch::default(),
             blocked: Blocked::No,
-            log: FaultLog::new(&name.id),
+            log,
         }
     }
 
@@ -162,11 +166,13 @@ impl BlkWorker {
     /// Serves at most a wake's worth of chains.
     fn serve(&mut self) -> Result<Progress, QueueError> {
         let mut budget = CHAINS_PER_WAKE_MAX;
+        let mut bytes = 0;
         loop {
             self.queue.ring.disable_notification();
             let mut begun = Begun::Yes;
             while begun == Begun::Yes && self.unstall() && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
-                budget -= 1;
+                bytes += u64::from(self.chain.readable_len()) + u64::from(self.chain.writable_len());
+                budget = if bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
                 self.publish_if_late();
                 begun = self.begin();
             }

@@ -78,7 +78,7 @@ impl ReceiveWorker {
             waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
-            log: FaultLog::new(&ends.id),
+            log: ends.log.clone(),
             queue,
         }
     }

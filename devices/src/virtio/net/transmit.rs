@@ -50,7 +50,7 @@ impl TransmitWorker {
             stalled: false,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
-            log: FaultLog::new(&ends.id),
+            log: ends.log.clone(),
             queue,
         }
     }

@@ -46,6 +46,8 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Free-running index of the next used entry.
     pub next_used: u16,
+    /// The driver broke a rule of the ring: nothing is popped any more before a reset.
+    pub retired: bool,
 }
 
 /// Why a queue's description is no queue.
@@ -130,7 +132,7 @@ impl QueueConfig {
             announced: false,
             in_flight: 0,
             silenced: false,
-            retired: false,
+            retired: state.retired,
         })
     }
 }

@@ -318,7 +318,7 @@ fn pause_and_resume_carry_the_queues_over_and_are_idempotent() {
     for _ in 0..2 {
         transport.lock().unwrap().core().resume();
     }
-    let queues = vec![(0, 8, QueueState { next_avail: 1, next_used: 1 })];
+    let queues = vec![(0, 8, QueueState { next_avail: 1, next_used: 1, retired: false })];
     assert_eq!(events(&log), [Event::Stop, Event::Start { features: VERSION_1, queues }]);
 }
 
