@@ -26,9 +26,6 @@ pub(crate) enum SerialTargetError {
         /// What the host said.
         cause: io::Error,
     },
-    /// The host gives no thread.
-    #[error("cannot start the thread that writes serial output")]
-    Thread(#[source] io::Error),
     /// The host gives no pseudo-terminal.
     #[error("cannot create a pseudo-terminal for the serial port")]
     Pty(#[source] io::Error),
@@ -62,12 +59,12 @@ impl SerialEnd {
                 // A standard input that is closed is an input at its end.
                 let input = io::stdin().as_fd().try_clone_to_owned().ok();
                 let console = input.map(|input| Console::new(File::from(input), escape));
-                Ok(Self { console, ..Self::to(output)? })
+                Ok(Self { console, ..Self::to(output) })
             }
             SerialTarget::File(path) => {
                 let opened = open_file(path);
                 let (file, made) = opened.map_err(|cause| SerialTargetError::Open { path: path.clone(), cause })?;
-                Ok(Self { made, ..Self::to(file.into())? })
+                Ok(Self { made, ..Self::to(file.into()) })
             }
             SerialTarget::Pty => {
                 let pty = Pty::open().map_err(SerialTargetError::Pty)?;
@@ -75,20 +72,20 @@ impl SerialEnd {
                 let input = pty.master().try_clone().map_err(SerialTargetError::Duplicate)?;
                 log::info!("serial port: {}", pty.path().display());
                 let console = Some(Console::new(input, Escape::None));
-                Ok(Self { console, _pty: Some(pty), ..Self::to(output.into())? })
+                Ok(Self { console, _pty: Some(pty), ..Self::to(output.into()) })
             }
             SerialTarget::Null => {
                 let path = PathBuf::from("/dev/null");
                 let opened = OpenOptions::new().write(true).open(&path);
-                Self::to(opened.map_err(|cause| SerialTargetError::Open { path, cause })?.into())
+                let file = opened.map_err(|cause| SerialTargetError::Open { path, cause })?;
+                Ok(Self::to(file.into()))
             }
         }
     }
 
     /// An end that takes output alone.
-    fn to(output: OwnedFd) -> Result<Self, SerialTargetError> {
-        let output = serial_output(output).map_err(SerialTargetError::Thread)?;
-        Ok(Self { output, console: None, made: None, _pty: None })
+    fn to(output: OwnedFd) -> Self {
+        Self { output: serial_output(output), console: None, made: None, _pty: None }
     }
 
     /// Takes back what opening made, if no machine came of it.

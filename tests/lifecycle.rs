@@ -48,7 +48,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let (sender, events) = event_queue().unwrap();
     let machine = Machine::build(
         &config,
-        Wiring { serial_output: serial_output(OwnedFd::from(writer)).unwrap(), events: sender },
+        Wiring { serial_output: serial_output(OwnedFd::from(writer)), events: sender },
     )
     .unwrap();
     Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }

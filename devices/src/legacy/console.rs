@@ -41,6 +41,13 @@ pub struct ConsoleCounters {
 /// The owner's end of a console: it lives as long as the machine.
 pub struct ConsoleOutput {
     shared: Arc<Shared>,
+    /// What its thread is made of, until there is one.
+    idle: Mutex<Option<Idle>>,
+}
+
+struct Idle {
+    name: String,
+    output: OwnedFd,
 }
 
 /// The guest's end of a console, for one [`super::Serial`].
@@ -76,31 +83,32 @@ enum ThreadState {
 }
 
 impl ConsoleOutput {
-    /// Starts the thread `name`, which writes to `output` until the console is dropped.
-    ///
-    /// `output` may be a terminal, a pipe, a file or a socket, blocking or not.
-    ///
-    /// # Errors
-    /// That of the thread's creation.
-    pub fn spawn(name: &str, output: OwnedFd) -> io::Result<Self> {
+    /// A console whose output goes to `output`: a terminal, a pipe, a file or a socket, blocking or not. Its thread,
+    /// `name`, is started for the first writer.
+    pub fn new(name: &str, output: OwnedFd) -> Self {
         let shared = Arc::new(Shared {
             buffer: Mutex::default(),
             filled: Condvar::new(),
             emptied: Condvar::new(),
             counters: ConsoleCounters::default(),
         });
-        let theirs = Arc::clone(&shared);
-        // The thread is never joined: it may be inside a write that never ends. It owns what it uses.
-        thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || theirs.write_all_to(File::from(output)))?;
-        Ok(Self { shared })
+        Self { shared, idle: Mutex::new(Some(Idle { name: name.to_owned(), output })) }
     }
 
-    /// The guest's end.
-    pub fn writer(&self) -> ConsoleWriter {
-        ConsoleWriter { shared: Arc::clone(&self.shared) }
+    /// The guest's end. What is written to it is written on until the console is dropped.
+    ///
+    /// # Errors
+    /// That of the thread's creation.
+    pub fn writer(&self) -> io::Result<ConsoleWriter> {
+        if let Some(Idle { name, output }) = lock(&self.idle).take() {
+            let theirs = Arc::clone(&self.shared);
+            // The thread is never joined: it may be inside a write that never ends. It owns what it uses.
+            thread::Builder::new()
+                .name(name)
+                .stack_size(STACK_BYTES)
+                .spawn(move || theirs.write_all_to(File::from(output)))?;
+        }
+        Ok(ConsoleWriter { shared: Arc::clone(&self.shared) })
     }
 
     /// What has been written and lost.
@@ -268,13 +276,13 @@ mod tests {
 
     fn console() -> (ConsoleOutput, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
-        (ConsoleOutput::spawn("test-console", writer.into()).unwrap(), reader)
+        (ConsoleOutput::new("test-console", writer.into()), reader)
     }
 
     #[test]
     fn output_arrives_byte_for_byte_and_the_end_of_the_owner_is_the_end_of_the_file() {
         let (output, mut reader) = console();
-        let mut writer = output.writer();
+        let mut writer = output.writer().unwrap();
         let text: Vec<u8> = (0..=255).cycle().take(40_000).collect();
         for byte in &text {
             writer.write_all(&[*byte]).unwrap();
@@ -293,7 +301,7 @@ mod tests {
     #[test]
     fn an_output_that_blocks_stops_nobody_and_what_is_lost_is_counted() {
         let (output, mut reader) = console();
-        let mut writer = output.writer();
+        let mut writer = output.writer().unwrap();
         let written = 1 << 20;
         for _ in 0..written {
             writer.write_all(b"x").unwrap();
@@ -311,7 +319,7 @@ mod tests {
     fn an_output_that_breaks_stops_nobody_and_drains_at_once() {
         let (output, reader) = console();
         drop(reader);
-        let mut writer = output.writer();
+        let mut writer = output.writer().unwrap();
         writer.write_all(b"lost").unwrap();
         assert!(output.drain(soon()));
         writer.write_all(b"lost too").unwrap();
@@ -324,8 +332,8 @@ mod tests {
     fn a_non_blocking_output_loses_nothing_that_the_buffer_holds() {
         let (left, mut right) = std::os::unix::net::UnixStream::pair().unwrap();
         left.set_nonblocking(true).unwrap();
-        let output = ConsoleOutput::spawn("test-console", left.into()).unwrap();
-        let mut writer = output.writer();
+        let output = ConsoleOutput::new("test-console", left.into());
+        let mut writer = output.writer().unwrap();
         let text = vec![7; BUFFER_BYTES_MAX];
         let mut all = vec![0; text.len() * 8];
         let reading = thread::spawn(move || {

@@ -227,7 +227,7 @@ impl Devices {
             move |source| DeviceError::Host { what, source }
         };
         let console = wiring.serial_output;
-        let serial = Serial::new(console.writer())?;
+        let serial = Serial::new(console.writer().map_err(host("the console's thread"))?)?;
         let clone = |line: &EventFd| line.try_clone().map_err(host("an eventfd"));
         let (serial_line, serial_room) = (clone(serial.interrupt_line())?, clone(serial.room_event())?);
         let power_button = PowerButton::new().map_err(host("the power button's eventfd"))?;

@@ -7,7 +7,6 @@ mod disks;
 mod kvm;
 mod memory;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,12 +158,10 @@ impl Machine {
     }
 }
 
-/// Starts the thread that writes serial output to `output`, for one machine or for several, one after the other.
-///
-/// # Errors
-/// That of the thread's creation.
-pub fn serial_output(output: OwnedFd) -> io::Result<Arc<SerialOutput>> {
-    SerialOutput::spawn("husk-io-console", output).map(Arc::new)
+/// Serial output that goes to `output`, for one machine or for several, one after the other.
+#[must_use]
+pub fn serial_output(output: OwnedFd) -> Arc<SerialOutput> {
+    Arc::new(SerialOutput::new("husk-io-console", output))
 }
 
 /// How long the end of a machine waits for the console to take the guest's last words.
