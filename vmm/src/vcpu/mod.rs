@@ -141,14 +141,16 @@ impl VcpuHandle {
         }
     }
 
-    /// Asks without waiting, so that all vCPUs can be asked before the first is waited for.
+    /// Asks without waiting, so that all vCPUs can be asked before the first is waited for. No kick: only a parked vCPU is
+    /// asked to run, and that one waits for its ask.
     pub(crate) fn ask_run(&self) {
-        self.ask(Ask::Run);
+        self.send(Ask::Run);
     }
 
     /// Asks without waiting; the vCPU is interrupted if it runs.
     pub(crate) fn ask_park(&self) {
-        self.ask(Ask::Park);
+        self.send(Ask::Park);
+        self.kicker.kick();
     }
 
     /// Waits for the answer to the oldest ask that has none yet: when the vCPU first entered the guest, if it has.
@@ -165,9 +167,8 @@ impl VcpuHandle {
         &self.counts
     }
 
-    fn ask(&self, ask: Ask) {
+    fn send(&self, ask: Ask) {
         self.asks.send(ask).expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
-        self.kicker.kick();
     }
 
     fn answer(&self) -> Answer {
