@@ -23,7 +23,6 @@ const UNSAFE_FILES: &[&str] = &[
     "src/terminal.rs",
     "tests/common/sys.rs",
     "tools/bench/src/bin/floor.rs",
-    "tools/bench/src/net.rs",
     "vmm/src/config/host.rs",
     "vmm/src/control/signals.rs",
     "vmm/src/host/probe.rs",

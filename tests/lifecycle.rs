@@ -46,11 +46,9 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let (sender, events) = event_queue().unwrap();
-    let machine = Machine::build(
-        &config,
-        Wiring { serial_output: serial_output(OwnedFd::from(writer)), events: sender },
-    )
-    .unwrap();
+    let machine =
+        Machine::build(&config, Wiring { serial_output: serial_output(OwnedFd::from(writer)), events: sender })
+            .unwrap();
     Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }
 }
 

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const FIRST_BYTE: &str = "!";
 const QEMU: &str = "qemu-microvm";
 /// The Linux guest's words: what these machines need, and the rest for speed (resources/guest/linux/README.md).
-pub(crate) const LINUX_WORDS: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
+const LINUX_WORDS: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
                                       reboot=k panic=-1 ";
 
 pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {

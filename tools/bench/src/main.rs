@@ -3,7 +3,6 @@
 mod boot;
 mod bzimage;
 mod child;
-mod net;
 mod peer;
 mod report;
 mod stats;
@@ -15,10 +14,8 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 2] = [
-    ("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run),
-    ("net", "Linux's TCP over a tap, both ways", net::run),
-];
+const BENCHES: [Bench; 1] =
+    [("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run)];
 
 /// Which rows are asked for: all, or those that the words after the benchmark's name begin.
 pub(crate) struct Wanted<'a>(&'a [&'a String]);

@@ -37,17 +37,6 @@ impl Row {
         let (peer_name, peer) = peer.unzip();
         Self { name: name.into(), unit, husk, peer, peer_name, floor, ratio }
     }
-
-    /// A figure of which more is better.
-    pub(crate) fn more_is_better(
-        name: impl Into<String>,
-        unit: &'static str,
-        husk: Option<f64>,
-        peer: Option<(&'static str, f64)>,
-    ) -> Self {
-        let row = Self::less_is_better(name, unit, husk, peer, None);
-        Self { ratio: row.ratio.map(f64::recip), ..row }
-    }
 }
 
 impl Report {
