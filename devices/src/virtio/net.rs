@@ -191,7 +191,7 @@ fn publish(queue: &mut ActiveQueue, interrupt: &Interrupt) {
 }
 
 /// The driver broke its ring: nothing is popped any more.
-fn retire(counters: &NetCounters, log: &mut FaultLog, interrupt: &Interrupt, error: QueueError) {
+fn retire(counters: &NetCounters, log: &FaultLog, interrupt: &Interrupt, error: QueueError) {
     counters.retired_queues.fetch_add(1, Ordering::Relaxed);
     log.report(format_args!("queue retired: {error}"));
     interrupt.needs_reset();

@@ -221,7 +221,7 @@ impl Worker for ReceiveWorker {
         let served = self.serve();
         self.publish();
         served.unwrap_or_else(|error| {
-            super::retire(&self.counters, &mut self.log, &self.interrupt, error);
+            super::retire(&self.counters, &self.log, &self.interrupt, error);
             self.waits_for = WaitsFor::Reset;
             Progress::Idle
         })

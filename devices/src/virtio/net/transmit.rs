@@ -153,7 +153,7 @@ impl Worker for TransmitWorker {
             Ok(progress) => progress,
             Err(error) => {
                 self.publish();
-                super::retire(&self.counters, &mut self.log, &self.interrupt, error);
+                super::retire(&self.counters, &self.log, &self.interrupt, error);
                 Progress::Idle
             }
         }
