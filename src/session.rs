@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use thiserror::Error;
-use vmm::config::firecracker::FileError;
+use vmm::config::firecracker::BodyError;
 use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
 use vmm::control::{ControlError, ControlLoop, Escape, Outcome, Signals, event_queue};
 use vmm::machine::{BuildError, Machine, Wiring};
@@ -35,7 +35,7 @@ pub(crate) enum RunError {
         /// Its path.
         path: PathBuf,
         /// Which field, and why.
-        source: FileError,
+        source: BodyError,
     },
     /// The machine cannot be assembled.
     #[error(transparent)]

@@ -122,8 +122,8 @@ impl DiskArg {
             "id" => self.id = Some(value.to_owned()),
             "engine" => tuning.engine = named(value, ENGINES).ok_or_else(|| refuse("io_uring, sync or auto"))?,
             "cache" => {
-                tuning.cache =
-                    named(value, CACHES).ok_or_else(|| refuse("writeback, writethrough, direct or unsafe"))?;
+                let cache = named(value, CACHES).ok_or_else(|| refuse("writeback, writethrough, direct or unsafe"))?;
+                tuning.cache = Some(cache);
             }
             "block" => tuning.block = Some(named(value, BLOCKS).ok_or_else(|| refuse("512 or 4096"))?),
             "queues" => tuning.queues = count()?,
@@ -193,7 +193,7 @@ mod tests {
         let total = Limits { bytes: Rate::per_second(10 << 20), operations: Rate::per_second(1000) };
         let expected = DiskTuning {
             engine: DiskEngine::Sync,
-            cache: CacheMode::Direct,
+            cache: Some(CacheMode::Direct),
             block: Some(BlockSize::B4096),
             serial: Some("S 1".to_owned()),
             queues: 4,

@@ -75,12 +75,12 @@ impl RunArgs {
         Ok(VmConfig {
             cpus: self.cpus,
             memory: self.memory.0,
-            boot: BootConfig {
+            boot: Some(BootConfig {
                 kernel: KernelSource::Path(self.kernel.expect("clap requires it where there is no --config-file")),
                 initrd: self.initrd,
                 cmdline: self.cmdline,
                 entry: self.boot_entry,
-            },
+            }),
             tables: self.acpi,
             disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
             nets: nets.collect::<Result<_, _>>()?,

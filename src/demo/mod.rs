@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use vmm::config::{
@@ -41,11 +42,16 @@ fn config(disk: File) -> VmConfig {
     VmConfig {
         cpus: CPUS,
         memory: MemoryConfig { size_bytes: MEMORY_BYTES, backing: MemoryBacking::Anonymous },
-        boot: BootConfig { kernel: KernelSource::BuiltIn(GUEST), initrd: None, cmdline: None, entry: BootEntry::Auto },
+        boot: Some(BootConfig {
+            kernel: KernelSource::BuiltIn(GUEST),
+            initrd: None,
+            cmdline: None,
+            entry: BootEntry::Auto,
+        }),
         tables: HardwareTables::Acpi,
         disks: vec![DiskConfig {
             id: "scratch".to_owned(),
-            source: DiskSource::Open(disk),
+            source: DiskSource::Open(Arc::new(disk)),
             read_only: false,
             root: RootDevice::No,
             tuning: DiskTuning::default(),

@@ -20,6 +20,21 @@ impl Rate {
         (size > 0 && refill_ms > 0).then(|| Self { size, burst, refill_ns: refill_ms.min(REFILL_MS_MAX) * 1_000_000 })
     }
 
+    /// Tokens that the bucket holds.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Tokens beside the bucket, once.
+    pub fn burst(&self) -> u64 {
+        self.burst
+    }
+
+    /// The milliseconds in which an empty bucket fills.
+    pub fn refill_ms(&self) -> u64 {
+        self.refill_ns / 1_000_000
+    }
+
     /// `per_second` tokens a second, of which a second's worth can be saved. None for 0, which is no limit.
     pub fn per_second(per_second: u64) -> Option<Self> {
         Self::new(per_second, 0, 1000)

@@ -18,8 +18,8 @@ pub const POLL_US_MAX: u32 = 1000;
 pub struct DiskTuning {
     /// Who does its requests.
     pub engine: DiskEngine,
-    /// How writes reach it.
-    pub cache: CacheMode,
+    /// How writes reach it, in place of [`CacheMode::Writeback`].
+    pub cache: Option<CacheMode>,
     /// The logical block, in place of the backing's own.
     pub block: Option<BlockSize>,
     /// The serial number that the guest sees, in place of the id.
@@ -62,7 +62,7 @@ impl Default for DiskTuning {
     fn default() -> Self {
         Self {
             engine: DiskEngine::Auto,
-            cache: CacheMode::Writeback,
+            cache: None,
             block: None,
             serial: None,
             queues: 1,

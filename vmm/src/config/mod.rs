@@ -10,6 +10,7 @@ mod size;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arch::VcpuCount;
 use arch::layout::{self, CMDLINE_MAX, VIRTIO_MMIO_DEVICES_MAX, VirtioMmioWindow};
@@ -35,15 +36,15 @@ pub const MIB: u64 = 1 << 20;
 /// machine through the keyboard controller.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
-/// A whole VM.
-#[derive(Debug)]
+/// A whole VM. While it is described piece by piece, over the API, it is this as well.
+#[derive(Debug, Clone)]
 pub struct VmConfig {
     /// Number of virtual CPUs.
     pub cpus: u64,
     /// Guest memory.
     pub memory: MemoryConfig,
-    /// What the machine starts with.
-    pub boot: BootConfig,
+    /// What the machine starts with. Without it there is no machine.
+    pub boot: Option<BootConfig>,
     /// The tables that tell the kernel what hardware there is.
     pub tables: HardwareTables,
     /// virtio-blk devices, in the order in which the guest finds them.
@@ -101,7 +102,7 @@ pub enum MemoryBacking {
 }
 
 /// What the machine starts with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BootConfig {
     /// The kernel image.
     pub kernel: KernelSource,
@@ -114,7 +115,7 @@ pub struct BootConfig {
 }
 
 /// Where the kernel image comes from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum KernelSource {
     /// A file.
     Path(PathBuf),
@@ -123,7 +124,7 @@ pub enum KernelSource {
 }
 
 /// One virtio-blk device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DiskConfig {
     /// The name in messages and thread names: letters, digits, `_` and `-`.
     pub id: String,
@@ -149,12 +150,12 @@ pub enum RootDevice {
 }
 
 /// What holds a disk's bytes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum DiskSource {
     /// A file or block device.
     Path(PathBuf),
     /// An open file of which husk is the only user (the demo's scratch disk).
-    Open(File),
+    Open(Arc<File>),
 }
 
 /// Whether the machine has a virtio-rng device.
@@ -171,6 +172,9 @@ pub enum Entropy {
 /// A configuration that breaks a limit.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// Nothing to boot.
+    #[error("boot source: there is no kernel: name one (--kernel, PUT /boot-source)")]
+    NoKernel,
     /// The number of vCPUs is out of range.
     #[error("cpus: {0}")]
     Cpus(VcpuCountError),
@@ -273,6 +277,15 @@ impl VmConfig {
     /// # Errors
     /// The first limit that is broken, with the value and what would do.
     pub fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
+        self.validate_parts(host)?;
+        self.boot.as_ref().map(|_| ()).ok_or(ConfigError::NoKernel)
+    }
+
+    /// Holds what is described so far against every limit; there may be no kernel yet.
+    ///
+    /// # Errors
+    /// As for [`Self::validate`].
+    pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
         VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         self.memory.validate(host)?;
         self.validate_devices()?;
@@ -301,7 +314,8 @@ impl VmConfig {
     /// The command line that the kernel gets.
     #[must_use]
     pub fn cmdline(&self) -> String {
-        let words = self.boot.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE);
+        let boot = self.boot.as_ref();
+        let words = boot.and_then(|boot| boot.cmdline.as_deref()).unwrap_or(DEFAULT_CMDLINE);
         let root = self.disks.iter().find_map(|disk| match &disk.root {
             RootDevice::No => None,
             RootDevice::Whole => Some(Root { partuuid: None, read_only: disk.read_only }),
@@ -309,7 +323,10 @@ impl VmConfig {
         });
         let windows = self.windows();
         let devices: &[_] = if self.tables == HardwareTables::Acpi { &[] } else { &windows };
-        cmdline::compose(words, &Additions { root: root.filter(|_| self.boot.initrd.is_none()), devices })
+        cmdline::compose(
+            words,
+            &Additions { root: root.filter(|_| boot.is_none_or(|boot| boot.initrd.is_none())), devices },
+        )
     }
 
     fn validate_devices(&self) -> Result<(), ConfigError> {

@@ -6,7 +6,12 @@ fn config() -> VmConfig {
     VmConfig {
         cpus: 1,
         memory: MemoryConfig { size_bytes: 512 * MIB, backing: MemoryBacking::Anonymous },
-        boot: BootConfig { kernel: KernelSource::BuiltIn(b""), initrd: None, cmdline: None, entry: BootEntry::Auto },
+        boot: Some(BootConfig {
+            kernel: KernelSource::BuiltIn(b""),
+            initrd: None,
+            cmdline: None,
+            entry: BootEntry::Auto,
+        }),
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
         nets: Vec::new(),
@@ -58,7 +63,7 @@ fn memory_is_some_whole_mebibytes_that_the_host_has() {
 fn a_command_line_fits_with_its_nul_and_has_none_inside() {
     let with = |cmdline: String| {
         let mut config = config();
-        config.boot.cmdline = Some(cmdline);
+        config.boot.as_mut().unwrap().cmdline = Some(cmdline);
         config.validate(HOST)
     };
     assert_eq!(with("x".repeat(CMDLINE_MAX - 1)), Ok(()));
@@ -70,9 +75,9 @@ fn a_command_line_fits_with_its_nul_and_has_none_inside() {
 fn the_words_that_husk_adds_count_too() {
     let mut config = VmConfig { tables: HardwareTables::Mp, entropy: Entropy::On, ..config() };
     let added = " virtio_mmio.device=4K@0xd0000000:5".len();
-    config.boot.cmdline = Some("x".repeat(CMDLINE_MAX - 1 - added));
+    config.boot.as_mut().unwrap().cmdline = Some("x".repeat(CMDLINE_MAX - 1 - added));
     assert_eq!(config.validate(HOST), Ok(()));
-    config.boot.cmdline = Some("x".repeat(CMDLINE_MAX - added));
+    config.boot.as_mut().unwrap().cmdline = Some("x".repeat(CMDLINE_MAX - added));
     assert_eq!(config.validate(HOST), Err(ConfigError::CmdlineTooLong { length: CMDLINE_MAX }));
 }
 

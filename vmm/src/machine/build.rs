@@ -159,7 +159,7 @@ impl Parts {
 
 /// Reads the kernel and what it is told into guest memory.
 fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Kernel, BuildError> {
-    let boot = &config.boot;
+    let boot = config.boot.as_ref().expect("validate() wants a kernel");
     let kernel = match &boot.kernel {
         KernelSource::BuiltIn(image) => boot::load_kernel(memory, &mut Cursor::new(*image), boot.entry)
             .map_err(|source| BuildError::Load { role: "kernel", path: "(built in)".into(), source })?,

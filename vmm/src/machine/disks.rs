@@ -36,7 +36,7 @@ impl Disk {
 pub(super) fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
     let id = disk.id.clone();
     let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let options = DiskOptions { cache: disk.tuning.cache, block: disk.tuning.block };
+    let options = DiskOptions { cache: disk.tuning.cache.unwrap_or_default(), block: disk.tuning.block };
     let image = match &disk.source {
         DiskSource::Path(path) => DiskImage::open(path, access, options),
         DiskSource::Open(file) => {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{CacheMode, DiskEngine, DiskTuning, HostFacts, LimiterConfig, Limits, NetSource, Rate, RootDevice};
 
 /// A file of the shape that Firecracker's users have, nulls and all.
 const FILE: &str = r#"{
@@ -26,7 +27,7 @@ fn with(section: &str) -> String {
 fn a_users_file_is_taken_as_it_is_and_the_root_drive_comes_first() {
     let config = parse(FILE).unwrap();
     assert_eq!((config.cpus, config.memory.size_bytes), (2, 1024 * MIB));
-    assert_eq!(config.boot.cmdline.as_deref(), Some("console=ttyS0 reboot=k"));
+    assert_eq!(config.boot.as_ref().unwrap().cmdline.as_deref(), Some("console=ttyS0 reboot=k"));
     let ids: Vec<_> = config.disks.iter().map(|disk| (disk.id.as_str(), disk.read_only)).collect();
     assert_eq!(ids, [("rootfs", false), ("data", true)]);
     assert_eq!(config.disks[0].root, RootDevice::Whole);
@@ -38,7 +39,7 @@ fn a_users_file_is_taken_as_it_is_and_the_root_drive_comes_first() {
 fn what_is_absent_has_firecrackers_defaults() {
     let config = parse(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
     assert_eq!((config.cpus, config.memory.size_bytes), (1, 128 * MIB));
-    assert_eq!(config.boot.cmdline.as_deref(), Some(DEFAULT_BOOT_ARGS));
+    assert_eq!(config.boot.as_ref().unwrap().cmdline.as_deref(), Some(DEFAULT_BOOT_ARGS));
     assert!(config.disks.is_empty());
 }
 
@@ -110,8 +111,8 @@ fn a_drives_engine_cache_and_limits_are_taken() {
     assert_eq!(tuning(r#", "io_engine": null, "cache_type": null, "rate_limiter": null"#), DiskTuning::default());
     assert_eq!(tuning(r#", "io_engine": "Async""#).engine, DiskEngine::IoUring);
     assert_eq!(tuning(r#", "io_engine": "Sync""#).engine, DiskEngine::Sync);
-    assert_eq!(tuning(r#", "cache_type": "Unsafe""#).cache, CacheMode::Unsafe);
-    assert_eq!(tuning(r#", "cache_type": "Writeback""#).cache, CacheMode::Writeback);
+    assert_eq!(tuning(r#", "cache_type": "Unsafe""#).cache, Some(CacheMode::Unsafe));
+    assert_eq!(tuning(r#", "cache_type": "Writeback""#).cache, Some(CacheMode::Writeback));
     let limited = tuning(
         r#", "rate_limiter": {"bandwidth": {"size": 1000, "one_time_burst": 500, "refill_time": 100},
                              "ops": {"size": 10, "refill_time": 1000}}"#,
@@ -143,7 +144,7 @@ fn a_network_interface_that_cannot_be_is_refused_by_its_field() {
         |more: &str| with(&format!(r#""network-interfaces": [{{"iface_id": "eth0", "host_dev_name": "tap0"{more}}}]"#));
     let group = parse(&interface(r#", "guest_mac": "01:00:00:00:00:01""#)).unwrap_err();
     assert_eq!(group.to_string(), "network-interfaces[0].guest_mac");
-    assert!(matches!(group, FileError::Mac { source: MacAddressError::Multicast { .. }, .. }));
+    assert!(matches!(group, BodyError::Mac { source: MacAddressError::Multicast { .. }, .. }));
     for field in ["mtu", "rx_rate_limiter", "tx_rate_limiter"] {
         let message = refused(&interface(&format!(r#", "{field}": {{"size": 1}}"#)));
         assert_eq!(message, format!("network-interfaces[0].{field}: this section is not supported yet: remove it"));
@@ -151,4 +152,79 @@ fn a_network_interface_that_cannot_be_is_refused_by_its_field() {
     assert!(refused(&interface(r#", "mac": "x""#)).starts_with("network-interfaces[0]"));
     let missing = refused(&with(r#""network-interfaces": [{"iface_id": "eth0"}]"#));
     assert!(missing.contains("missing field `host_dev_name`"), "{missing}");
+}
+
+const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30 };
+
+fn body<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    from_json(text).unwrap()
+}
+
+fn drive(fields: &str) -> Change {
+    Change::Drive(Box::new(body(&format!(r#"{{"path_on_host": "p", {fields}}}"#))))
+}
+
+#[test]
+fn a_machine_described_by_bodies_is_told_in_them() {
+    let mut config = blank();
+    assert_eq!(describe::machine(&config), MachineConfiguration::default());
+    let put = |config: &mut VmConfig, change: Change| change.apply(config, HOST).unwrap();
+    put(&mut config, Change::Machine(body(r#"{"vcpu_count": 2, "mem_size_mib": 256}"#)));
+    put(&mut config, Change::MachinePart(body(r#"{"mem_size_mib": 512}"#)));
+    put(&mut config, Change::BootSource(body(r#"{"kernel_image_path": "k", "boot_args": "quiet"}"#)));
+    put(&mut config, drive(r#""drive_id": "data", "is_root_device": false, "is_read_only": true"#));
+    let limiter = r#"{"bandwidth": {"size": 1000, "one_time_burst": 5, "refill_time": 100}, "ops": null}"#;
+    put(&mut config, drive(&format!(r#""drive_id": "root", "is_root_device": true, "rate_limiter": {limiter}"#)));
+    put(&mut config, Change::NetworkInterface(Box::new(body(r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#))));
+    put(&mut config, Change::Entropy(body("{}")));
+    let told = serde_json::to_value(describe::full(&config)).unwrap();
+    assert_eq!(told["machine-config"]["vcpu_count"], 2);
+    assert_eq!(told["machine-config"]["mem_size_mib"], 512);
+    assert_eq!(told["boot-source"]["boot_args"], "quiet");
+    assert_eq!(told["drives"][0]["drive_id"], "root");
+    assert_eq!(told["drives"][0]["is_read_only"], false);
+    assert_eq!(told["drives"][0]["cache_type"], "Unsafe");
+    assert_eq!(told["drives"][0]["io_engine"], "Sync");
+    assert_eq!(told["drives"][0]["rate_limiter"], body::<Value>(limiter));
+    assert_eq!(told["network-interfaces"][0]["host_dev_name"], "tap0");
+    assert_eq!(told["entropy"]["rate_limiter"], Value::Null);
+}
+
+#[test]
+fn a_drive_is_replaced_by_its_id_and_a_refused_body_changes_nothing() {
+    let mut config = blank();
+    drive(r#""drive_id": "a", "is_root_device": false"#).apply(&mut config, HOST).unwrap();
+    drive(r#""drive_id": "b", "is_root_device": true"#).apply(&mut config, HOST).unwrap();
+    drive(r#""drive_id": "a", "is_root_device": false, "is_read_only": true"#).apply(&mut config, HOST).unwrap();
+    let ids = |config: &VmConfig| config.disks.iter().map(|disk| disk.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&config), ["b", "a"]);
+    assert!(config.disks[1].read_only);
+    let before = format!("{config:?}");
+    let mut refused = |change: Change| {
+        let message = change.apply(&mut config, HOST).unwrap_err().to_string();
+        assert_eq!(format!("{config:?}"), before);
+        message
+    };
+    let root = refused(drive(r#""drive_id": "c", "is_root_device": true"#));
+    assert_eq!(root, "is_root_device: another drive is the root device");
+    let cpus = refused(Change::Machine(body(r#"{"vcpu_count": 0, "mem_size_mib": 64}"#)));
+    assert!(cpus.starts_with("vcpu_count: cpus: "), "{cpus}");
+    let memory = refused(Change::MachinePart(body(r#"{"mem_size_mib": 0}"#)));
+    assert!(memory.starts_with("mem_size_mib: memory: 0 bytes"), "{memory}");
+    let id = refused(drive(r#""drive_id": "a b", "is_root_device": false"#));
+    assert!(id.starts_with("device id `a b`: use 1 to 64"), "{id}");
+}
+
+#[test]
+fn two_interfaces_do_not_share_an_address() {
+    let mut config = blank();
+    let interface = |id: &str, tap: &str| {
+        let text = format!(r#"{{"iface_id": "{id}", "host_dev_name": "{tap}", "guest_mac": "02:00:00:00:00:01"}}"#);
+        Change::NetworkInterface(Box::new(body(&text)))
+    };
+    interface("eth0", "tap0").apply(&mut config, HOST).unwrap();
+    interface("eth0", "tap1").apply(&mut config, HOST).unwrap();
+    let refused = interface("eth1", "tap2").apply(&mut config, HOST).unwrap_err();
+    assert_eq!(refused.to_string(), "guest_mac: is the address of another interface");
+    assert_eq!(config.nets.len(), 1);
 }

@@ -1,0 +1,266 @@
+//! The bodies of Firecracker's API, field for field; its OpenAPI document, version 1.17.0, is the authority. A field whose
+//! value is null counts as absent.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// `BootSource`: what the machine starts with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// The kernel image: an ELF file or a bzImage.
+    pub kernel_image_path: PathBuf,
+    /// The file that the kernel finds in memory as its initial RAM disk.
+    #[serde(default)]
+    pub initrd_path: Option<PathBuf>,
+    /// The kernel command line.
+    #[serde(default)]
+    pub boot_args: Option<String>,
+}
+
+/// `MachineConfiguration`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfiguration {
+    /// Number of virtual CPUs.
+    pub vcpu_count: u64,
+    /// Guest memory, in MiB.
+    pub mem_size_mib: u64,
+    /// Whether two vCPUs are the threads of one core.
+    #[serde(default)]
+    pub smt: bool,
+    /// Whether pages that the guest writes are tracked from the start.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// The pages that back guest memory.
+    #[serde(default)]
+    pub huge_pages: HugePages,
+    /// The name of a static CPU template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
+}
+
+/// A part of `MachineConfiguration`, as `PATCH /machine-config` takes it. What is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineConfigurationPart {
+    /// Number of virtual CPUs.
+    pub vcpu_count: Option<u64>,
+    /// Guest memory, in MiB.
+    pub mem_size_mib: Option<u64>,
+    /// Whether two vCPUs are the threads of one core.
+    pub smt: Option<bool>,
+    /// Whether pages that the guest writes are tracked from the start.
+    pub track_dirty_pages: Option<bool>,
+    /// The pages that back guest memory.
+    pub huge_pages: Option<HugePages>,
+    /// The name of a static CPU template.
+    pub cpu_template: Option<String>,
+}
+
+/// The pages that back guest memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HugePages {
+    /// Those of the host's choice.
+    #[default]
+    None,
+    /// Transparent huge pages, as the host has them.
+    Transparent,
+    /// 2 MiB pages of hugetlbfs.
+    #[serde(rename = "2M")]
+    TwoMib,
+}
+
+/// `Drive`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// The drive's name: 1 to 64 letters, digits, `_` or `-`.
+    pub drive_id: String,
+    /// The unique id of the partition that holds the root file system, if that is not the whole root device.
+    #[serde(default)]
+    pub partuuid: Option<String>,
+    /// Whether the kernel finds its root file system here.
+    pub is_root_device: bool,
+    /// Whether a flush by the guest is durable. Where it is absent husk keeps flushes durable, which `Unsafe`, the
+    /// document's default, allows but does not promise.
+    #[serde(default)]
+    pub cache_type: Option<CacheType>,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub is_read_only: Option<bool>,
+    /// The file or block device.
+    #[serde(default)]
+    pub path_on_host: Option<PathBuf>,
+    /// What it is held to.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimiter>,
+    /// Who does its requests: system calls, or io_uring. Where it is absent husk takes io_uring if the host has it.
+    #[serde(default)]
+    pub io_engine: Option<IoEngine>,
+    /// The socket of a vhost-user backend.
+    #[serde(default)]
+    pub socket: Option<Value>,
+}
+
+/// Whether a flush by the guest is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CacheType {
+    /// It is ignored.
+    #[default]
+    Unsafe,
+    /// It is.
+    Writeback,
+}
+
+/// Who does a drive's requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IoEngine {
+    /// System calls that are waited for.
+    #[default]
+    Sync,
+    /// io_uring.
+    Async,
+}
+
+/// `PartialDrive`: what `PATCH /drives/{drive_id}` changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartialDrive {
+    /// The drive, the same as in the path.
+    pub drive_id: String,
+    /// The file or block device that it has from now on; the same path again tells of a new size.
+    #[serde(default)]
+    pub path_on_host: Option<PathBuf>,
+    /// What it is held to from now on.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// `NetworkInterface`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// The interface's name: 1 to 64 letters, digits, `_` or `-`.
+    pub iface_id: String,
+    /// The tap, which must exist.
+    pub host_dev_name: String,
+    /// Its Ethernet address; without one the guest chooses its own.
+    #[serde(default)]
+    pub guest_mac: Option<String>,
+    /// The MTU that the guest is told, 68 to 65535 bytes.
+    #[serde(default)]
+    pub mtu: Option<Value>,
+    /// What frames to the guest are held to.
+    #[serde(default)]
+    pub rx_rate_limiter: Option<Value>,
+    /// What frames from the guest are held to.
+    #[serde(default)]
+    pub tx_rate_limiter: Option<Value>,
+}
+
+/// `PartialNetworkInterface`: what `PATCH /network-interfaces/{iface_id}` changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartialNetworkInterface {
+    /// The interface, the same as in the path.
+    pub iface_id: String,
+    /// What frames to the guest are held to from now on.
+    #[serde(default)]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// What frames from the guest are held to from now on.
+    #[serde(default)]
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// `RateLimiter`: bytes and operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimiter {
+    /// Tokens are bytes.
+    pub bandwidth: Option<TokenBucket>,
+    /// Tokens are operations.
+    pub ops: Option<TokenBucket>,
+}
+
+/// `TokenBucket`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// Tokens that it holds; 0 is no limit.
+    pub size: u64,
+    /// Tokens that are there once, beside it.
+    #[serde(default)]
+    pub one_time_burst: Option<u64>,
+    /// The milliseconds in which an empty one fills; 0 is no limit.
+    pub refill_time: u64,
+}
+
+/// `EntropyDevice`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EntropyDevice {
+    /// What it is held to.
+    pub rate_limiter: Option<Value>,
+}
+
+/// `SerialDevice`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SerialDevice {
+    /// A file, which is made or appended to, or a named pipe. Without one it is this process's standard streams.
+    pub serial_out_path: Option<PathBuf>,
+    /// What its output is held to.
+    pub rate_limiter: Option<Value>,
+}
+
+/// `FullVmConfiguration`: what `GET /vm/config` answers, and of the shape of a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct FullVmConfiguration {
+    /// Null before `PUT /boot-source`.
+    pub boot_source: Option<BootSource>,
+    /// The machine.
+    pub machine_config: MachineConfiguration,
+    /// The CPU template.
+    pub cpu_config: Option<Value>,
+    /// The drives, the root drive first.
+    pub drives: Vec<Drive>,
+    /// The network interfaces.
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// The entropy device.
+    pub entropy: Option<EntropyDevice>,
+    /// The serial port's other end.
+    pub serial: Option<SerialDevice>,
+    /// Where the log goes.
+    pub logger: Option<Value>,
+    /// Where the metrics go.
+    pub metrics: Option<Value>,
+    /// Not there yet.
+    pub balloon: Option<Value>,
+    /// Not there yet.
+    pub vsock: Option<Value>,
+    /// Not there yet.
+    pub mmds_config: Option<Value>,
+    /// Not there yet.
+    pub memory_hotplug: Option<Value>,
+    /// Not there yet.
+    pub pmem: Vec<Value>,
+}
+
+impl Default for MachineConfiguration {
+    /// What a machine is before anybody configures it.
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+            cpu_template: None,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A [`VmConfig`] in Firecracker's terms, as far as they reach. What only husk knows is left out.
+
+use super::bodies::{
+    BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, IoEngine, MachineConfiguration, NetworkInterface,
+    RateLimiter, SerialDevice, TokenBucket,
+};
+use crate::config::{
+    BootConfig, CacheMode, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig, NetSource, Rate,
+    RootDevice, SerialTarget, VmConfig,
+};
+
+/// The whole machine, without what is the process's own: where logs and metrics go.
+#[must_use]
+pub fn full(config: &VmConfig) -> FullVmConfiguration {
+    FullVmConfiguration {
+        boot_source: config.boot.as_ref().map(boot_source),
+        machine_config: machine(config),
+        cpu_config: None,
+        drives: config.disks.iter().map(drive).collect(),
+        network_interfaces: config.nets.iter().map(network_interface).collect(),
+        entropy: config.has_entropy().then(EntropyDevice::default),
+        serial: match &config.serial {
+            SerialTarget::File(path) => {
+                Some(SerialDevice { serial_out_path: Some(path.clone()), ..SerialDevice::default() })
+            }
+            SerialTarget::Stdio | SerialTarget::Pty | SerialTarget::Null => None,
+        },
+        logger: None,
+        metrics: None,
+        balloon: None,
+        vsock: None,
+        mmds_config: None,
+        memory_hotplug: None,
+        pmem: Vec::new(),
+    }
+}
+
+/// Its `MachineConfiguration`.
+#[must_use]
+pub fn machine(config: &VmConfig) -> MachineConfiguration {
+    MachineConfiguration {
+        vcpu_count: config.cpus,
+        mem_size_mib: config.memory.size_bytes / MIB,
+        ..MachineConfiguration::default()
+    }
+}
+
+fn boot_source(boot: &BootConfig) -> BootSource {
+    BootSource {
+        kernel_image_path: match &boot.kernel {
+            KernelSource::Path(path) => path.clone(),
+            KernelSource::BuiltIn(_) => "(built in)".into(),
+        },
+        initrd_path: boot.initrd.clone(),
+        boot_args: boot.cmdline.clone(),
+    }
+}
+
+fn drive(disk: &DiskConfig) -> Drive {
+    Drive {
+        drive_id: disk.id.clone(),
+        partuuid: match &disk.root {
+            RootDevice::Partition(partuuid) => Some(partuuid.clone()),
+            RootDevice::No | RootDevice::Whole => None,
+        },
+        is_root_device: disk.root != RootDevice::No,
+        cache_type: Some(match disk.tuning.cache {
+            // The document's default, which promises nothing.
+            None | Some(CacheMode::Unsafe) => CacheType::Unsafe,
+            Some(CacheMode::Writeback | CacheMode::Writethrough | CacheMode::Direct) => CacheType::Writeback,
+        }),
+        is_read_only: Some(disk.read_only),
+        path_on_host: match &disk.source {
+            DiskSource::Path(path) => Some(path.clone()),
+            DiskSource::Open(_) => None,
+        },
+        rate_limiter: rate_limiter(disk.tuning.limits.total),
+        io_engine: Some(match disk.tuning.engine {
+            // As above.
+            DiskEngine::Auto | DiskEngine::Sync => IoEngine::Sync,
+            DiskEngine::IoUring => IoEngine::Async,
+        }),
+        socket: None,
+    }
+}
+
+fn network_interface(net: &NetConfig) -> NetworkInterface {
+    NetworkInterface {
+        iface_id: net.id.clone(),
+        host_dev_name: match &net.source {
+            NetSource::Tap(name) => name.clone(),
+            NetSource::Fd(number) => format!("fd={number}"),
+        },
+        guest_mac: net.mac.map(|mac| mac.to_string()),
+        mtu: None,
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    }
+}
+
+fn rate_limiter(limits: Limits) -> Option<RateLimiter> {
+    let Limits { bytes, operations } = limits;
+    let limiter = RateLimiter { bandwidth: bytes.map(token_bucket), ops: operations.map(token_bucket) };
+    (limiter != RateLimiter::default()).then_some(limiter)
+}
+
+fn token_bucket(rate: Rate) -> TokenBucket {
+    let burst = rate.burst();
+    TokenBucket { size: rate.size(), one_time_burst: (burst > 0).then_some(burst), refill_time: rate.refill_ms() }
+}

@@ -1,0 +1,230 @@
+//! Firecracker's API and configuration file, in its own terms: the bodies, what each changes in a [`VmConfig`], and a
+//! `VmConfig` told in them.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`bodies`] | the bodies, field for field |
+//! | [`Change`] | a body applied to a `VmConfig`, checked |
+//! | [`describe`] | a `VmConfig` as bodies |
+
+pub mod bodies;
+mod change;
+pub mod describe;
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use thiserror::Error;
+
+use self::bodies::{BootSource, Drive, EntropyDevice, MachineConfiguration, NetworkInterface, SerialDevice};
+use self::change::not_yet;
+use super::{
+    ConfigError, CpuTemplate, Entropy, HardwareTables, MIB, MacAddressError, MemoryBacking, MemoryConfig, SerialTarget,
+    VmConfig,
+};
+
+pub use change::Change;
+
+/// The kernel command line where `boot_args` is absent.
+pub const DEFAULT_BOOT_ARGS: &str =
+    "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
+
+/// A body or a configuration file that husk does not take.
+#[derive(Debug, Error)]
+pub enum BodyError {
+    /// Not JSON, or not of the shape that the document gives.
+    #[error("{}{message}", place(path))]
+    Shape {
+        /// The field, from the top: `drives[0].path_on_host`; `.` is the whole.
+        path: String,
+        /// What is wrong with it, and where.
+        message: String,
+    },
+    /// A section or a field that husk cannot honour yet.
+    #[error("{path}: {value} is not supported yet: remove it")]
+    NotYet {
+        /// The field.
+        path: String,
+        /// What it asks for.
+        value: String,
+    },
+    /// The file of the CPU template cannot be read.
+    #[error("cpu-config: cannot read {}", path.display())]
+    ReadCpuTemplate {
+        /// Its path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file of the CPU template holds none.
+    #[error("cpu-config: {}", path.display())]
+    CpuTemplate {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<BodyError>,
+    },
+    /// A MAC address that cannot be one.
+    #[error("{path}")]
+    Mac {
+        /// The field.
+        path: String,
+        /// Why.
+        source: MacAddressError,
+    },
+    /// A limit of the machine that a field breaks.
+    #[error("{path}: {source}")]
+    LimitAt {
+        /// The field.
+        path: &'static str,
+        /// The limit.
+        source: ConfigError,
+    },
+    /// A limit of the machine.
+    #[error(transparent)]
+    Limit(ConfigError),
+    /// A field whose value cannot be.
+    #[error("{path}: {problem}")]
+    Value {
+        /// The field.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// The file. A key whose value is null counts as absent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ConfigFile {
+    boot_source: BootSource,
+    machine_config: Option<MachineConfiguration>,
+    /// A custom CPU template, or the path of a file that holds one.
+    cpu_config: Option<Value>,
+    drives: Option<Vec<Drive>>,
+    network_interfaces: Option<Vec<NetworkInterface>>,
+    entropy: Option<EntropyDevice>,
+    serial: Option<SerialDevice>,
+    balloon: Option<Value>,
+    vsock: Option<Value>,
+    logger: Option<Value>,
+    metrics: Option<Value>,
+    mmds_config: Option<Value>,
+    pmem: Option<Value>,
+    memory_hotplug: Option<Value>,
+}
+
+/// A machine that nobody has described yet.
+#[must_use]
+pub fn blank() -> VmConfig {
+    let MachineConfiguration { vcpu_count, mem_size_mib, .. } = MachineConfiguration::default();
+    VmConfig {
+        cpus: vcpu_count,
+        memory: MemoryConfig { size_bytes: mem_size_mib * MIB, backing: MemoryBacking::Anonymous },
+        boot: None,
+        tables: HardwareTables::AcpiAndMp,
+        disks: Vec::new(),
+        nets: Vec::new(),
+        entropy: Entropy::Off,
+        cpu_template: None,
+        serial: SerialTarget::Stdio,
+    }
+}
+
+/// Reads a configuration file's text, and the file of the CPU template that it names.
+///
+/// # Errors
+/// The field that is wrong, and what is wrong with it.
+pub fn parse(text: &str) -> Result<VmConfig, BodyError> {
+    from_json::<ConfigFile>(text)?.into_config()
+}
+
+/// Reads the one JSON value that `text` must be.
+///
+/// # Errors
+/// The field that is wrong, and what is wrong with it.
+pub fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, BodyError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| BodyError::Shape { path: error.path().to_string(), message: error.inner().to_string() })?;
+    json.end().map_err(|error| BodyError::Shape { path: ".".to_owned(), message: error.to_string() })?;
+    Ok(value)
+}
+
+/// Reads a file of JSON: a regular one, since a pipe would keep us waiting, and of a bounded size.
+///
+/// # Errors
+/// Those of the system, with what is wrong with a file that is none of this kind.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    const BYTES_MAX: u64 = 1 << 20;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file: give one"));
+    }
+    if metadata.len() > BYTES_MAX {
+        return Err(io::Error::other("it is larger than 1 MiB: check that it is the right file"));
+    }
+    io::read_to_string(file.take(BYTES_MAX))
+}
+
+/// The template that a section holds or names the file of.
+fn cpu_template(section: Value) -> Result<CpuTemplate, BodyError> {
+    let Value::String(path) = section else { return from_json(&section.to_string()) };
+    let path = PathBuf::from(path);
+    let text = match read_text(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(BodyError::ReadCpuTemplate { path, source }),
+    };
+    from_json(&text).map_err(|source| BodyError::CpuTemplate { path, source: Box::new(source) })
+}
+
+impl ConfigFile {
+    fn into_config(self) -> Result<VmConfig, BodyError> {
+        let sections = [
+            ("balloon", self.balloon),
+            ("vsock", self.vsock),
+            ("logger", self.logger),
+            ("metrics", self.metrics),
+            ("mmds-config", self.mmds_config),
+            ("pmem", self.pmem),
+            ("memory-hotplug", self.memory_hotplug),
+        ];
+        for (name, section) in sections {
+            not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
+        }
+        let mut config = blank();
+        let mut apply = |place: &str, change: Change| change.apply_at(place, &mut config);
+        apply("boot-source.", Change::BootSource(self.boot_source))?;
+        apply("machine-config.", Change::Machine(self.machine_config.unwrap_or_default()))?;
+        if let Some(section) = self.cpu_config {
+            apply("cpu-config.", Change::CpuConfig(Box::new(cpu_template(section)?)))?;
+        }
+        for (index, drive) in self.drives.into_iter().flatten().enumerate() {
+            apply(&format!("drives[{index}]."), Change::Drive(Box::new(drive)))?;
+        }
+        for (index, interface) in self.network_interfaces.into_iter().flatten().enumerate() {
+            apply(&format!("network-interfaces[{index}]."), Change::NetworkInterface(Box::new(interface)))?;
+        }
+        if let Some(entropy) = self.entropy {
+            apply("entropy.", Change::Entropy(entropy))?;
+        }
+        if let Some(serial) = self.serial {
+            apply("serial.", Change::Serial(serial))?;
+        }
+        Ok(config)
+    }
+}
+
+/// A field's path as the start of a message; the whole file has none.
+fn place(path: &str) -> String {
+    if path == "." { String::new() } else { format!("{path}: ") }
+}
+
+#[cfg(test)]
+mod tests;
