@@ -30,12 +30,12 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let config = VmConfig {
         cpus,
         memory: MemoryConfig { size_bytes: 64 * MIB, backing },
-        boot: BootConfig {
+        boot: Some(BootConfig {
             kernel: KernelSource::Path(PROBE.into()),
             initrd: None,
             cmdline: Some(cmdline.to_owned()),
             entry: BootEntry::Auto,
-        },
+        }),
         tables: HardwareTables::Acpi,
         disks: Vec::new(),
         nets: Vec::new(),
