@@ -1,6 +1,7 @@
 //! husk, a minimal virtual machine monitor on /dev/kvm. This crate is the program: arguments, the terminal, exit codes.
 //! It knows the commands of `vmm` and nothing of KVM or of devices.
 
+mod api;
 mod cli;
 mod demo;
 mod exit;

@@ -3,14 +3,19 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use thiserror::Error;
 use vmm::config::firecracker::BodyError;
 use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
-use vmm::control::{ControlError, ControlLoop, Escape, Outcome, Signals, event_queue};
+use vmm::control::{
+    CommandReceiver, ControlError, ControlLoop, ControlPlane, Escape, EventLog, EventReceiver, Outcome, Prepared,
+    Signals, Starter, StateCell, event_queue,
+};
 use vmm::machine::{BuildError, Machine, Wiring};
 
+use crate::api::{ServerError, SocketError};
 use crate::exit::{self, ExitStatus};
 use crate::serial::{SerialEnd, SerialTargetError};
 use crate::terminal::{RawTerminal, TerminalError};
@@ -49,14 +54,12 @@ pub(crate) enum RunError {
     /// The terminal cannot be the console.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
-    /// Something that this version does not do.
-    #[error("{what} is not supported yet: {hint}")]
-    NotYet {
-        /// What was asked.
-        what: &'static str,
-        /// What works.
-        hint: &'static str,
-    },
+    /// The control socket cannot be opened.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It cannot be served.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// A descriptor that the process itself needs.
     #[error("cannot {what}")]
     Host {
@@ -76,58 +79,152 @@ pub(crate) enum OnReboot {
     Restart,
 }
 
-/// A machine to be run.
+/// How a process runs a machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manners {
+    /// Whether keys on the console can mean husk.
+    pub(crate) escape: Escape,
+    /// What a guest that resets itself gets.
+    pub(crate) on_reboot: OnReboot,
+    /// How long a guest that has enabled its power button has to end by itself.
+    pub(crate) stop_grace: Duration,
+}
+
+/// When a machine is assembled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// At once.
+    Now,
+    /// When a client says so, who describes it before.
+    WhenTold,
+}
+
+/// A process that runs a machine.
 #[derive(Debug)]
 pub(crate) struct Session {
-    config: VmConfig,
-    escape: Escape,
-    on_reboot: OnReboot,
+    manners: Manners,
+    plane: ControlPlane,
 }
 
 /// A machine whose life is over, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    pub(crate) machine: Machine,
+    /// None if it was never assembled.
+    pub(crate) machine: Option<Machine>,
     pub(crate) outcome: Outcome,
 }
 
 impl Session {
-    pub(crate) fn new(config: VmConfig, escape: Escape, on_reboot: OnReboot) -> Self {
-        Self { config, escape, on_reboot }
-    }
-
-    /// Runs the machine to its end.
-    pub(crate) fn run(&self) -> Result<Finished, RunError> {
-        self.config.validate(HostFacts::read())?;
-        // Before any thread is made, so that all of them inherit the mask and only the control loop takes the signals.
+    /// Takes over the process's signals. To be called before any thread is made, so that all of them inherit the mask and
+    /// only the control loop takes the signals.
+    pub(crate) fn open(manners: Manners, commands: Option<CommandReceiver>) -> Result<Self, RunError> {
         let signals =
             Signals::block().map_err(|source| RunError::Host { what: "take over termination signals", source })?;
-        let mut serial = SerialEnd::open(&self.config.serial, self.escape)?;
+        Ok(Self { manners, plane: ControlPlane::new(signals, commands).with_stop_grace(manners.stop_grace) })
+    }
+
+    /// What happens to the machine.
+    pub(crate) fn news(&self) -> EventLog {
+        self.plane.news()
+    }
+
+    /// The machine's state.
+    pub(crate) fn state(&self) -> StateCell {
+        self.plane.state()
+    }
+
+    /// Runs the machine that `config` describes, or that clients go on to describe, to its end.
+    pub(crate) fn run(mut self, mut config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
+        let mut starter = match begin {
+            Begin::Now => Starter::nobody(),
+            Begin::WhenTold => match self.plane.prepare(&mut config)? {
+                Prepared::Start(starter) => starter,
+                Prepared::Stopped => return Ok(Finished::STOPPED),
+            },
+        };
         loop {
-            let finished = self.run_once(&signals, &mut serial)?;
-            match (&finished.outcome, self.on_reboot) {
-                // The old machine goes first: its disks are unlocked and its memory is free for the new one.
-                (Outcome::Reset, OnReboot::Restart) => drop(finished),
-                _ => return Ok(finished),
+            match self.run_until_reset(&mut config, starter)? {
+                Some(finished) => return Ok(finished),
+                None => match self.plane.prepare(&mut config)? {
+                    Prepared::Start(again) => starter = again,
+                    Prepared::Stopped => return Ok(Finished::STOPPED),
+                },
             }
         }
     }
 
-    fn run_once(&self, signals: &Signals, serial: &mut SerialEnd) -> Result<Finished, RunError> {
+    /// Runs the machine, and again after each reset if that is wanted. Tells a client who waits for the start, and nobody
+    /// else, if it cannot be assembled; then there is nothing finished.
+    fn run_until_reset(&mut self, config: &mut VmConfig, mut starter: Starter) -> Result<Option<Finished>, RunError> {
+        let valid = config.validate(HostFacts::read()).map_err(RunError::from);
+        let opened = valid.and_then(|()| Ok(SerialEnd::open(&config.serial, self.manners.escape)?));
+        let mut serial = match opened {
+            Ok(serial) => serial,
+            Err(error) => return refuse(starter, error),
+        };
+        loop {
+            let assembled = match Assembled::from(config, &serial) {
+                Ok(assembled) => assembled,
+                Err(error) => {
+                    serial.abandon();
+                    return refuse(starter, error);
+                }
+            };
+            let finished = self.run_once(assembled, config, &mut serial, starter)?;
+            starter = Starter::nobody();
+            match (&finished.outcome, self.manners.on_reboot) {
+                // The old machine goes first: its disks are unlocked and its memory is free for the new one.
+                (Outcome::Reset, OnReboot::Restart) => drop(finished),
+                _ => return Ok(Some(finished)),
+            }
+        }
+    }
+
+    fn run_once(
+        &mut self,
+        assembled: Assembled,
+        config: &mut VmConfig,
+        serial: &mut SerialEnd,
+        starter: Starter,
+    ) -> Result<Finished, RunError> {
+        let Assembled { machine, events } = assembled;
+        let raw = if config.serial == SerialTarget::Stdio { RawTerminal::enter()? } else { None };
+        let ended = ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut())?.run(starter);
+        drop(raw);
+        let (machine, outcome) = ended?;
+        Ok(Finished { machine: Some(machine), outcome })
+    }
+}
+
+/// Tells the client who waits for the start why there is none, or the caller where nobody waits.
+fn refuse(starter: Starter, error: RunError) -> Result<Option<Finished>, RunError> {
+    if !starter.waits() {
+        return Err(error);
+    }
+    let cause = exit::describe(&error);
+    log::warn!("cannot start the machine: {cause}");
+    starter.failed(cause);
+    Ok(None)
+}
+
+/// A machine, ready to start.
+struct Assembled {
+    machine: Machine,
+    events: EventReceiver,
+}
+
+impl Assembled {
+    fn from(config: &VmConfig, serial: &SerialEnd) -> Result<Self, RunError> {
         let (sender, events) =
             event_queue().map_err(|source| RunError::Host { what: "create the event queue", source })?;
         let wiring = Wiring { serial_output: serial.output(), events: sender };
-        let machine = Machine::build(&self.config, wiring).inspect_err(|_| serial.abandon())?;
-        let stdio = self.config.serial == SerialTarget::Stdio;
-        let raw = if stdio { RawTerminal::enter()? } else { None };
-        let ended = ControlLoop::new(machine, events, signals, serial.console.as_mut())?.run();
-        drop(raw);
-        let (machine, outcome) = ended?;
-        Ok(Finished { machine, outcome })
+        Ok(Self { machine: Machine::build(config, wiring)?, events })
     }
 }
 
 impl Finished {
+    const STOPPED: Self = Self { machine: None, outcome: Outcome::Stopped };
+
     /// Says what there is to say, and how the process ends.
     pub(crate) fn report(&self) -> ExitStatus {
         match &self.outcome {

@@ -26,6 +26,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm/src/config/host.rs",
     "vmm/src/control/signals.rs",
     "vmm/src/host/probe.rs",
+    "vmm/src/machine/irqchip.rs",
     "vmm/src/machine/memory.rs",
     "vmm/src/memfd.rs",
     "vmm/src/vcpu/crash.rs",

@@ -12,7 +12,7 @@ use vmm::config::{
     BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, MIB, MemoryBacking, MemoryConfig,
     SerialTarget, VmConfig,
 };
-use vmm::control::{Command, EventReceiver, GuestEvent, State, event_queue};
+use vmm::control::{Action, EventReceiver, GuestEvent, State, event_queue};
 use vmm::machine::{Machine, MachineError, Wiring, serial_output};
 use vmm::vcpu::CrashKind;
 
@@ -115,16 +115,16 @@ fn tick(line: &str) -> u64 {
 fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
     let mut scene = scene(2, "check=count end=poweroff", MemoryBacking::Anonymous);
     assert_eq!(scene.machine.state(), State::NotStarted);
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("TICK ");
     let mut last = 0;
     for _ in 0..5 {
-        scene.machine.apply(Command::Pause).unwrap();
+        scene.machine.apply(Action::Pause).unwrap();
         // What was on its way out when the vCPUs parked still comes; then nothing.
         let late = scene.rest(Duration::from_millis(200));
         last = late.iter().rfind(|line| line.starts_with("TICK ")).map_or(last, |line| tick(line));
         assert!(scene.rest(Duration::from_millis(200)).is_empty(), "a paused guest printed");
-        scene.machine.apply(Command::Resume).unwrap();
+        scene.machine.apply(Action::Resume).unwrap();
         let next = tick(&scene.wait_for("TICK "));
         assert!(next > last, "tick {next} after tick {last}");
         last = next;
@@ -132,7 +132,7 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
     assert_eq!(scene.machine.serial_input(b"q"), 1);
     scene.wait_for("CHECK count ok");
     assert!(matches!(scene.wait_for_event(), GuestEvent::Request(_)));
-    scene.machine.apply(Command::Stop).unwrap();
+    scene.machine.apply(Action::Stop).unwrap();
     assert_eq!(scene.machine.state(), State::Ended);
 }
 
@@ -140,58 +140,58 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_where_it_was() {
 fn no_kick_of_many_is_lost() {
     let pauses = if std::env::var_os("HUSK_SOAK").is_some() { 2000 } else { 200 };
     let mut scene = scene(4, "check=count end=poweroff", MemoryBacking::Memfd);
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("TICK ");
     for _ in 0..pauses {
-        scene.machine.apply(Command::Pause).unwrap();
-        scene.machine.apply(Command::Resume).unwrap();
+        scene.machine.apply(Action::Pause).unwrap();
+        scene.machine.apply(Action::Resume).unwrap();
     }
     scene.wait_for("TICK ");
-    scene.machine.apply(Command::Stop).unwrap();
+    scene.machine.apply(Action::Stop).unwrap();
 }
 
 #[test]
 fn a_command_that_the_state_does_not_accept_changes_nothing() {
     let mut scene = scene(1, "end=halt", MemoryBacking::Anonymous);
-    for command in [Command::Pause, Command::Resume, Command::PowerButton] {
-        assert!(matches!(scene.machine.apply(command), Err(MachineError::Refused(_))), "{command:?}");
+    for action in [Action::Pause, Action::Resume, Action::PowerButton] {
+        assert!(matches!(scene.machine.apply(action), Err(MachineError::Refused(_))), "{action:?}");
         assert_eq!(scene.machine.state(), State::NotStarted);
     }
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("PROBE READY");
-    assert!(scene.machine.apply(Command::Start).is_err());
-    scene.machine.apply(Command::Stop).unwrap();
-    assert!(scene.machine.apply(Command::Stop).is_err());
+    assert!(scene.machine.apply(Action::Start).is_err());
+    scene.machine.apply(Action::Stop).unwrap();
+    assert!(scene.machine.apply(Action::Stop).is_err());
 }
 
 #[test]
 fn guest_memory_that_the_host_takes_away_ends_the_run_and_is_told() {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
     let mut scene = scene(1, "check=count end=poweroff", MemoryBacking::Memfd);
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("TICK ");
     let memfd = scene.machine.memory().iter().next().unwrap().file_offset().unwrap().arc().clone();
     memfd.set_len(0).unwrap();
     let GuestEvent::Crashed(crash) = scene.wait_for_event() else { panic!("the machine asked for something") };
     assert!(matches!(crash.kind, CrashKind::Memory { .. } | CrashKind::TripleFault), "{crash}");
-    scene.machine.apply(Command::Stop).unwrap();
+    scene.machine.apply(Action::Stop).unwrap();
 }
 
 #[test]
 fn the_power_button_reaches_the_guest_as_an_interrupt() {
     let mut scene = scene(1, "check=button end=poweroff", MemoryBacking::Anonymous);
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("BUTTON WAIT");
-    scene.machine.apply(Command::PowerButton).unwrap();
+    scene.machine.apply(Action::PowerButton).unwrap();
     scene.wait_for("CHECK button ok");
     assert!(matches!(scene.wait_for_event(), GuestEvent::Request(_)));
-    scene.machine.apply(Command::Stop).unwrap();
+    scene.machine.apply(Action::Stop).unwrap();
 }
 
 #[test]
 fn a_machine_that_is_dropped_while_it_runs_leaves_no_thread() {
     let mut scene = scene(2, "check=count end=poweroff", MemoryBacking::Anonymous);
-    scene.machine.apply(Command::Start).unwrap();
+    scene.machine.apply(Action::Start).unwrap();
     scene.wait_for("TICK ");
     drop(scene.machine);
     let deadline = Instant::now() + DEADLINE;

@@ -1,31 +1,40 @@
 //! husk as Firecracker: its flags, with no subcommand.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmm::config::VmConfig;
 use vmm::config::firecracker;
 use vmm::control::Escape;
 
+use super::api::Api;
+use crate::api::{DEFAULT_PATH, REQUEST_BYTES_MAX};
 use crate::exit::ExitStatus;
-use crate::session::{OnReboot, RunError, Session};
+use crate::session::{Begin, Manners, OnReboot, RunError};
 
 /// What `firecracker` takes. Those that change nothing here are accepted with one warning.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of Firecracker, without a subcommand")]
 pub(super) struct FirecrackerArgs {
     /// Path of the API socket.
-    #[arg(long, value_name = "PATH")]
-    api_sock: Option<PathBuf>,
-    /// Name of the VM.
-    #[arg(long, value_name = "ID")]
-    id: Option<String>,
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    api_sock: PathBuf,
+    /// Name of the VM: 1 to 64 letters, digits or `-`.
+    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
+    id: String,
     /// Configuration of the VM, which is then booted at once.
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
     /// Opens no API socket.
     #[arg(long, requires = "config_file")]
     no_api: bool,
+    /// Bytes that a request may have, headers and body together.
+    #[arg(long, value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX)]
+    http_api_max_payload_size: usize,
+    /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
+    stop_timeout: Duration,
     #[command(flatten)]
     ignored: Ignored,
 }
@@ -65,27 +74,39 @@ struct Ignored {
     #[arg(long, value_name = "PATH", hide = true)]
     describe_snapshot: Option<PathBuf>,
     #[arg(long, value_name = "BYTES", hide = true)]
-    http_api_max_payload_size: Option<u64>,
-    #[arg(long, value_name = "BYTES", hide = true)]
     mmds_size_limit: Option<u64>,
     #[arg(long, hide = true)]
     enable_pci: bool,
 }
 
 impl FirecrackerArgs {
-    pub(super) fn run(self) -> Result<ExitStatus, RunError> {
+    pub(super) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         let given = self.ignored.given();
         if !given.is_empty() {
             log::warn!("accepted without effect in this version: {}", given.join(" "));
         }
-        let (Some(path), true) = (self.config_file, self.no_api) else {
-            return Err(RunError::NotYet {
-                what: "the API socket",
-                hint: "boot a configuration file with --no-api --config-file FILE, or use `husk run`",
-            });
+        let manners = Manners { escape: Escape::None, on_reboot: OnReboot::Exit, stop_grace: self.stop_timeout };
+        let (config, begin) = match &self.config_file {
+            Some(path) => (read_config_file(path)?, Begin::Now),
+            None => (firecracker::blank(), Begin::WhenTold),
         };
-        let config = read_config_file(&path)?;
-        Session::new(config, Escape::None, OnReboot::Exit).run().map(|finished| finished.report())
+        let api = (!self.no_api).then_some(Api {
+            path: self.api_sock,
+            id: self.id,
+            request_bytes_max: self.http_api_max_payload_size,
+            started,
+        });
+        super::api::run(config, begin, manners, api).map(|finished| finished.report())
+    }
+}
+
+/// Reads a VM's name.
+pub(super) fn parse_id(text: &str) -> Result<String, &'static str> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if plain && (1..=64).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err("use 1 to 64 letters, digits or `-`")
     }
 }
 
@@ -107,7 +128,6 @@ impl Ignored {
             boot_timer,
             snapshot_version,
             describe_snapshot,
-            http_api_max_payload_size,
             mmds_size_limit,
             enable_pci,
         } = self;
@@ -127,7 +147,6 @@ impl Ignored {
             ("--boot-timer", *boot_timer),
             ("--snapshot-version", *snapshot_version),
             ("--describe-snapshot", describe_snapshot.is_some()),
-            ("--http-api-max-payload-size", http_api_max_payload_size.is_some()),
             ("--mmds-size-limit", mmds_size_limit.is_some()),
             ("--enable-pci", *enable_pci),
         ];

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+mod api;
 mod disk;
 mod firecracker;
 mod host;
@@ -7,7 +8,7 @@ mod memory;
 mod net;
 mod run;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
@@ -39,7 +40,7 @@ enum Command {
     #[command(
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Show what this host can do for husk, and the command that would mend what it cannot.
     #[command(after_help = "Example: husk host --json")]
     Host(host::HostArgs),
@@ -50,13 +51,19 @@ pub(crate) fn parse() -> Cli {
     Cli::parse()
 }
 
+/// Reads a number of seconds, which may have a fraction.
+fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|seconds| seconds.as_secs() <= 86_400).ok_or("use seconds, at most a day (86400)")
+}
+
 impl Cli {
     pub(crate) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         match self.command {
             Some(Command::Demo) => demo::run(started),
-            Some(Command::Run(args)) => args.run(),
+            Some(Command::Run(args)) => args.run(started),
             Some(Command::Host(args)) => args.run(),
-            None => self.firecracker.run(),
+            None => self.firecracker.run(started),
         }
     }
 }

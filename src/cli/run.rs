@@ -1,17 +1,20 @@
 //! `husk run`: a VM booted at once, its serial console on the terminal.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmm::config::{BootConfig, BootEntry, ConfigError, Entropy, HardwareTables, KernelSource, SerialTarget, VmConfig};
 use vmm::control::Escape;
 
+use super::api::Api;
 use super::disk::DiskArg;
-use super::firecracker::read_config_file;
+use super::firecracker::{parse_id, read_config_file};
 use super::memory::MemoryArg;
 use super::net::NetArg;
+use crate::api::REQUEST_BYTES_MAX;
 use crate::exit::ExitStatus;
-use crate::session::{OnReboot, RunError, Session};
+use crate::session::{Begin, Manners, OnReboot, RunError};
 
 /// Arguments of `husk run`.
 #[derive(Debug, Args)]
@@ -54,6 +57,15 @@ pub(super) struct RunArgs {
     /// What a guest that resets itself gets: the end of husk, or the same machine again.
     #[arg(long, value_name = "exit|restart", default_value = "exit")]
     on_reboot: OnReboot,
+    /// Path of a control socket; without it there is none.
+    #[arg(long, value_name = "PATH")]
+    api_sock: Option<PathBuf>,
+    /// Name of the VM on the control socket: 1 to 64 letters, digits or `-`.
+    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
+    id: String,
+    /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
+    stop_timeout: Duration,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
         "boot_entry", "acpi", "serial"])]
@@ -61,13 +73,15 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    pub(super) fn run(self) -> Result<ExitStatus, RunError> {
-        let on_reboot = self.on_reboot;
+    pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
+        let manners = Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout };
+        let (id, request_bytes_max) = (std::mem::take(&mut self.id), REQUEST_BYTES_MAX);
+        let api = self.api_sock.take().map(|path| Api { path, id, request_bytes_max, started });
         let config = match self.config_file {
             Some(path) => read_config_file(&path)?,
             None => self.into_config()?,
         };
-        Session::new(config, Escape::CtrlA, on_reboot).run().map(|finished| finished.report())
+        super::api::run(config, Begin::Now, manners, api).map(|finished| finished.report())
     }
 
     fn into_config(self) -> Result<VmConfig, ConfigError> {

@@ -3,18 +3,19 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, MIB,
     MemoryBacking, MemoryConfig, RootDevice, SerialTarget, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
+use vmm::machine::Machine;
 use vmm::memfd;
 use vmm::vcpu::ExitKind;
 
 use crate::exit::ExitStatus;
-use crate::session::{Finished, OnReboot, RunError, Session};
+use crate::session::{Begin, Manners, OnReboot, RunError, Session};
 
 /// Built by resources/guest/build.rs.
 const GUEST: &[u8] = include_bytes!(env!("HUSK_GUEST_DEMO"));
@@ -27,9 +28,10 @@ const DISK_BYTES: u64 = 16 * MIB;
 pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
     let disk = memfd::create("husk-demo-disk", DISK_BYTES)
         .map_err(|source| RunError::Host { what: "create the scratch disk (memfd)", source })?;
-    let finished = Session::new(config(disk), Escape::CtrlA, OnReboot::Exit).run()?;
-    if let Outcome::PoweredOff = finished.outcome {
-        match summarize(&finished, started) {
+    let manners = Manners { escape: Escape::CtrlA, on_reboot: OnReboot::Exit, stop_grace: Duration::ZERO };
+    let finished = Session::open(manners, None)?.run(config(disk), Begin::Now)?;
+    if let (Outcome::PoweredOff, Some(machine)) = (&finished.outcome, &finished.machine) {
+        match summarize(machine, started) {
             // Nobody reads on, as with `| head`: no error, as it is none for the guest's own output.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             result => result.map_err(|source| RunError::Host { what: "print the summary", source })?,
@@ -63,8 +65,7 @@ fn config(disk: File) -> VmConfig {
     }
 }
 
-fn summarize(finished: &Finished, started: Instant) -> io::Result<()> {
-    let machine = &finished.machine;
+fn summarize(machine: &Machine, started: Instant) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "husk: the guest powered off")?;
     if let Some(first) = machine.first_entry() {

@@ -4,6 +4,6 @@ mod core;
 mod interrupt;
 mod mmio;
 
-pub use self::core::{TransportCore, TransportError};
+pub use self::core::{DriverState, TransportCore, TransportError};
 pub use interrupt::Interrupt;
 pub use mmio::MmioTransport;

@@ -1,15 +1,22 @@
 //! The control loop. It runs on the thread `husk`, owns the [`Machine`], and is the only one to change its state. After
-//! every wake-up the guest's events come first, so that no later step acts on a machine that has already ended.
+//! every wake-up the guest's events come first, so that no later step acts on a machine that has already ended; then
+//! signals, the console, and the clients' commands, one wake's worth of each.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use devices::MachineRequest;
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::changes;
+use super::command::{Command, CommandError, CommandResult, Reply};
 use super::console::{Console, Typed};
-use super::{Command, EventReceiver, GuestEvent, Signals};
+use super::jobs::{JobId, JobKind, JobState};
+use super::news::EventKind;
+use super::{Action, ControlPlane, EventReceiver, GuestEvent, Starter, State};
+use crate::config::VmConfig;
 use crate::machine::{Machine, MachineError};
 use crate::vcpu::Crash;
 
@@ -42,15 +49,37 @@ pub enum Outcome {
     Crashed(Box<Crash>),
 }
 
+impl Outcome {
+    /// Its name where a machine reads it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PoweredOff => "powered_off",
+            Self::Reset => "reset",
+            Self::Stopped => "stopped",
+            Self::Crashed(_) => "crashed",
+        }
+    }
+}
+
 /// The loop and what it waits for.
 #[derive(Debug)]
 pub struct ControlLoop<'a> {
     machine: Machine,
     events: EventReceiver,
-    signals: &'a Signals,
+    plane: &'a mut ControlPlane,
+    config: &'a mut VmConfig,
     console: Option<&'a mut Console>,
     input: Input,
+    stopping: Option<Stopping>,
     epoll: Epoll,
+}
+
+/// A guest that was asked to end by itself.
+#[derive(Debug)]
+struct Stopping {
+    job: JobId,
+    deadline: Instant,
 }
 
 /// Where the console's next bytes come from.
@@ -74,43 +103,62 @@ enum Source {
     Signal = 1,
     Console = 2,
     SerialRoom = 3,
+    Command = 4,
 }
 
+/// Commands that one wake carries out: no client keeps the loop from the guest's events.
+const COMMANDS_PER_WAKE_MAX: usize = 16;
+
 impl<'a> ControlLoop<'a> {
-    /// Prepares to run `machine`, with `console` feeding its serial port.
+    /// Prepares to run `machine`, which `config` describes, with `console` feeding its serial port.
     ///
     /// # Errors
     /// The host gives no epoll, or does not take one of the descriptors.
     pub fn new(
         machine: Machine,
+        config: &'a mut VmConfig,
         events: EventReceiver,
-        signals: &'a Signals,
+        plane: &'a mut ControlPlane,
         console: Option<&'a mut Console>,
     ) -> Result<Self, ControlError> {
         let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
-        let mut control = Self { machine, events, signals, console, input: Input::Ended, epoll };
+        let input = Input::Ended;
+        let mut control = Self { machine, events, plane, config, console, input, stopping: None, epoll };
         control.watch(control.events.wake().as_raw_fd(), Source::Guest)?;
-        control.watch(control.signals.as_raw_fd(), Source::Signal)?;
+        control.watch(control.plane.signals.as_raw_fd(), Source::Signal)?;
         control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
+        if let Some(commands) = &control.plane.commands {
+            control.watch(commands.wake().as_raw_fd(), Source::Command)?;
+        }
         if let Some(console) = &control.console {
             control.input = Self::watch_console(&control.epoll, console);
         }
         Ok(control)
     }
 
-    /// Starts the machine and runs it to its end; all its threads have ended when this returns.
+    /// Starts the machine, tells `starter`, and runs it to its end; all its threads have ended when this returns.
     ///
     /// # Errors
     /// The host fails the loop itself; the machine is stopped all the same.
-    pub fn run(mut self) -> Result<(Machine, Outcome), ControlError> {
-        self.machine.apply(Command::Start)?;
+    pub fn run(mut self, starter: Starter) -> Result<(Machine, Outcome), ControlError> {
+        self.apply(Action::Start)?;
+        starter.answer(Ok(Reply::Done));
         let outcome = self.wait();
-        self.machine.apply(Command::Stop)?;
-        Ok((self.machine, outcome?))
+        self.apply(Action::Stop)?;
+        let outcome = outcome?;
+        self.plane.news.tell(EventKind::Ended { reason: outcome.name() });
+        Ok((self.machine, outcome))
+    }
+
+    /// Does it to the machine, and shows the state that it is in then.
+    fn apply(&mut self, action: Action) -> Result<(), MachineError> {
+        let state = self.machine.apply(action)?;
+        self.plane.set_state(state);
+        Ok(())
     }
 
     fn wait(&mut self) -> Result<Outcome, ControlError> {
-        let mut ready = [EpollEvent::default(); 4];
+        let mut ready = [EpollEvent::default(); 5];
         loop {
             if let Some(outcome) = self.take_guest_event() {
                 return Ok(outcome);
@@ -118,7 +166,7 @@ impl<'a> ControlLoop<'a> {
             if self.input == Input::Ready && self.feed_console() {
                 return Ok(Outcome::Stopped);
             }
-            let count = match self.epoll.wait(-1, &mut ready) {
+            let count = match self.epoll.wait(self.timeout_ms(), &mut ready) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(source) => {
@@ -127,16 +175,122 @@ impl<'a> ControlLoop<'a> {
             };
             let woke = |source: Source| ready[..count].iter().any(|event| event.data() == source as u64);
             let (signal, typed, room) = (woke(Source::Signal), woke(Source::Console), woke(Source::SerialRoom));
+            let commanded = woke(Source::Command);
             if let Some(outcome) = self.take_guest_event() {
                 return Ok(outcome);
             }
-            if signal || (typed && self.feed_console()) {
+            if (signal && self.take_signal()) || self.is_out_of_grace() || (typed && self.feed_console()) {
                 return Ok(Outcome::Stopped);
             }
             if room {
                 self.regain_room();
             }
+            if commanded && self.serve_commands() {
+                return Ok(Outcome::Stopped);
+            }
         }
+    }
+
+    /// When the loop has to wake by itself: at the end of a guest's grace.
+    fn timeout_ms(&self) -> i32 {
+        let Some(Stopping { deadline, .. }) = &self.stopping else { return -1 };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, or the loop would spin through the last millisecond.
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    }
+
+    fn is_out_of_grace(&self) -> bool {
+        self.stopping.as_ref().is_some_and(|stopping| stopping.deadline <= Instant::now())
+    }
+
+    /// Whether the machine ends at once: at a second signal, and where the guest would not heed its power button.
+    fn take_signal(&mut self) -> bool {
+        self.plane.signals.take();
+        self.stopping.is_some() || self.begin_stop(self.plane.stop_grace).is_none()
+    }
+
+    /// Presses the power button and gives the guest `grace`, or finds that it would not help.
+    fn begin_stop(&mut self, grace: Duration) -> Option<JobId> {
+        if grace.is_zero() || self.machine.state() != State::Running || !self.machine.power_button_is_enabled() {
+            return None;
+        }
+        self.machine.apply(Action::PowerButton).ok()?;
+        let job = self.plane.begin(JobKind::Stop, grace);
+        self.stopping = Some(Stopping { job, deadline: Instant::now() + grace });
+        Some(job)
+    }
+
+    /// Carries out what clients ask; whether the machine ends.
+    fn serve_commands(&mut self) -> bool {
+        self.plane.hear();
+        for _ in 0..COMMANDS_PER_WAKE_MAX {
+            let Some(request) = self.plane.next_request() else { return false };
+            let (result, ends) = match self.plane.answer(request.command) {
+                Ok(result) => (result, false),
+                Err(Command::Stop { grace }) => self.stop(grace),
+                Err(command) => (self.carry_out(command), false),
+            };
+            (request.reply)(result);
+            if ends {
+                return true;
+            }
+        }
+        // There may be more, whose signal was consumed: the next wake looks again, behind the guest's events.
+        if let Some(commands) = &self.plane.commands {
+            let _ = commands.wake().write(1);
+        }
+        false
+    }
+
+    /// Begins to end the machine; whether that is at once.
+    fn stop(&mut self, grace: Duration) -> (CommandResult, bool) {
+        if self.stopping.is_some() {
+            return (Ok(self.plane.done(JobKind::Stop)), true);
+        }
+        match self.begin_stop(grace).and_then(|job| self.plane.job(job)) {
+            Some(job) => (Ok(Reply::Job(job)), false),
+            None => (Ok(self.plane.done(JobKind::Stop)), true),
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) -> CommandResult {
+        let (action, job) = match command {
+            Command::Pause => (Action::Pause, Some(JobKind::Pause)),
+            Command::Resume => (Action::Resume, Some(JobKind::Resume)),
+            Command::PowerButton => (Action::PowerButton, Some(JobKind::PowerButton)),
+            Command::CtrlAltDel => (Action::CtrlAltDel, Some(JobKind::CtrlAltDel)),
+            Command::Nmi => (Action::Nmi, Some(JobKind::Nmi)),
+            Command::Configure(_) => (Action::Configure, None),
+            Command::Start => (Action::Start, None),
+            Command::ReadConfig => return Ok(Reply::Config(Box::new(self.config.clone()))),
+            Command::ListDevices => return Ok(Reply::Devices(self.machine.device_reports())),
+            Command::CancelJob(id) => return self.cancel(id),
+            Command::Disk(id, change) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                let what = changes::disk(&self.machine, self.config, &id, change)?;
+                return Ok(self.tell_change(id, what));
+            }
+            Command::ListJobs | Command::ReadJob(_) | Command::Stop { .. } => {
+                unreachable!("serve_commands has answered these")
+            }
+        };
+        self.apply(action)?;
+        Ok(job.map_or(Reply::Done, |kind| self.plane.done(kind)))
+    }
+
+    fn tell_change(&self, id: String, what: &'static str) -> Reply {
+        self.plane.news.tell(EventKind::DeviceChanged { id, what });
+        Reply::Done
+    }
+
+    /// Gives up waiting for the guest to end: it goes on.
+    fn cancel(&mut self, id: JobId) -> CommandResult {
+        if self.stopping.as_ref().is_none_or(|stopping| stopping.job != id) {
+            return Err(self.plane.cannot_cancel(id));
+        }
+        self.stopping = None;
+        self.plane.end(id, JobState::Cancelled);
+        self.plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))
     }
 
     /// The guest's oldest event, if there is one; each there is so far ends the machine.

@@ -1,14 +1,30 @@
 //! The life of the machine: commands, the table of what each state accepts, and the loop on the thread `husk` that
 //! owns the machine and is the only one to change its state.
+//!
+//! A process has one [`ControlPlane`]. It hears what describes a machine until one is started ([`ControlPlane::prepare`]),
+//! and then runs it to its end ([`ControlLoop`]).
 
+mod changes;
+mod command;
 mod console;
 mod control_loop;
 mod events;
+mod jobs;
 mod lifecycle;
+mod news;
+mod plane;
+mod prepare;
 mod signals;
 
+pub use command::{
+    Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, Reply, command_queue,
+};
 pub use console::{Console, Escape};
 pub use control_loop::{ControlError, ControlLoop, Outcome};
 pub use events::{EventReceiver, EventSender, GuestEvent, event_queue};
-pub use lifecycle::{Command, Refusal, State};
+pub use jobs::{JobId, JobKind, JobReport, JobState};
+pub use lifecycle::{Action, Refusal, State, StateCell};
+pub use news::{Event, EventKind, EventLog};
+pub use plane::ControlPlane;
+pub use prepare::{Prepared, Starter};
 pub use signals::Signals;

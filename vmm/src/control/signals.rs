@@ -38,6 +38,15 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// Consumes one signal, if there is one: each of a kind counts once, however often it was sent before.
+    pub(super) fn take(&self) {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        // SAFETY: the descriptor is a signalfd; the buffer is as large as said and nothing is read from it.
+        let _seen = unsafe { libc::read(self.as_raw_fd(), info.as_mut_ptr().cast(), size_of_val(&info)) };
+    }
+}
+
 fn is_ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: no new action is given; the present one has a place of its type to go to.

@@ -131,7 +131,7 @@ impl Machine {
         let (Parts { kernel, templates, devices }, Created { vm, fds }) = (parts?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
-        Ok(Self { vcpus, devices, _vm: vm, memory, state: State::NotStarted, first_entry: None, ended: None })
+        Ok(Self { vcpus, devices, vm, memory, state: State::NotStarted, first_entry: None, ended: None })
     }
 }
 

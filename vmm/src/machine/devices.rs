@@ -16,9 +16,11 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::blk::ResizeError;
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
-use devices::virtio::transport::{MmioTransport, TransportError};
+use devices::virtio::transport::{self, MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
 use kvm_ioctls::{IoEventAddress, VmFd};
+use schemars::JsonSchema;
+use serde::Serialize;
 use thiserror::Error;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -110,9 +112,54 @@ pub enum DiskChangeError {
     },
 }
 
+/// A virtio device, for whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct DeviceReport {
+    /// Its name.
+    pub id: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Its interrupt.
+    pub gsi: u32,
+    /// The guest-physical address of its registers.
+    pub address: u64,
+    /// What its driver has come to.
+    pub driver: DriverState,
+    /// Of a disk: its size in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
+
+/// What a virtio device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// virtio-blk.
+    Disk,
+    /// virtio-net.
+    Net,
+    /// virtio-rng.
+    Entropy,
+}
+
+/// What a device's driver has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverState {
+    /// No driver has said that it is ready.
+    Absent,
+    /// It uses the device.
+    Ready,
+    /// It, or the host, broke the device, which waits for a reset.
+    NeedsReset,
+    /// It is touching the device's registers just now.
+    Busy,
+}
+
 /// A virtio device with its place in the machine.
 struct VirtioSlot {
     id: String,
+    kind: DeviceKind,
     window: VirtioMmioWindow,
     transport: Arc<Mutex<MmioTransport>>,
 }
@@ -129,18 +176,19 @@ impl Devices {
         let mut maker = DiskMaker::default();
         for (disk, image) in config.disks.iter().zip(images) {
             let (block, disk) = maker.make(disk, image)?;
-            devices.plug(disk.id.clone(), next_window(), Box::new(block), memory)?;
+            devices.plug((disk.id.clone(), DeviceKind::Disk), next_window(), Box::new(block), memory)?;
             devices.disks.push(disk);
         }
         devices.io_threads.extend(maker.into_threads());
         for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
             let thread = devices.io_thread(id)?;
             let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
-            devices.plug(id.clone(), next_window(), Box::new(net), memory)?;
+            devices.plug((id.clone(), DeviceKind::Net), next_window(), Box::new(net), memory)?;
         }
         if config.has_entropy() {
             let thread = devices.io_thread(ENTROPY_ID)?;
-            devices.plug(ENTROPY_ID.to_owned(), next_window(), Box::new(Rng::new(ENTROPY_ID, thread)), memory)?;
+            let rng = Rng::new(ENTROPY_ID, thread);
+            devices.plug((ENTROPY_ID.to_owned(), DeviceKind::Entropy), next_window(), Box::new(rng), memory)?;
         }
         Ok(devices)
     }
@@ -157,7 +205,7 @@ impl Devices {
         };
         interrupt(&self.serial_line, layout::SERIAL_GSI, "the serial port")?;
         interrupt(self.power_button.interrupt_line(), layout::GED_GSI, "the power button")?;
-        for VirtioSlot { id, window, transport } in &self.virtio {
+        for VirtioSlot { id, window, transport, .. } in &self.virtio {
             let transport = lock(transport);
             interrupt(transport.interrupt_line(), window.gsi, &format!("device `{id}`"))?;
             let register = IoEventAddress::Mmio(window.base.0 + MmioTransport::NOTIFY_OFFSET);
@@ -180,6 +228,9 @@ impl Devices {
         self.power_button.press();
     }
 
+    /// Nobody has a keyboard yet: the keys are lost, as for a guest without a driver.
+    pub(super) fn press_ctrl_alt_del(&self) {}
+
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
         lock(&self.serial).push(bytes)
     }
@@ -197,6 +248,29 @@ impl Devices {
     /// Holds a disk, and with it all of its group, to other limits.
     pub(super) fn limit_disk(&self, id: &str, limits: LimiterConfig) -> Result<(), DiskChangeError> {
         self.disk(id).map(|disk| disk.limit(limits))
+    }
+
+    pub(super) fn reports(&self) -> Vec<DeviceReport> {
+        self.virtio.iter().map(|slot| self.report(slot)).collect()
+    }
+
+    fn report(&self, slot: &VirtioSlot) -> DeviceReport {
+        // A vCPU may hold the lock for as long as its reset of the device takes, and the control loop waits for no vCPU.
+        let driver = slot.transport.try_lock().map_or(DriverState::Busy, |mut transport| {
+            match transport.core().driver_state() {
+                transport::DriverState::Absent => DriverState::Absent,
+                transport::DriverState::Ready => DriverState::Ready,
+                transport::DriverState::NeedsReset => DriverState::NeedsReset,
+            }
+        });
+        DeviceReport {
+            id: slot.id.clone(),
+            kind: slot.kind,
+            gsi: slot.window.gsi.get(),
+            address: slot.window.base.0,
+            driver,
+            size_bytes: self.disk(&slot.id).ok().map(Disk::size_bytes),
+        }
     }
 
     fn disk(&self, id: &str) -> Result<&Disk, DiskChangeError> {
@@ -265,7 +339,7 @@ impl Devices {
 
     fn plug(
         &mut self,
-        id: String,
+        (id, kind): (String, DeviceKind),
         window: VirtioMmioWindow,
         device: Box<dyn VirtioDevice>,
         memory: &Arc<GuestMemory>,
@@ -275,7 +349,7 @@ impl Devices {
         let transport = Arc::new(Mutex::new(transport));
         let GuestAddress(base) = window.base;
         insert(&self.buses.mmio, base..base + window.size, Arc::clone(&transport) as SharedDevice);
-        self.virtio.push(VirtioSlot { id, window, transport });
+        self.virtio.push(VirtioSlot { id, kind, window, transport });
         Ok(())
     }
 }

@@ -27,6 +27,10 @@ impl Disk {
         self.control.resize(&self.image, bytes)
     }
 
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.control.size_bytes()
+    }
+
     pub(super) fn limit(&self, limits: LimiterConfig) {
         self.limiter.change(limits);
     }

@@ -4,6 +4,7 @@
 mod build;
 mod devices;
 mod disks;
+mod irqchip;
 mod kvm;
 mod memory;
 
@@ -20,12 +21,12 @@ use vmm_sys_util::eventfd::EventFd;
 pub use ::devices::legacy::ConsoleOutput as SerialOutput;
 pub use build::{BuildError, Wiring};
 use devices::Devices;
-pub use devices::{DeviceError, DiskChangeError};
+pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState};
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 
 use crate::config::LimiterConfig;
-use crate::control::{Command, Refusal, State};
+use crate::control::{Action, Refusal, State};
 use crate::vcpu::{ExitKind, VcpuHandle};
 
 /// A machine, from its assembly to its end.
@@ -37,7 +38,7 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     devices: Devices,
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
-    _vm: VmFd,
+    vm: VmFd,
     memory: Arc<GuestMemory>,
     state: State,
     first_entry: Option<Instant>,
@@ -47,23 +48,30 @@ pub struct Machine {
 /// What a machine cannot do.
 #[derive(Debug, Error)]
 pub enum MachineError {
-    /// Its present state does not accept the command.
+    /// Its present state does not accept the action.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// KVM does not do it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
 }
 
 impl Machine {
-    /// Does what `command` says, all of it before this returns.
+    /// Does what `action` says, all of it before this returns.
     ///
     /// # Errors
     /// The present state does not accept it, or the host fails it.
-    pub fn apply(&mut self, command: Command) -> Result<State, MachineError> {
-        let next = self.state.accepts(command)?;
-        match command {
-            Command::Start | Command::Resume => self.run(),
-            Command::Pause => self.park(),
-            Command::PowerButton => self.devices.press_power_button(),
-            Command::Stop => self.stop(),
+    pub fn apply(&mut self, action: Action) -> Result<State, MachineError> {
+        let next = self.state.accepts(action)?;
+        match action {
+            Action::Start | Action::Resume if self.state != State::Running => self.run(),
+            Action::Pause if self.state != State::Paused => self.park(),
+            Action::PowerButton => self.devices.press_power_button(),
+            Action::Nmi => self.inject_nmi()?,
+            Action::CtrlAltDel => self.devices.press_ctrl_alt_del(),
+            Action::Stop => self.stop(),
+            // It is so already; or the table has said that it may be done, by a method of its own.
+            Action::Start | Action::Resume | Action::Pause | Action::Configure | Action::ChangeDevice => {}
         }
         self.state = next;
         Ok(next)
@@ -109,6 +117,12 @@ impl Machine {
         self.devices.limit_disk(id, limits)
     }
 
+    /// What each virtio device is and what its driver has done, in the order of their interrupts.
+    #[must_use]
+    pub fn device_reports(&self) -> Vec<DeviceReport> {
+        self.devices.reports()
+    }
+
     /// Exits of all vCPUs so far, of one kind.
     #[must_use]
     pub fn exits(&self, kind: ExitKind) -> u64 {
@@ -126,6 +140,18 @@ impl Machine {
     pub fn run_time(&self) -> Duration {
         let end = self.ended.unwrap_or_else(Instant::now);
         self.first_entry.map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
+    }
+
+    /// Whether the guest would hear of its power button: it has unmasked the button's interrupt.
+    #[must_use]
+    pub fn power_button_is_enabled(&self) -> bool {
+        irqchip::is_unmasked(&self.vm, arch::layout::GED_GSI)
+    }
+
+    /// Interrupts every vCPU by what it cannot mask.
+    fn inject_nmi(&self) -> Result<(), MachineError> {
+        let count = u8::try_from(self.vcpus.len()).expect("at most 64 vCPUs");
+        (0..count).try_for_each(|apic_id| irqchip::send_nmi(&self.vm, apic_id)).map_err(Into::into)
     }
 
     /// Devices first: a vCPU that runs finds them ready.

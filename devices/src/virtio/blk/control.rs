@@ -90,6 +90,11 @@ impl DiskControl {
         Ok(())
     }
 
+    /// Its size now, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.sectors() * SECTOR_BYTES
+    }
+
     /// What happens in the disk.
     pub fn counters(&self) -> &DeviceCounters {
         &self.shared.counters

@@ -57,6 +57,17 @@ pub struct TransportCore {
     log: FaultLog,
 }
 
+/// What a device's driver has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverState {
+    /// No driver has said that it is ready.
+    Absent,
+    /// It uses the device.
+    Ready,
+    /// It, or the host, broke the device, which waits for a reset.
+    NeedsReset,
+}
+
 struct Queue {
     config: QueueConfig,
     state: QueueState,
@@ -156,6 +167,16 @@ impl TransportCore {
     pub fn status(&self) -> u32 {
         let needs_reset = if self.interrupt.is_reset_needed() { NEEDS_RESET } else { 0 };
         self.status | needs_reset
+    }
+
+    /// What the driver has come to, for whoever asks.
+    pub fn driver_state(&self) -> DriverState {
+        match self.run {
+            _ if self.interrupt.is_reset_needed() => DriverState::NeedsReset,
+            Run::Stopped => DriverState::Absent,
+            Run::Running | Run::Paused => DriverState::Ready,
+            Run::Dead => DriverState::NeedsReset,
+        }
     }
 
     /// Takes the driver's write to the device status. 0 resets; every other write can only add bits.

@@ -1,0 +1,290 @@
+//! One connection: requests in turn, each with a deadline for its arrival. A connection that holds no complete request can
+//! be closed at any time, and is when another client needs its place.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Sleep, sleep_until};
+use vmm::control::EventLog;
+
+use super::Context;
+use super::answer::{Answer, Fault, stream};
+use super::routes::{self, Plan};
+
+/// How long a request may take to arrive, from its first byte to its last.
+const ARRIVAL_MAX: Duration = Duration::from_secs(10);
+/// Batches of events that wait for a client before it misses some.
+const EVENT_BATCHES_MAX: usize = 4;
+
+/// Where a connection is, for its own task and for the server that may close it.
+pub(super) struct Phase {
+    now: Cell<Now>,
+    /// When its last request was complete, or else when it was accepted.
+    last_complete: Cell<Instant>,
+    evicted: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Now {
+    /// Nothing has arrived of the next request.
+    Idle,
+    /// A part of it has, the first at this time.
+    Arriving(Instant),
+    /// It is complete and being answered.
+    Answering,
+}
+
+impl Phase {
+    pub(super) fn new() -> Rc<Self> {
+        let last_complete = Cell::new(Instant::now());
+        Rc::new(Self { now: Cell::new(Now::Idle), last_complete, evicted: Cell::new(false), waker: Cell::new(None) })
+    }
+
+    /// Since when it has had no complete request; None while it has one.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        (self.now.get() != Now::Answering && !self.evicted.get()).then(|| self.last_complete.get())
+    }
+
+    /// Closes the connection.
+    pub(super) fn evict(&self) {
+        self.evicted.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn set(&self, now: Now) {
+        if self.now.get() == Now::Answering {
+            self.last_complete.set(Instant::now());
+        }
+        self.now.set(now);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.now.get() {
+            Now::Arriving(since) => Some(since + ARRIVAL_MAX),
+            Now::Idle | Now::Answering => None,
+        }
+    }
+}
+
+/// Serves a connection until either side has enough of it.
+pub(super) async fn serve(
+    socket: UnixStream,
+    phase: Rc<Phase>,
+    context: Arc<Context>,
+    news: watch::Receiver<()>,
+    mut ending: watch::Receiver<bool>,
+) {
+    let end = ending.clone();
+    let observed = Observed { socket, phase: Rc::clone(&phase) };
+    let service = service_fn(|request| {
+        let (context, phase, news, end) = (Arc::clone(&context), Rc::clone(&phase), news.clone(), end.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(request, &context, &phase, (news, end)).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(context.request_bytes_max.max(HYPER_BUFFER_MIN)).half_close(true);
+    let connection = builder.serve_connection(TokioIo::new(observed), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut overdue = Overdue { phase: Rc::clone(&phase), timer: None };
+    loop {
+        tokio::select! {
+            biased;
+            // What ends a connection early is of no interest: its client knows.
+            _ = connection.as_mut() => return,
+            () = &mut overdue => return,
+            changed = ending.changed() => {
+                connection.as_mut().graceful_shutdown();
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// hyper's own lower limit.
+const HYPER_BUFFER_MIN: usize = 8192;
+
+/// Ready when the connection has to be closed: evicted, or its request takes too long to arrive.
+struct Overdue {
+    phase: Rc<Phase>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Overdue {
+    type Output = ();
+
+    /// Polled after the connection, in which phases change.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
+        if self.phase.evicted.get() {
+            return Poll::Ready(());
+        }
+        self.phase.waker.set(Some(cx.waker().clone()));
+        let Some(deadline) = self.phase.deadline() else {
+            self.timer = None;
+            return Poll::Pending;
+        };
+        let deadline = deadline.into();
+        match &mut self.timer {
+            Some(timer) if timer.deadline() == deadline => {}
+            timer => *timer = Some(Box::pin(sleep_until(deadline))),
+        }
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+}
+
+/// The socket, which notes when the first bytes of a request arrive.
+struct Observed {
+    socket: UnixStream,
+    phase: Rc<Phase>,
+}
+
+impl AsyncRead for Observed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if buf.filled().len() > before && self.phase.now.get() == Now::Idle {
+            self.phase.set(Now::Arriving(Instant::now()));
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Observed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// The request is complete; dropped, its answer is on its way.
+struct Answering<'a>(&'a Phase);
+
+impl<'a> Answering<'a> {
+    fn begin(phase: &'a Phase) -> Self {
+        phase.set(Now::Answering);
+        Self(phase)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.set(Now::Idle);
+    }
+}
+
+async fn answer(
+    request: hyper::Request<Incoming>,
+    context: &Arc<Context>,
+    phase: &Rc<Phase>,
+    (news, end): (watch::Receiver<()>, watch::Receiver<bool>),
+) -> Answer {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let dialect = routes::dialect(path);
+    let result = async {
+        let body = collect(&head, body, context.request_bytes_max).await?;
+        let answering = Answering::begin(phase);
+        let query = head.uri.query().unwrap_or_default();
+        match routes::plan(context, &head.method, path, query, &body)? {
+            Plan::Say(answer) => Ok(answer),
+            Plan::Ask(command, say) => {
+                log::debug!("api: {} {path}", head.method);
+                Ok(say(context.ask(command).await??))
+            }
+            Plan::Follow(after) => {
+                // It has a request in progress for as long as it follows.
+                std::mem::forget(answering);
+                Ok(stream("application/x-ndjson", follow(context.news.clone(), after, news, end)))
+            }
+        }
+    };
+    let result: Result<Answer, Fault> = result.await;
+    result.unwrap_or_else(|fault| {
+        log::debug!("api: {} {path}: {}", head.method, fault.message);
+        fault.answer(dialect)
+    })
+}
+
+/// All of the body, if the request stays within its limit.
+async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usize) -> Result<Bytes, Fault> {
+    let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let room = limit.saturating_sub(head.uri.path().len() + headers.sum::<usize>());
+    match Limited::new(body, room).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("the request is larger than {limit} bytes, headers and body together");
+            Err(Fault::with(hyper::StatusCode::PAYLOAD_TOO_LARGE, "too_large", message))
+        }
+        Err(error) => Err(Fault::bad(format!("the body did not arrive whole: {error}"))),
+    }
+}
+
+/// The events after `after`, one JSON object a line, as they come. A client that does not read them misses some, which their
+/// numbers tell.
+fn follow(
+    log: EventLog,
+    mut after: u64,
+    mut news: watch::Receiver<()>,
+    mut end: watch::Receiver<bool>,
+) -> super::answer::Body {
+    let (lines, body) = mpsc::channel(EVENT_BATCHES_MAX);
+    tokio::task::spawn_local(async move {
+        loop {
+            let last = *end.borrow_and_update();
+            news.mark_unchanged();
+            let mut batch = String::new();
+            for event in log.after(after) {
+                after = event.seq;
+                batch.push_str(&serde_json::to_string(&event).expect("an event has string keys and serialises"));
+                batch.push('\n');
+            }
+            if (!batch.is_empty() && lines.send(Bytes::from(batch)).await.is_err()) || last {
+                return;
+            }
+            tokio::select! {
+                changed = end.changed() => if changed.is_err() { return },
+                changed = news.changed() => if changed.is_err() { return },
+                () = lines.closed() => return,
+            }
+        }
+    });
+    Lines(body).boxed_unsync()
+}
+
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(cx).map(|batch| batch.map(|batch| Ok(Frame::data(batch))))
+    }
+}

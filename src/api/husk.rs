@@ -1,0 +1,191 @@
+//! husk's own dialect, under `/husk/v1`: plain REST. What is done to the machine is a job: POST begins it, and it may be
+//! over by the time of the answer.
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vmm::control::{Command, DiskChange, JobId, JobReport, Reply};
+use vmm::machine::DeviceReport;
+
+use super::answer::{Answer, Fault, accepted, json_answer, no_content, text_answer};
+use super::routes::{Plan, Request, Route, Success, optional, required, schema};
+use super::{Context, FIRECRACKER_VERSION, openapi};
+
+/// How long a guest has to end by itself where a request does not say.
+const GRACE_MS_DEFAULT: u64 = 5_000;
+/// A day: who wants to wait longer does not want a limit.
+const GRACE_MS_MAX: u64 = 86_400_000;
+
+/// What this process is, and how it is.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Health {
+    /// `ok`: the socket answers.
+    status: &'static str,
+    /// husk's version.
+    version: &'static str,
+    /// The version of Firecracker's API that is followed.
+    firecracker_version: &'static str,
+    /// The VM's name.
+    id: String,
+    /// `not_started`, `running`, `paused` or `ended`.
+    state: &'static str,
+    /// This process.
+    pid: u32,
+    /// How long it has run, in milliseconds.
+    uptime_ms: u64,
+}
+
+/// How a machine is to be stopped.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Stop {
+    /// How long the guest has to end by itself after its power button was pressed, in milliseconds; 0 ends it at once.
+    grace_ms: Option<u64>,
+}
+
+/// What changes of a device in use: exactly one of these.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct DevicePart {
+    /// A disk's size in bytes, which its file or device must have already.
+    size_bytes: Option<u64>,
+}
+
+pub(super) fn routes() -> Vec<Route> {
+    let route = |method, path, summary, body, success, plan| Route { method, path, summary, body, success, plan };
+    let (get, post) = (Method::GET, Method::POST);
+    let act = |path, summary, plan| route(Method::POST, path, summary, None, Success::Accepted, plan);
+    let jobs = Success::Json(schema::<Vec<JobReport>>);
+    let job = || Success::Json(schema::<JobReport>);
+    vec![
+        route(get.clone(), "/husk/v1/health", "How husk is.", None, Success::Json(schema::<Health>), health),
+        route(
+            get.clone(),
+            "/husk/v1/openapi.json",
+            "This document.",
+            None,
+            Success::Json(schema::<serde_json::Map<String, serde_json::Value>>),
+            |_, _| Ok(Plan::Say(json_answer(StatusCode::OK, &openapi::document()))),
+        ),
+        route(
+            get.clone(),
+            "/husk/v1/events",
+            "What happens to the machine: one JSON object a line, the last 256 at first (`?after=SEQ`: those after that), then as they come.",
+            None,
+            Success::Text("application/x-ndjson"),
+            events,
+        ),
+        route(get.clone(), "/husk/v1/jobs", "The jobs, oldest first.", None, jobs, |_, _| {
+            Ok(Plan::Ask(Command::ListJobs, |reply| match reply {
+                Reply::Jobs(jobs) => json_answer(StatusCode::OK, &jobs),
+                _ => no_content(),
+            }))
+        }),
+        route(get.clone(), "/husk/v1/jobs/{job}", "A job.", None, job(), |_, request| {
+            Ok(Plan::Ask(Command::ReadJob(job_id(request)?), say_job))
+        }),
+        route(Method::DELETE, "/husk/v1/jobs/{job}", "Gives a job up.", None, job(), |_, request| {
+            Ok(Plan::Ask(Command::CancelJob(job_id(request)?), say_job))
+        }),
+        act("/husk/v1/pause", "Parks the vCPUs and drains the devices.", |_, _| job_of(Command::Pause)),
+        act("/husk/v1/resume", "Lets them go on.", |_, _| job_of(Command::Resume)),
+        act("/husk/v1/power-button", "Presses the power button.", |_, _| job_of(Command::PowerButton)),
+        act("/husk/v1/nmi", "Interrupts every vCPU by what it cannot mask.", |_, _| job_of(Command::Nmi)),
+        act("/husk/v1/ctrl-alt-del", "Types Ctrl-Alt-Delete.", |_, _| job_of(Command::CtrlAltDel)),
+        route(
+            post,
+            "/husk/v1/stop",
+            "Ends the machine, and husk with it: by the power button, and at once when the grace has passed, when the guest has not enabled its button, and at a second request.",
+            optional::<Stop>(),
+            Success::Accepted,
+            stop,
+        ),
+        route(
+            get.clone(),
+            "/husk/v1/devices",
+            "The virtio devices, in the order of their interrupts; none before the start.",
+            None,
+            Success::Json(schema::<Vec<DeviceReport>>),
+            |_, _| {
+                Ok(Plan::Ask(Command::ListDevices, |reply| match reply {
+                    Reply::Devices(devices) => json_answer(StatusCode::OK, &devices),
+                    _ => no_content(),
+                }))
+            },
+        ),
+        route(
+            Method::PATCH,
+            "/husk/v1/devices/{id}",
+            "Changes a device in use.",
+            required::<DevicePart>(),
+            Success::NoContent,
+            patch_device,
+        ),
+    ]
+}
+
+fn health(context: &Context, _: &Request) -> Result<Plan, Fault> {
+    let health = Health {
+        status: "ok",
+        version: env!("CARGO_PKG_VERSION"),
+        firecracker_version: FIRECRACKER_VERSION,
+        id: context.id.clone(),
+        state: context.state.get().name(),
+        pid: std::process::id(),
+        uptime_ms: u64::try_from(context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok(Plan::Say(json_answer(StatusCode::OK, &health)))
+}
+
+fn events(_: &Context, request: &Request) -> Result<Plan, Fault> {
+    let mut after = 0;
+    for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
+        after = pair
+            .strip_prefix("after=")
+            .and_then(|number| number.parse().ok())
+            .ok_or_else(|| Fault::bad(format!("`{pair}`: use after=SEQ, the number of the last event seen")))?;
+    }
+    Ok(Plan::Follow(after))
+}
+
+fn stop(_: &Context, request: &Request) -> Result<Plan, Fault> {
+    let Stop { grace_ms } = if request.body.trim().is_empty() { Stop::default() } else { request.parse()? };
+    let grace_ms = grace_ms.unwrap_or(GRACE_MS_DEFAULT);
+    if grace_ms > GRACE_MS_MAX {
+        return Err(Fault::bad(format!("grace_ms: {grace_ms} is more than a day: use at most {GRACE_MS_MAX}")));
+    }
+    job_of(Command::Stop { grace: Duration::from_millis(grace_ms) })
+}
+
+fn patch_device(_: &Context, request: &Request) -> Result<Plan, Fault> {
+    let DevicePart { size_bytes } = request.parse()?;
+    let Some(size_bytes) = size_bytes else {
+        return Err(Fault::bad("nothing to change: give size_bytes"));
+    };
+    Ok(Plan::Ask(Command::Disk(request.argument.to_owned(), DiskChange::Resize(size_bytes)), |_| no_content()))
+}
+
+fn job_id(request: &Request) -> Result<JobId, Fault> {
+    let number = request.argument;
+    let no_number = |_| {
+        let message = format!("there is no job `{number}`: a job's name is a number");
+        Fault::with(StatusCode::NOT_FOUND, "no_such_job", message)
+    };
+    number.parse().map(JobId).map_err(no_number)
+}
+
+fn job_of(command: Command) -> Result<Plan, Fault> {
+    Ok(Plan::Ask(command, |reply| match reply {
+        Reply::Job(job) => accepted(&job),
+        _ => no_content(),
+    }))
+}
+
+fn say_job(reply: Reply) -> Answer {
+    match reply {
+        Reply::Job(job) => json_answer(StatusCode::OK, &job),
+        _ => text_answer("application/json", "null"),
+    }
+}

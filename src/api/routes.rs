@@ -1,0 +1,244 @@
+//! The table of all routes, and how a request finds its own. A route is stateless: method, path and body become a command,
+//! and what the control loop replies becomes an answer. The OpenAPI document is made from the same table.
+
+use hyper::{Method, StatusCode};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use vmm::config::firecracker::from_json;
+use vmm::control::{Command, Reply};
+
+use super::answer::{Answer, Fault};
+use super::{Context, firecracker, husk};
+
+/// Levels of arrays and objects that a body may have.
+const DEPTH_MAX: usize = 32;
+
+/// Whose clients a route is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// Firecracker's.
+    Firecracker,
+    /// husk's own, under `/husk/v1`.
+    Husk,
+}
+
+/// A route.
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// The path; a segment in braces is the route's argument.
+    pub(super) path: &'static str,
+    pub(super) summary: &'static str,
+    /// The body that it takes, if it takes one.
+    pub(super) body: Option<Body>,
+    /// What a request that is carried out is answered.
+    pub(super) success: Success,
+    pub(super) plan: fn(&Context, &Request) -> Result<Plan, Fault>,
+}
+
+/// A body's type.
+pub(super) struct Body {
+    pub(super) schema: MakeSchema,
+    /// Whether a request must have it.
+    pub(super) presence: Presence,
+}
+
+/// Whether a body must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    Required,
+    Optional,
+}
+
+pub(super) type MakeSchema = fn(&mut SchemaGenerator) -> Schema;
+
+/// What a request that is carried out is answered.
+pub(super) enum Success {
+    /// 204.
+    NoContent,
+    /// 200 with JSON.
+    Json(MakeSchema),
+    /// 202 with the job, and its place.
+    Accepted,
+    /// 200 with text of a type.
+    Text(&'static str),
+    /// Nothing: husk cannot do it yet.
+    Never,
+}
+
+/// A request that has found its route.
+pub(super) struct Request<'a> {
+    /// The route's summary.
+    pub(super) summary: &'static str,
+    /// What stands where the route's path has braces.
+    pub(super) argument: &'a str,
+    pub(super) query: &'a str,
+    pub(super) body: &'a str,
+}
+
+/// What is to be done.
+pub(super) enum Plan {
+    /// Ask the control loop, and say what it replies.
+    Ask(Command, fn(Reply) -> Answer),
+    /// Say this.
+    Say(Answer),
+    /// Send the events after this one, as they come.
+    Follow(u64),
+}
+
+/// `T` as a body that must be there.
+pub(super) const fn required<T: JsonSchema>() -> Option<Body> {
+    Some(Body { schema: schema::<T>, presence: Presence::Required })
+}
+
+/// `T` as a body that may be there.
+pub(super) const fn optional<T: JsonSchema>() -> Option<Body> {
+    Some(Body { schema: schema::<T>, presence: Presence::Optional })
+}
+
+/// The schema of `T`.
+pub(super) fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// All routes.
+pub(super) fn all() -> impl Iterator<Item = Route> {
+    firecracker::routes().into_iter().chain(husk::routes())
+}
+
+/// Whose a path is.
+pub(super) fn dialect(path: &str) -> Dialect {
+    match path == "/husk" || path.starts_with("/husk/") {
+        true => Dialect::Husk,
+        false => Dialect::Firecracker,
+    }
+}
+
+/// What a request asks for.
+///
+/// # Errors
+/// There is no such route, or its body is wrong.
+pub(super) fn plan(context: &Context, method: &Method, path: &str, query: &str, body: &[u8]) -> Result<Plan, Fault> {
+    let body = std::str::from_utf8(body)
+        .map_err(|error| Fault::bad(format!("the body is no UTF-8 after byte {}", error.valid_up_to())))?;
+    let mut allowed = Vec::new();
+    for route in all() {
+        let Some(argument) = arguments(route.path, path) else { continue };
+        if route.method != *method {
+            allowed.push(route.method);
+            continue;
+        }
+        check_body(&route, method, body)?;
+        return (route.plan)(context, &Request { summary: route.summary, argument, query, body });
+    }
+    Err(match dialect(path) {
+        Dialect::Firecracker => Fault::bad(format!("invalid request method and/or path: {method} {path}")),
+        Dialect::Husk if allowed.is_empty() => {
+            Fault::with(StatusCode::NOT_FOUND, "not_found", format!("there is no {path}: see /husk/v1/openapi.json"))
+        }
+        Dialect::Husk => {
+            let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("{path} takes {allowed}, not {method}");
+            Fault::with(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        }
+    })
+}
+
+fn check_body(route: &Route, method: &Method, body: &str) -> Result<(), Fault> {
+    let empty = body.trim().is_empty();
+    match &route.body {
+        None if !empty => Err(Fault::bad(format!("a {method} request of {} has no body", route.path))),
+        Some(Body { presence: Presence::Required, .. }) if empty => {
+            Err(Fault::bad(format!("the body is empty: a {method} request of {} needs one", route.path)))
+        }
+        _ if is_too_deep(body) => Err(Fault::bad(format!("the body has more than {DEPTH_MAX} levels"))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether brackets outside of strings go deeper than they may. What is no JSON is the parser's to say.
+fn is_too_deep(text: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if std::mem::take(&mut escaped) => {}
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    return true;
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What stands for the braces of `pattern` in `path`, if it is of that form; a slash at the end changes nothing.
+fn arguments<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
+    let mut argument = "";
+    let trimmed = |path: &'a str| path.strip_suffix('/').unwrap_or(path);
+    let mut segments = trimmed(path).split('/');
+    for expected in pattern.strip_suffix('/').unwrap_or(pattern).split('/') {
+        let found = segments.next()?;
+        if expected.starts_with('{') {
+            argument = found;
+        } else if expected != found {
+            return None;
+        }
+    }
+    segments.next().is_none().then_some(argument)
+}
+
+impl Request<'_> {
+    /// The body as a `T`.
+    pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        from_json(self.body).map_err(|error| Fault::bad(crate::exit::describe(&error)))
+    }
+
+    /// As [`Self::parse`], of a body that names what the path names.
+    pub(super) fn parse_named<T: DeserializeOwned>(&self, field: &str, name: fn(&T) -> &str) -> Result<T, Fault> {
+        let body = self.parse()?;
+        match name(&body) {
+            named if named == self.argument => Ok(body),
+            named => Err(Fault::bad(format!(
+                "{field}: `{named}` is not the `{}` of the path: give both the same",
+                self.argument
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_matched_as_a_whole() {
+        assert_eq!(arguments("/drives/{id}", "/drives/a"), Some("a"));
+        assert_eq!(arguments("/drives/{id}", "/drives/a/"), Some("a"));
+        assert_eq!(arguments("/drives/{id}", "/drives/"), None);
+        assert_eq!(arguments("/drives/{id}", "/drives/a/b"), None);
+        assert_eq!(arguments("/", "/"), Some(""));
+        assert_eq!(arguments("/vm", "/vmx"), None);
+        assert_eq!(arguments("/vm/config", "/vm"), None);
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!is_too_deep(&nested(DEPTH_MAX)));
+        assert!(is_too_deep(&nested(DEPTH_MAX + 1)));
+        assert!(!is_too_deep(&format!("\"\\\"{}\"", "[".repeat(100))));
+    }
+
+    #[test]
+    fn no_two_routes_are_the_same() {
+        let mut seen = std::collections::BTreeSet::new();
+        for route in all() {
+            assert!(seen.insert((route.path, route.method.to_string())), "{} {}", route.method, route.path);
+        }
+    }
+}

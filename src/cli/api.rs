@@ -1,0 +1,33 @@
+//! A machine with or without its control socket.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use vmm::config::VmConfig;
+use vmm::control::command_queue;
+
+use crate::api::{Context, Listener, Server};
+use crate::session::{Begin, Finished, Manners, RunError, Session};
+
+/// The control socket that was asked for.
+#[derive(Debug)]
+pub(super) struct Api {
+    pub(super) path: PathBuf,
+    pub(super) id: String,
+    pub(super) request_bytes_max: usize,
+    pub(super) started: Instant,
+}
+
+/// Runs a machine to its end. The socket accepts before anything slow is done.
+pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<Api>) -> Result<Finished, RunError> {
+    let Some(Api { path, id, request_bytes_max, started }) = api else {
+        return Session::open(manners, None)?.run(config, begin);
+    };
+    let listener = Listener::open(&path)?;
+    let host = |source| RunError::Host { what: "create the command queue", source };
+    let (commands, received) = command_queue().map_err(host)?;
+    let session = Session::open(manners, Some(received))?;
+    let context = Context { id, commands, news: session.news(), state: session.state(), request_bytes_max, started };
+    let _server = Server::start(listener, context)?;
+    session.run(config, begin)
+}

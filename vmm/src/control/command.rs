@@ -1,0 +1,191 @@
+//! What the process's clients ask of the control loop, and the way there and back: a queue, the eventfd that wakes the
+//! loop, and for each command the one who waits for its reply.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::jobs::{JobId, JobReport};
+use super::{Refusal, State};
+use crate::config::VmConfig;
+use crate::config::firecracker::bodies::RateLimiter;
+use crate::config::firecracker::{BodyError, Change};
+use crate::machine::{DeviceReport, DiskChangeError, KvmError, MachineError};
+
+/// What a client asks.
+#[derive(Debug)]
+pub enum Command {
+    /// Describe a part of the machine.
+    Configure(Change),
+    /// Assemble the machine and start it.
+    Start,
+    /// Park all vCPUs and drain the devices.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Press the power button.
+    PowerButton,
+    /// Type Ctrl-Alt-Delete.
+    CtrlAltDel,
+    /// Interrupt the guest by what it cannot mask.
+    Nmi,
+    /// End the machine, and with it the process: by the power button, and at once when `grace` has passed or the guest
+    /// has not enabled the button.
+    Stop {
+        /// How long the guest has.
+        grace: Duration,
+    },
+    /// Change a disk in use.
+    Disk(String, DiskChange),
+    /// Tell what the machine is.
+    ReadConfig,
+    /// Tell what its devices do.
+    ListDevices,
+    /// Tell of the jobs.
+    ListJobs,
+    /// Tell of one.
+    ReadJob(JobId),
+    /// Give one up.
+    CancelJob(JobId),
+}
+
+/// What changes of a disk.
+#[derive(Debug)]
+pub enum DiskChange {
+    /// What it holds, and how fast: Firecracker's `PATCH /drives/{drive_id}`.
+    Part {
+        /// The buckets from now on.
+        limits: Option<RateLimiter>,
+    },
+    /// Its size, in bytes.
+    Resize(u64),
+}
+
+/// What the control loop answers to a command that it carried out.
+#[derive(Debug)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// What the machine is.
+    Config(Box<VmConfig>),
+    /// What its devices do.
+    Devices(Vec<DeviceReport>),
+    /// The jobs, oldest first.
+    Jobs(Vec<JobReport>),
+    /// A job.
+    Job(JobReport),
+}
+
+/// Why a command was not carried out. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum CommandError {
+    /// The present state does not accept it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The machine cannot be so.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The machine cannot be assembled. The program, which assembles it, has said why.
+    #[error("cannot start the machine: {0}")]
+    Start(String),
+    /// A disk does not take the change.
+    #[error(transparent)]
+    Disk(#[from] DiskChangeError),
+    /// KVM does not do it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No job has this number, or it was so long ago that it is forgotten.
+    #[error("there is no job {0}")]
+    NoSuchJob(JobId),
+    /// The job has ended.
+    #[error("job {0} has ended")]
+    JobEnded(JobId),
+}
+
+impl From<MachineError> for CommandError {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Refused(refusal) => Self::Refused(refusal),
+            MachineError::Kvm(error) => Self::Kvm(error),
+        }
+    }
+}
+
+impl CommandError {
+    /// The state that refused it, if one did.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.state),
+            _ => None,
+        }
+    }
+}
+
+/// What comes of a command.
+pub type CommandResult = Result<Reply, CommandError>;
+
+/// A command, and who waits for its reply.
+pub(super) struct Request {
+    pub(super) command: Command,
+    pub(super) reply: ReplyTo,
+}
+
+/// Called once, on the control loop's thread: it must not wait. Dropped uncalled when the loop ends first.
+pub(super) type ReplyTo = Box<dyn FnOnce(CommandResult) + Send>;
+
+/// A client's end; it may have many.
+#[derive(Debug, Clone)]
+pub struct CommandSender {
+    queue: Sender<Request>,
+    wake: Arc<EventFd>,
+}
+
+/// The control loop's end.
+#[derive(Debug)]
+pub struct CommandReceiver {
+    queue: Receiver<Request>,
+    wake: Arc<EventFd>,
+}
+
+/// A queue of commands.
+///
+/// # Errors
+/// The host gives no eventfd.
+pub fn command_queue() -> io::Result<(CommandSender, CommandReceiver)> {
+    let (sender, receiver) = channel();
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    Ok((CommandSender { queue: sender, wake: Arc::clone(&wake) }, CommandReceiver { queue: receiver, wake }))
+}
+
+impl CommandSender {
+    /// Asks without waiting. `reply` is called on the control loop's thread, or dropped if the loop ends before.
+    pub fn send(&self, command: Command, reply: impl FnOnce(CommandResult) + Send + 'static) {
+        if self.queue.send(Request { command, reply: Box::new(reply) }).is_ok() {
+            // It can only fail by the counter's overflow, and then the loop is awake already.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl CommandReceiver {
+    /// Readable while there may be commands.
+    pub(super) fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// The oldest command, if there is one.
+    pub(super) fn next(&self) -> Option<Request> {
+        self.queue.try_recv().ok()
+    }
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Request").field(&self.command).finish()
+    }
+}

@@ -1,0 +1,116 @@
+//! What the control loop hears and tells for the life of the process, whichever machine it has.
+
+use std::time::{Duration, Instant};
+
+use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, Request};
+use super::jobs::{JobId, JobKind, JobState, Jobs};
+use super::news::{EventKind, EventLog};
+use super::{Signals, State, StateCell};
+
+/// The control loop's connections, which outlive machines.
+#[derive(Debug)]
+pub struct ControlPlane {
+    pub(super) signals: Signals,
+    pub(super) commands: Option<CommandReceiver>,
+    pub(super) jobs: Jobs,
+    pub(super) news: EventLog,
+    pub(super) state: StateCell,
+    pub(super) stop_grace: Duration,
+}
+
+impl ControlPlane {
+    /// A loop that hears of `signals`, and of commands if there is a way for them.
+    #[must_use]
+    pub fn new(signals: Signals, commands: Option<CommandReceiver>) -> Self {
+        Self {
+            signals,
+            commands,
+            jobs: Jobs::default(),
+            news: EventLog::default(),
+            state: StateCell::default(),
+            stop_grace: Duration::ZERO,
+        }
+    }
+
+    /// How long a signal leaves a guest that has enabled its power button; without, the signal ends it at once.
+    #[must_use]
+    pub fn with_stop_grace(self, stop_grace: Duration) -> Self {
+        Self { stop_grace, ..self }
+    }
+
+    /// What happens to the machine.
+    #[must_use]
+    pub fn news(&self) -> EventLog {
+        self.news.clone()
+    }
+
+    /// The machine's state.
+    #[must_use]
+    pub fn state(&self) -> StateCell {
+        self.state.clone()
+    }
+
+    pub(super) fn next_request(&self) -> Option<Request> {
+        self.commands.as_ref().and_then(CommandReceiver::next)
+    }
+
+    /// Consumes what woke the loop; the queue tells what there is.
+    pub(super) fn hear(&self) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.wake().read();
+        }
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        if self.state.get() != state {
+            self.state.set(state);
+            self.news.tell_state(state);
+        }
+    }
+
+    pub(super) fn begin(&mut self, kind: JobKind, limit: Duration) -> JobId {
+        let id = self.jobs.begin(kind, limit, Instant::now());
+        self.tell_job(id);
+        id
+    }
+
+    pub(super) fn end(&mut self, id: JobId, state: JobState) {
+        self.jobs.end(id, state, Instant::now());
+        self.tell_job(id);
+    }
+
+    /// A job that is over as soon as it is begun.
+    pub(super) fn done(&mut self, kind: JobKind) -> Reply {
+        let now = Instant::now();
+        let id = self.jobs.begin(kind, Duration::ZERO, now);
+        self.end(id, JobState::Done);
+        self.job(id).map_or(Reply::Done, Reply::Job)
+    }
+
+    pub(super) fn job(&self, id: JobId) -> Option<super::JobReport> {
+        self.jobs.report(id, Instant::now())
+    }
+
+    /// Answers what needs no machine. Gives any other command back.
+    pub(super) fn answer(&self, command: Command) -> Result<CommandResult, Command> {
+        match command {
+            Command::ListJobs => Ok(Ok(Reply::Jobs(self.jobs.reports(Instant::now())))),
+            Command::ReadJob(id) => Ok(self.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))),
+            other => Err(other),
+        }
+    }
+
+    /// Why a job that the loop does not work on cannot be given up.
+    pub(super) fn cannot_cancel(&self, id: JobId) -> CommandError {
+        match self.job(id) {
+            Some(_) => CommandError::JobEnded(id),
+            None => CommandError::NoSuchJob(id),
+        }
+    }
+
+    fn tell_job(&self, id: JobId) {
+        if let Some(job) = self.job(id) {
+            self.news.tell(EventKind::Job { job });
+        }
+    }
+}

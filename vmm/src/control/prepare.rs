@@ -1,0 +1,132 @@
+//! The time before a machine: it is described, command by command, until somebody starts it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::command::{Command, CommandError, CommandResult, Reply, ReplyTo};
+use super::{Action, ControlError, ControlPlane, State};
+use crate::config::{HostFacts, VmConfig};
+
+/// How the description of a machine ended.
+#[derive(Debug)]
+pub enum Prepared {
+    /// It shall be assembled and started.
+    Start(Starter),
+    /// The process shall end.
+    Stopped,
+}
+
+/// Who waits for a machine to start.
+pub struct Starter(Option<ReplyTo>);
+
+impl Starter {
+    /// Nobody does: the process starts it by itself.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self(None)
+    }
+
+    /// Whether somebody asked for the start over the API, and is told if it fails.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The machine cannot be assembled, for this reason.
+    pub fn failed(self, cause: String) {
+        self.answer(Err(CommandError::Start(cause)));
+    }
+
+    pub(super) fn answer(self, result: CommandResult) {
+        if let Some(reply) = self.0 {
+            reply(result);
+        }
+    }
+}
+
+impl std::fmt::Debug for Starter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Starter").field(&self.waits()).finish()
+    }
+}
+
+/// What a command before the machine leads to.
+enum Step {
+    GoOn(CommandResult),
+    Start,
+    Stop,
+}
+
+impl ControlPlane {
+    /// Lets clients describe the machine until one starts it, or the process is asked to end.
+    ///
+    /// # Errors
+    /// The host gives no epoll, or fails it.
+    pub fn prepare(&mut self, config: &mut VmConfig) -> Result<Prepared, ControlError> {
+        let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
+        let commands = self.commands.as_ref().map(|commands| commands.wake().as_raw_fd());
+        for (fd, data) in [Some(self.signals.as_raw_fd()), commands].into_iter().flatten().zip([SIGNAL, COMMAND]) {
+            epoll
+                .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data))
+                .map_err(|source| ControlError::Wait { what: "watch a descriptor", source })?;
+        }
+        let mut ready = [EpollEvent::default(); 2];
+        loop {
+            let count = match epoll.wait(-1, &mut ready) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(source) => return Err(ControlError::Wait { what: "wait for events", source }),
+            };
+            if ready[..count].iter().any(|event| event.data() == SIGNAL) {
+                self.set_state(State::Ended);
+                return Ok(Prepared::Stopped);
+            }
+            self.hear();
+            while let Some(request) = self.next_request() {
+                match self.carry_out(request.command, config) {
+                    Step::GoOn(result) => (request.reply)(result),
+                    Step::Start => return Ok(Prepared::Start(Starter(Some(request.reply)))),
+                    Step::Stop => {
+                        self.set_state(State::Ended);
+                        (request.reply)(Ok(self.done(super::JobKind::Stop)));
+                        return Ok(Prepared::Stopped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, config: &mut VmConfig) -> Step {
+        let command = match self.answer(command) {
+            Ok(result) => return Step::GoOn(result),
+            Err(command) => command,
+        };
+        let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
+        match command {
+            Command::Configure(change) => {
+                let done = change.apply(config, HostFacts::read());
+                Step::GoOn(done.map(|()| Reply::Done).map_err(Into::into))
+            }
+            Command::Start => match config.validate(HostFacts::read()) {
+                Ok(()) => Step::Start,
+                Err(error) => Step::GoOn(Err(CommandError::Start(error.to_string()))),
+            },
+            Command::Stop { .. } => Step::Stop,
+            Command::ReadConfig => Step::GoOn(Ok(Reply::Config(Box::new(config.clone())))),
+            Command::ListDevices => Step::GoOn(Ok(Reply::Devices(Vec::new()))),
+            Command::Pause => refuse(Action::Pause),
+            Command::Resume => refuse(Action::Resume),
+            Command::PowerButton => refuse(Action::PowerButton),
+            Command::CtrlAltDel => refuse(Action::CtrlAltDel),
+            Command::Nmi => refuse(Action::Nmi),
+            Command::Disk(..) => refuse(Action::ChangeDevice),
+            Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
+            Command::ListJobs | Command::ReadJob(_) => unreachable!("answered without a machine"),
+        }
+    }
+}
+
+const SIGNAL: u64 = 0;
+const COMMAND: u64 = 1;
