@@ -17,7 +17,9 @@ use std::io;
 #[cfg(any(test, feature = "testing"))]
 pub use faulty::{Fault, FaultyBackend, Release};
 pub use file::FileBackend;
-pub use image::{BlockSize, DiskImage, DiskImageError, DiskOptions};
+#[cfg(test)]
+pub(crate) use image::try_lock_whole;
+pub use image::{BlockSize, DiskImage, DiskImageError, DiskOptions, FileIdentity};
 pub use uring::{RingError, UringBackend};
 
 use crate::virtio::GuestBuffers;

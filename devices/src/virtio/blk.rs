@@ -5,12 +5,13 @@
 
 mod control;
 mod request;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -19,15 +20,17 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use control::Shared;
-pub use control::{DiskControl, ResizeError};
+pub use control::{DiskControl, ReplaceError, ResizeError};
 pub use request::SERIAL_BYTES;
 use request::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
+use slots::{Idle, QueueSlot, QueueSlots};
 use worker::{BlkWorker, Throttle};
 
 use super::queue::QueueState;
-use super::worker::{AttachError, Attachment, IoThreadHandle};
+use super::worker::IoThreadHandle;
 use super::{Activation, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
+use crate::bus::lock;
 use crate::fault::FaultLog;
 use crate::limit::Limiter;
 
@@ -116,25 +119,8 @@ pub struct Blk {
     identity: Identity,
     config: [u8; CONFIG_BYTES],
     shared: Arc<Shared>,
-    queues: Vec<QueueSlot>,
-}
-
-struct QueueSlot {
-    thread: IoThreadHandle,
-    run: Run,
-}
-
-enum Run {
-    Stopped(Idle),
-    Running(Attachment<BlkWorker>),
-    /// The I/O thread ended and took the backend along: the machine is coming down.
-    Lost,
-}
-
-/// What a queue keeps while it is not served.
-struct Idle {
-    backend: Box<dyn BlockBackend>,
-    throttle: Option<Throttle>,
+    /// The device's and its owner's. Lock order: the transport, then this.
+    queues: Arc<Mutex<QueueSlots>>,
 }
 
 impl Blk {
@@ -153,7 +139,7 @@ impl Blk {
         let count = u16::try_from(queues.len()).expect("few queues");
         let slots = queues.into_iter().map(|DiskQueue { backend, thread }| {
             let throttle = limiter.as_ref().map(Throttle::new).transpose()?;
-            Ok(QueueSlot { thread, run: Run::Stopped(Idle { backend, throttle }) })
+            Ok(QueueSlot::new(thread, Idle { backend, throttle }))
         });
         let slots = slots.collect::<io::Result<_>>()?;
         Ok(Self {
@@ -162,7 +148,7 @@ impl Blk {
             identity: identity(geometry, count, queue_size),
             config: config(geometry, count, queue_size),
             shared: Shared::new(geometry),
-            queues: slots,
+            queues: Arc::new(Mutex::new(QueueSlots { slots, interrupt: None })),
         })
     }
 
@@ -173,7 +159,7 @@ impl Blk {
 
     /// The disk for the machine's owner.
     pub fn control(&self) -> DiskControl {
-        DiskControl::new(Arc::clone(&self.shared))
+        DiskControl::new(Arc::clone(&self.shared), Arc::clone(&self.queues))
     }
 }
 
@@ -251,44 +237,32 @@ impl VirtioDevice for Blk {
             return Err(StartError::QueueMissing(0));
         }
         let multi_queue = activation.features & (1 << VIRTIO_BLK_F_MQ) != 0;
+        let mut queues = lock(&self.queues);
+        queues.interrupt = Some(Arc::clone(&activation.interrupt));
         for queue in active {
             let index = usize::from(queue.ring.index());
             if index > 0 && !multi_queue {
                 continue;
             }
-            let slot = &mut self.queues[index];
-            let Run::Stopped(idle) = std::mem::replace(&mut slot.run, Run::Lost) else {
-                unreachable!("a transport starts only a stopped device");
-            };
-            let worker =
-                BlkWorker::new(&self.name, self.log.clone(), Arc::clone(&self.shared), idle, queue, &activation);
-            match slot.thread.attach(worker) {
-                Ok(attachment) => slot.run = Run::Running(attachment),
-                Err(AttachError { error, worker }) => {
-                    slot.run = worker.map_or(Run::Lost, |worker| Run::Stopped(worker.into_idle()));
-                    self.stop();
-                    return Err(StartError::Attach(error));
-                }
+            let (log, shared) = (self.log.clone(), Arc::clone(&self.shared));
+            let worker = |idle| BlkWorker::new(&self.name, log, shared, idle, queue, &activation);
+            if let Err(error) = queues.slots[index].start(worker) {
+                drop(queues);
+                self.stop();
+                return Err(StartError::Attach(error));
             }
         }
+        drop(queues);
         self.shared.started(activation.interrupt);
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
         self.shared.stopped();
-        let mut states = Vec::new();
-        for (index, slot) in (0..).zip(&mut self.queues) {
-            match std::mem::replace(&mut slot.run, Run::Lost) {
-                Run::Running(attachment) => {
-                    let worker = attachment.detach();
-                    states.push((index, worker.queue_state()));
-                    slot.run = Run::Stopped(worker.into_idle());
-                }
-                stopped => slot.run = stopped,
-            }
-        }
-        states
+        let mut queues = lock(&self.queues);
+        queues.interrupt = None;
+        let stopped = (0..).zip(&mut queues.slots).filter_map(|(index, slot)| Some((index, slot.stop()?)));
+        stopped.collect()
     }
 
     fn reset(&mut self) {

@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,17 @@ pub trait Worker: Send + 'static {
     /// Whether the level sources may wake the worker. The thread asks when the worker is attached and after each wake;
     /// a worker that could do nothing with what they have says no, or it would be woken over and over.
     fn is_listening(&self) -> bool {
+        true
+    }
+
+    /// Takes nothing new until [`Self::release`]; what is in flight completes as ever.
+    fn hold(&mut self) {}
+
+    /// Undoes [`Self::hold`].
+    fn release(&mut self) {}
+
+    /// Whether nothing is in flight, so that [`Self::drain`] has nothing to wait for.
+    fn is_quiet(&self) -> bool {
         true
     }
 
@@ -99,6 +110,12 @@ pub struct Attachment<W> {
     back: Receiver<W>,
 }
 
+/// A worker that was asked to take nothing new.
+#[derive(Debug)]
+pub struct Holding {
+    quiet: Receiver<()>,
+}
+
 /// A worker that could not be attached.
 #[derive(Debug)]
 pub struct AttachError<W> {
@@ -111,6 +128,9 @@ pub struct AttachError<W> {
 enum Command {
     Attach(Box<dyn Hosted>, Sender<io::Result<usize>>),
     Detach(usize),
+    /// The sender is told when nothing is in flight.
+    Hold(usize, Sender<()>),
+    Release(usize),
     Exit,
 }
 
@@ -188,10 +208,32 @@ impl IoThreadHandle {
 }
 
 impl<W> Attachment<W> {
+    /// Asks the worker to take nothing new. [`Self::release`] or [`Self::detach`] ends that.
+    pub fn hold(&self) -> Holding {
+        let (tell, quiet) = mpsc::channel();
+        self.thread.send(Command::Hold(self.slot, tell));
+        Holding { quiet }
+    }
+
+    /// Lets the worker go on.
+    pub fn release(&self) {
+        self.thread.send(Command::Release(self.slot));
+    }
+
     /// Takes the worker off the thread: it is drained there, and then it is the caller's.
     pub fn detach(self) -> W {
         self.thread.send(Command::Detach(self.slot));
         self.back.recv().expect("a worker leaves its thread only by coming back, also when the thread ends")
+    }
+}
+
+impl Holding {
+    /// Waits until nothing of the worker is in flight, and then [`Attachment::detach`] is quick. False if the deadline
+    /// passes first: what backs the device does not answer.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A thread that has ended has drained its workers.
+        self.quiet.recv_timeout(left) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -202,6 +244,9 @@ trait Hosted: Send {
     fn begin_looking(&mut self);
     fn look(&self) -> bool;
     fn is_listening(&self) -> bool;
+    fn hold(&mut self);
+    fn release(&mut self);
+    fn is_quiet(&self) -> bool;
     fn leave(self: Box<Self>);
 }
 
@@ -231,6 +276,18 @@ impl<W: Worker> Hosted for Guest<W> {
         self.worker.is_listening()
     }
 
+    fn hold(&mut self) {
+        self.worker.hold();
+    }
+
+    fn release(&mut self) {
+        self.worker.release();
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.worker.is_quiet()
+    }
+
     fn leave(mut self: Box<Self>) {
         self.worker.drain();
         let Self { worker, give_back } = *self;
@@ -255,6 +312,17 @@ struct Slot {
     due: bool,
     /// Its level sources wake it.
     listening: bool,
+    /// Who waits for it to be quiet.
+    quiet: Option<Sender<()>>,
+}
+
+impl Slot {
+    fn tell_if_quiet(&mut self) {
+        if let Some(waiting) = self.quiet.take_if(|_| self.worker.is_quiet()) {
+            // Who gave up waiting releases the worker, or takes it off.
+            let _gave_up = waiting.send(());
+        }
+    }
 }
 
 impl Host {
@@ -342,6 +410,7 @@ impl Host {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot.as_mut().filter(|slot| slot.due) else { continue };
             slot.due = slot.worker.wake() == Progress::More;
+            slot.tell_if_quiet();
             let listening = slot.worker.is_listening();
             if listening != slot.listening {
                 slot.listening = listening;
@@ -358,6 +427,8 @@ impl Host {
                     let _unwanted = reply.send(self.attach(worker));
                 }
                 Command::Detach(slot) => self.detach(slot),
+                Command::Hold(slot, quiet) => self.hold(slot, quiet),
+                Command::Release(slot) => self.release(slot),
                 Command::Exit => {
                     (0..self.slots.len()).for_each(|slot| self.detach(slot));
                     return Wish::End;
@@ -379,7 +450,7 @@ impl Host {
                 return Err(error);
             }
         }
-        let occupied = Some(Slot { worker, sources, due: true, listening });
+        let occupied = Some(Slot { worker, sources, due: true, listening, quiet: None });
         match free {
             Some(free) => self.slots[free] = occupied,
             None => self.slots.push(occupied),
@@ -391,6 +462,22 @@ impl Host {
         if let Some(Slot { worker, sources, .. }) = self.slots[slot].take() {
             self.unwatch(&sources);
             worker.leave();
+        }
+    }
+
+    fn hold(&mut self, slot: usize, quiet: Sender<()>) {
+        if let Some(slot) = &mut self.slots[slot] {
+            slot.worker.hold();
+            slot.quiet = Some(quiet);
+            slot.tell_if_quiet();
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(slot) = &mut self.slots[slot] {
+            slot.quiet = None;
+            slot.worker.release();
+            slot.due = true;
         }
     }
 

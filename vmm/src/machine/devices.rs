@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::VirtioDevice;
-use devices::virtio::blk::ResizeError;
+use devices::virtio::blk::{ReplaceError, ResizeError};
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioTransport, TransportError};
@@ -109,6 +110,30 @@ pub enum DiskChangeError {
         id: String,
         /// Why.
         source: ResizeError,
+    },
+    /// The other file is no disk.
+    #[error("disk `{id}` keeps what it has")]
+    Open {
+        /// The disk.
+        id: String,
+        /// Why.
+        source: DiskImageError,
+    },
+    /// The host gives no engine for the other file.
+    #[error("disk `{id}` keeps what it has")]
+    Engine {
+        /// The disk.
+        id: String,
+        /// Why.
+        source: Box<DeviceError>,
+    },
+    /// It cannot have the other file.
+    #[error("disk `{id}` keeps what it has")]
+    Replace {
+        /// The disk.
+        id: String,
+        /// Why.
+        source: ReplaceError,
     },
 }
 
@@ -273,6 +298,11 @@ impl Devices {
         }
     }
 
+    /// Puts another file or device behind a disk.
+    pub(super) fn replace_disk(&self, id: &str, path: Option<&Path>) -> Result<(), DiskChangeError> {
+        self.disk(id)?.replace(path)
+    }
+
     fn disk(&self, id: &str) -> Result<&Disk, DiskChangeError> {
         self.disks.iter().find(|disk| disk.id == id).ok_or_else(|| DiskChangeError::Unknown(id.to_owned()))
     }
@@ -388,6 +418,6 @@ fn insert(bus: &Bus, range: Range<u64>, device: SharedDevice) {
     inserted.expect("the address map keeps devices apart, by the assertions beside it");
 }
 
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().expect("a thread panicked with a device's lock held, which aborts the process")
 }

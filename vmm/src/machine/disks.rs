@@ -1,30 +1,68 @@
 //! The machine's disks: opened, given an engine, threads and limits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use devices::backend::block::{BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, RingError, UringBackend};
+use devices::backend::block::{
+    BlockBackend, BlockSize, DiskAccess, DiskImage, DiskOptions, FileBackend, RingError, UringBackend,
+};
 use devices::limit::Limiter;
 use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, ResizeError};
 use devices::virtio::worker::{IoThread, IoThreadHandle};
 
-use super::devices::{DeviceError, spawn_io_thread};
+use super::devices::{DeviceError, DiskChangeError, lock, spawn_io_thread};
 use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, LimiterConfig};
 
 /// A disk of a machine, for what is done to it while it is in use.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) id: String,
-    image: Arc<DiskImage>,
+    tuning: DiskTuning,
+    backing: Mutex<Backing>,
     control: DiskControl,
     limiter: Arc<Limiter>,
 }
 
+/// What holds a disk's bytes now.
+#[derive(Debug)]
+struct Backing {
+    image: Arc<DiskImage>,
+    /// None if it came as an open file.
+    path: Option<PathBuf>,
+}
+
+/// How long the requests in flight may take when a disk is given another file: longer, and the control loop would be
+/// missed.
+const REPLACE_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Disk {
     pub(super) fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
-        self.control.resize(&self.image, bytes)
+        self.control.resize(&lock(&self.backing).image, bytes)
+    }
+
+    /// Puts the file or device at `path` behind the disk, or looks again at the one that there is.
+    pub(super) fn replace(&self, path: Option<&Path>) -> Result<(), DiskChangeError> {
+        let id = || self.id.clone();
+        let mut backing = lock(&self.backing);
+        let current = &backing.image;
+        let (access, block) = (current.geometry().access, current.geometry().logical_block_bytes);
+        let options = DiskOptions { cache: current.geometry().cache, block: BlockSize::of_bytes(block) };
+        let image = match path.or(backing.path.as_deref()) {
+            Some(path) => DiskImage::open_in_place_of(current, path, access, options),
+            None => current.again(Path::new(OPEN_FILE), options),
+        };
+        let image = Arc::new(image.map_err(|source| DiskChangeError::Open { id: id(), source })?);
+        let engines = engines(&self.id, &self.tuning, &image)
+            .map_err(|source| DiskChangeError::Engine { id: id(), source: Box::new(source) })?;
+        let replaced = self.control.replace(engines, Instant::now() + REPLACE_PATIENCE);
+        replaced.map_err(|source| DiskChangeError::Replace { id: id(), source })?;
+        backing.image = image;
+        if let Some(path) = path {
+            backing.path = Some(path.to_owned());
+        }
+        Ok(())
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -47,11 +85,14 @@ pub(super) fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
             let file = file
                 .try_clone()
                 .map_err(|source| DeviceError::Host { what: format!("a descriptor for disk `{id}`"), source })?;
-            DiskImage::from_file(file, Path::new("(open file)"), access, options)
+            DiskImage::from_file(file, Path::new(OPEN_FILE), access, options)
         }
     };
     image.map_err(|source| DeviceError::Disk { id, source })
 }
+
+/// Stands for the path of a disk that came as an open file.
+const OPEN_FILE: &str = "(open file)";
 
 /// Makes disks, and what several of them share.
 #[derive(Debug, Default)]
@@ -81,7 +122,12 @@ impl DiskMaker {
         let options = BlkOptions { queue_size: tuning.queue_size, limiter: Some(Arc::clone(&limiter)) };
         let block = Blk::new(name, queues, options).map_err(host("the timers"))?;
         let control = block.control();
-        Ok((block, Disk { id: id.clone(), image, control, limiter }))
+        let path = match &disk.source {
+            DiskSource::Path(path) => Some(path.clone()),
+            DiskSource::Open(_) => None,
+        };
+        let backing = Mutex::new(Backing { image, path });
+        Ok((block, Disk { id: id.clone(), tuning: tuning.clone(), backing, control, limiter }))
     }
 
     /// The threads, to be ended by their owner.

@@ -9,6 +9,7 @@ mod kvm;
 mod memory;
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,6 +122,16 @@ impl Machine {
     #[must_use]
     pub fn device_reports(&self) -> Vec<DeviceReport> {
         self.devices.reports()
+    }
+
+    /// Puts the file or block device at `path` behind the disk `id` while the guest uses it, or with `None` looks again at
+    /// the one that it has: the size may have changed. The file is opened, locked and checked first; what is in flight
+    /// completes on the old one; the guest is told of the size. For the same device and inode the lock goes on unbroken.
+    ///
+    /// # Errors
+    /// [`DiskChangeError`]; the disk is what it was.
+    pub fn replace_disk(&self, id: &str, path: Option<&Path>) -> Result<(), DiskChangeError> {
+        self.devices.replace_disk(id, path)
     }
 
     /// Exits of all vCPUs so far, of one kind.

@@ -42,6 +42,11 @@ pub enum BlockSize {
 }
 
 impl BlockSize {
+    /// The one of so many bytes.
+    pub fn of_bytes(bytes: u32) -> Option<Self> {
+        [Self::B512, Self::B4096].into_iter().find(|block| block.bytes() == bytes)
+    }
+
     /// In bytes.
     pub fn bytes(self) -> u32 {
         match self {
@@ -146,6 +151,24 @@ pub struct DiskImage {
     direct: Option<Alignment>,
 }
 
+/// Which file it is, whatever paths lead to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// That of the host.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+}
+
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -163,15 +186,44 @@ impl DiskImage {
     /// # Errors
     /// Each way in which it is no disk for us has its variant.
     pub fn open(path: &Path, access: DiskAccess, options: DiskOptions) -> Result<Self, DiskImageError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == DiskAccess::ReadWrite)
-            // A pipe without a writer must not stop us before we know that it is one. std adds O_CLOEXEC.
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(|source| open_error(path, access, source))?;
-        probe::change_flags(&file, 0, libc::O_NONBLOCK).map_err(host(path, "open"))?;
+        Self::from_file(open_file(path, access)?, path, access, options)
+    }
+
+    /// As [`Self::open`], for a disk that is to take the place of `current`. If it is the same file, by device and inode,
+    /// its open file description goes on and with it its lock, which is never free in between.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in_place_of(
+        current: &Self,
+        path: &Path,
+        access: DiskAccess,
+        options: DiskOptions,
+    ) -> Result<Self, DiskImageError> {
+        let file = open_file(path, access)?;
+        let identity = |file: &File| FileIdentity::of(file).map_err(host(path, "examine"));
+        if identity(&file)? == identity(&current.file)? && access == current.geometry.access {
+            return current.again(path, options);
+        }
         Self::from_file(file, path, access, options)
+    }
+
+    /// The same open file again, with the size that it has now.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn again(&self, path: &Path, options: DiskOptions) -> Result<Self, DiskImageError> {
+        let file = self.file.try_clone().map_err(host(path, "open"))?;
+        let kind = kind(&file, path)?;
+        Self::describe(file, kind, path, self.geometry.access, options)
+    }
+
+    /// Which file it is.
+    ///
+    /// # Errors
+    /// That of the host.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        FileIdentity::of(&self.file)
     }
 
     /// Makes a disk of an open file and locks it. `path` is for messages only.
@@ -185,12 +237,26 @@ impl DiskImage {
         options: DiskOptions,
     ) -> Result<Self, DiskImageError> {
         let kind = kind(&file, path)?;
-        let bytes = size(&file, kind).map_err(host(path, "get the size of"))?;
-        if bytes == 0 {
+        if size(&file, kind).map_err(host(path, "get the size of"))? == 0 {
             return Err(DiskImageError::Empty(path.to_owned()));
         }
         // Before the lock, only questions.
         lock(&file, path, access)?;
+        Self::describe(file, kind, path, access, options)
+    }
+
+    /// An image of a file that is locked.
+    fn describe(
+        file: File,
+        kind: Kind,
+        path: &Path,
+        access: DiskAccess,
+        options: DiskOptions,
+    ) -> Result<Self, DiskImageError> {
+        let bytes = size(&file, kind).map_err(host(path, "get the size of"))?;
+        if bytes == 0 {
+            return Err(DiskImageError::Empty(path.to_owned()));
+        }
         let direct = match options.cache {
             CacheMode::Direct => Some(bypass_cache(&file, path)?),
             CacheMode::Writeback | CacheMode::Writethrough | CacheMode::Unsafe => None,
@@ -258,6 +324,19 @@ impl DiskImage {
     }
 }
 
+/// Opens what may be a disk, without a lock.
+fn open_file(path: &Path, access: DiskAccess) -> Result<File, DiskImageError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(access == DiskAccess::ReadWrite)
+        // A pipe without a writer must not stop us before we know that it is one. std adds O_CLOEXEC.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(|source| open_error(path, access, source))?;
+    probe::change_flags(&file, 0, libc::O_NONBLOCK).map_err(host(path, "open"))?;
+    Ok(file)
+}
+
 fn open_error(path: &Path, access: DiskAccess, source: io::Error) -> DiskImageError {
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => DiskImageError::Absent(path.to_owned()),
@@ -319,7 +398,7 @@ fn bypass_cache(file: &File, path: &Path) -> Result<Alignment, DiskImageError> {
 fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        match try_lock(file, access) {
+        match try_lock_whole(file, access) {
             Ok(()) => return Ok(()),
             Err(error) if !is_locked(&error) => return Err(host(path, "lock")(error)),
             Err(_) if Instant::now() >= deadline => break,
@@ -334,7 +413,8 @@ fn lock(file: &File, path: &Path, access: DiskAccess) -> Result<(), DiskImageErr
     Err(DiskImageError::Locked { path: path.to_owned(), pid })
 }
 
-fn try_lock(file: &File, access: DiskAccess) -> io::Result<()> {
+/// One attempt at a disk's lock.
+pub(crate) fn try_lock_whole(file: &File, access: DiskAccess) -> io::Result<()> {
     let mut request = whole_file(access);
     // SAFETY: F_OFD_SETLK reads a flock = `request`, which is one and lives across the call.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut request) }).map(drop)

@@ -1,12 +1,15 @@
 //! What the machine's owner may do to a disk while its guest uses it.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use thiserror::Error;
 
-use crate::backend::block::{DiskGeometry, DiskImage, SECTOR_BYTES};
+use super::slots::QueueSlots;
+use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
 use crate::bus::lock;
 use crate::virtio::DeviceCounters;
 use crate::virtio::transport::Interrupt;
@@ -35,10 +38,42 @@ pub enum ResizeError {
     Host(#[source] io::Error),
 }
 
+/// Why a disk cannot have another file. Nothing has changed.
+#[derive(Debug, Error)]
+pub enum ReplaceError {
+    /// The driver was told another block size.
+    #[error("its logical block is {new} bytes, and the guest was told {old}: give a disk of the same")]
+    Block {
+        /// That of the new one, in bytes.
+        new: u32,
+        /// That of the old one, in bytes.
+        old: u32,
+    },
+    /// The driver was told another access.
+    #[error("it is open for other access than the guest was told")]
+    Access,
+    /// The driver is resetting the device at this moment.
+    #[error("the guest is resetting the disk just now: try again")]
+    Busy,
+    /// Requests in flight do not complete.
+    #[error("the old file or device does not answer: requests in flight did not complete in time")]
+    Held,
+    /// An I/O thread does not take its queue back.
+    #[error("an I/O thread cannot watch the new file's events")]
+    Attach(#[source] io::Error),
+}
+
 /// A disk that is in use, for the machine's owner. Its clones are of the same disk.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DiskControl {
     shared: Arc<Shared>,
+    queues: Arc<Mutex<QueueSlots>>,
+}
+
+impl fmt::Debug for DiskControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
 }
 
 /// What a disk's device, its queues and its owner have in common.
@@ -62,8 +97,8 @@ enum Voice {
 }
 
 impl DiskControl {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(super) fn new(shared: Arc<Shared>, queues: Arc<Mutex<QueueSlots>>) -> Self {
+        Self { shared, queues }
     }
 
     /// Gives the disk a new size and tells the driver. The backing must have that size already, or a larger one;
@@ -80,19 +115,43 @@ impl DiskControl {
         if bytes > backing {
             return Err(ResizeError::BeyondBacking { bytes, backing });
         }
-        let mut voice = lock(&self.shared.voice);
-        // Ordered before the driver's look by `config_changed`, or by the lock.
-        self.shared.sectors.store(bytes / SECTOR_BYTES, Ordering::Relaxed);
-        match &*voice {
-            Voice::Running(interrupt) => interrupt.config_changed(),
-            Voice::Stopped | Voice::News => *voice = Voice::News,
-        }
+        self.shared.set_sectors(bytes / SECTOR_BYTES);
         Ok(())
     }
 
     /// Its size now, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.shared.sectors() * SECTOR_BYTES
+    }
+
+    /// Puts other backends behind the disk, one a queue and all over one image, and tells the driver of the size. What is
+    /// in flight completes first, on the old ones, which the deadline bounds.
+    ///
+    /// # Errors
+    /// [`ReplaceError`]; the disk is what it was.
+    ///
+    /// # Panics
+    /// If there are not as many backends as queues.
+    pub fn replace(&self, mut backends: Vec<Box<dyn BlockBackend>>, deadline: Instant) -> Result<(), ReplaceError> {
+        let (old, new) = (self.shared.geometry, backends[0].geometry());
+        if new.logical_block_bytes != old.logical_block_bytes || new.transfer_align() != old.transfer_align() {
+            return Err(ReplaceError::Block { new: new.logical_block_bytes, old: old.logical_block_bytes });
+        }
+        if new.access != old.access {
+            return Err(ReplaceError::Access);
+        }
+        // A vCPU that resets the device holds this for as long as its requests take: nobody waits for a vCPU here.
+        let Ok(mut queues) = self.queues.try_lock() else { return Err(ReplaceError::Busy) };
+        assert_eq!(backends.len(), queues.slots.len(), "a backend for each queue");
+        if !queues.quiet(deadline) {
+            return Err(ReplaceError::Held);
+        }
+        let before = self.shared.sectors();
+        let exchanged = queues.exchange(&mut backends, || self.shared.set_sectors(new.sectors));
+        exchanged.map_err(|error| {
+            self.shared.set_sectors(before);
+            ReplaceError::Attach(error)
+        })
     }
 
     /// What happens in the disk.
@@ -120,6 +179,17 @@ impl Shared {
     pub(super) fn sectors(&self) -> u64 {
         // A number alone: whoever sees an old one is as good as a moment earlier.
         self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Changes the size and tells the driver.
+    fn set_sectors(&self, sectors: u64) {
+        let mut voice = lock(&self.voice);
+        // Ordered before the driver's look by `config_changed`, or by the lock.
+        self.sectors.store(sectors, Ordering::Relaxed);
+        match &*voice {
+            Voice::Running(interrupt) => interrupt.config_changed(),
+            Voice::Stopped | Voice::News => *voice = Voice::News,
+        }
     }
 
     pub(super) fn counters(&self) -> &Arc<DeviceCounters> {

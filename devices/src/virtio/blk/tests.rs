@@ -3,6 +3,7 @@ mod limits;
 mod model;
 mod modes;
 mod queues;
+mod replace;
 
 use super::*;
 use crate::backend::block::{

@@ -16,7 +16,8 @@ pub(super) use throttle::Throttle;
 
 use super::control::Shared;
 use super::request::{self, Disk, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
-use super::{DiskName, Idle, SERIAL_BYTES};
+use super::slots::Idle;
+use super::{DiskName, SERIAL_BYTES};
 use crate::backend::block::{
     BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Durability, Submission, Token,
 };
@@ -53,7 +54,16 @@ pub(super) struct BlkWorker {
     stalled: Option<(Token, BlockOperation)>,
     batch: Batch,
     blocked: Blocked,
+    intake: Intake,
     log: FaultLog,
+}
+
+/// Whether chains are popped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intake {
+    Open,
+    /// The machine's owner wants the queue quiet.
+    Held,
 }
 
 /// Whether what is available has to wait.
@@ -151,6 +161,7 @@ impl BlkWorker {
             stalled: None,
             batch: Batch::default(),
             blocked: Blocked::No,
+            intake: Intake::Open,
             log,
         }
     }
@@ -163,8 +174,22 @@ impl BlkWorker {
         Idle { backend: self.backend, throttle: self.throttle }
     }
 
+    /// Exchanges the queue's backend for another, with nothing in flight. The queue may go on then.
+    pub(super) fn exchange_backend(&mut self, backend: &mut Box<dyn BlockBackend>) {
+        assert!(self.is_quiet(), "a backend is exchanged with requests in flight");
+        std::mem::swap(&mut self.backend, backend);
+        self.intake = Intake::Open;
+    }
+
     /// Serves at most a wake's worth of chains.
     fn serve(&mut self) -> Result<Progress, QueueError> {
+        if self.intake == Intake::Held {
+            self.unstall();
+            self.backend.commit();
+            self.publish();
+            self.blocked = Blocked::Yes;
+            return Ok(Progress::Idle);
+        }
         let mut budget = CHAINS_PER_WAKE_MAX;
         let mut bytes = 0;
         loop {
@@ -415,6 +440,19 @@ impl Worker for BlkWorker {
 
     fn look(&self) -> bool {
         self.blocked == Blocked::No && self.queue.ring.is_available()
+    }
+
+    fn hold(&mut self) {
+        self.intake = Intake::Held;
+        self.blocked = Blocked::Yes;
+    }
+
+    fn release(&mut self) {
+        self.intake = Intake::Open;
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.queue.ring.in_flight() == 0
     }
 
     fn drain(&mut self) {

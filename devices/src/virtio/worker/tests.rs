@@ -1,6 +1,5 @@
 use super::*;
 use crate::testing::DEADLINE;
-use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 

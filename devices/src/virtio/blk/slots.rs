@@ -1,0 +1,166 @@
+//! A disk's queues, each stopped or on its I/O thread, and what is done to all of them at once.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::worker::{BlkWorker, Throttle};
+use crate::backend::block::BlockBackend;
+use crate::virtio::queue::QueueState;
+use crate::virtio::transport::Interrupt;
+use crate::virtio::worker::{AttachError, Attachment, IoThreadHandle};
+
+/// All queues of a disk, by index.
+pub(super) struct QueueSlots {
+    pub(super) slots: Vec<QueueSlot>,
+    /// The driver's ear while one is there.
+    pub(super) interrupt: Option<Arc<Interrupt>>,
+}
+
+/// One queue.
+pub(super) struct QueueSlot {
+    thread: IoThreadHandle,
+    run: Run,
+}
+
+enum Run {
+    Stopped(Idle),
+    Running(Attachment<BlkWorker>),
+    /// It is off its thread for a moment.
+    Halted(Box<BlkWorker>),
+    /// The I/O thread ended and took the backend along: the machine is coming down.
+    Lost,
+}
+
+/// What a queue keeps while it is not served.
+pub(super) struct Idle {
+    pub(super) backend: Box<dyn BlockBackend>,
+    pub(super) throttle: Option<Throttle>,
+}
+
+impl QueueSlot {
+    pub(super) fn new(thread: IoThreadHandle, idle: Idle) -> Self {
+        Self { thread, run: Run::Stopped(idle) }
+    }
+
+    /// Begins to serve a stopped queue.
+    pub(super) fn start(&mut self, worker: impl FnOnce(Idle) -> BlkWorker) -> io::Result<()> {
+        let Run::Stopped(idle) = std::mem::replace(&mut self.run, Run::Lost) else {
+            unreachable!("a transport starts only a stopped device");
+        };
+        let started = self.attach(worker(idle));
+        if started.is_err() {
+            self.stop();
+        }
+        started
+    }
+
+    /// Stops serving the queue, and says where it has come to if it was served.
+    pub(super) fn stop(&mut self) -> Option<QueueState> {
+        self.halt();
+        match std::mem::replace(&mut self.run, Run::Lost) {
+            Run::Halted(worker) => {
+                let state = worker.queue_state();
+                self.run = Run::Stopped(worker.into_idle());
+                Some(state)
+            }
+            other => {
+                self.run = other;
+                None
+            }
+        }
+    }
+
+    /// Takes the worker off its thread.
+    fn halt(&mut self) {
+        self.run = match std::mem::replace(&mut self.run, Run::Lost) {
+            Run::Running(attachment) => Run::Halted(Box::new(attachment.detach())),
+            other => other,
+        };
+    }
+
+    fn attach(&mut self, worker: BlkWorker) -> io::Result<()> {
+        match self.thread.attach(worker) {
+            Ok(attachment) => {
+                self.run = Run::Running(attachment);
+                Ok(())
+            }
+            Err(AttachError { error, worker }) => {
+                self.run = worker.map_or(Run::Lost, |worker| Run::Halted(Box::new(worker)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a halted worker back.
+    fn go_on(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.run, Run::Lost) {
+            Run::Halted(worker) => self.attach(*worker),
+            other => {
+                self.run = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn exchange(&mut self, backend: &mut Box<dyn BlockBackend>) {
+        match &mut self.run {
+            Run::Stopped(idle) => std::mem::swap(&mut idle.backend, backend),
+            Run::Halted(worker) => worker.exchange_backend(backend),
+            Run::Running(_) | Run::Lost => {}
+        }
+    }
+}
+
+impl QueueSlots {
+    /// Asks all queues to take nothing new, and waits until nothing is in flight. After the deadline all go on, and it
+    /// is false.
+    pub(super) fn quiet(&self, deadline: Instant) -> bool {
+        let running = || {
+            self.slots.iter().filter_map(|slot| match &slot.run {
+                Run::Running(attachment) => Some(attachment),
+                _ => None,
+            })
+        };
+        let holding: Vec<_> = running().map(Attachment::hold).collect();
+        let quiet = holding.iter().all(|holding| holding.wait_until(deadline));
+        if !quiet {
+            running().for_each(Attachment::release);
+        }
+        quiet
+    }
+
+    /// Gives quiet queues other backends, one each, does `between` while none is served, and lets them go on.
+    ///
+    /// # Errors
+    /// An I/O thread does not take its worker back: then each has its old backend again.
+    pub(super) fn exchange(
+        &mut self,
+        backends: &mut [Box<dyn BlockBackend>],
+        between: impl FnOnce(),
+    ) -> io::Result<()> {
+        self.swap(backends);
+        between();
+        let done = self.go_on();
+        if done.is_err() {
+            self.swap(backends);
+            if self.go_on().is_err()
+                && let Some(interrupt) = &self.interrupt
+            {
+                interrupt.needs_reset();
+            }
+        }
+        done
+    }
+
+    fn swap(&mut self, backends: &mut [Box<dyn BlockBackend>]) {
+        self.slots.iter_mut().for_each(QueueSlot::halt);
+        for (slot, backend) in self.slots.iter_mut().zip(backends) {
+            slot.exchange(backend);
+        }
+    }
+
+    fn go_on(&mut self) -> io::Result<()> {
+        self.slots.iter_mut().map(QueueSlot::go_on).fold(Ok(()), Result::and)
+    }
+}

@@ -1,0 +1,190 @@
+//! A disk that is given another file while its driver uses it.
+
+use super::*;
+use crate::backend::block::{BlockSize, DiskImageError, Release, try_lock_whole};
+use crate::testing::DEADLINE;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tempfile::TempDir;
+
+const CONFIG_CHANGE: u32 = 2;
+
+fn soon() -> Instant {
+    Instant::now() + DEADLINE
+}
+
+fn disk_of(byte: u8, sectors: u64) -> (TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, vec![byte; usize::try_from(sectors * SECTOR_BYTES).unwrap()]).unwrap();
+    (folder, path)
+}
+
+fn engines(engine: Engine, image: &Arc<DiskImage>, count: usize) -> Vec<Box<dyn BlockBackend>> {
+    let make = |_| -> Box<dyn BlockBackend> {
+        match engine {
+            Engine::Sync => Box::new(FileBackend::new(Arc::clone(image))),
+            Engine::Uring => Box::new(UringBackend::new(Arc::clone(image)).unwrap()),
+        }
+    };
+    (0..count).map(make).collect()
+}
+
+fn open(bench: &Bench, path: &Path) -> Result<Arc<DiskImage>, DiskImageError> {
+    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512) };
+    DiskImage::open_in_place_of(&bench.image, path, DiskAccess::ReadWrite, options).map(Arc::new)
+}
+
+#[test]
+fn requests_go_to_the_new_file_and_the_driver_is_told_its_size() {
+    for engine in [Engine::Sync, Engine::Uring] {
+        let mut bench = Bench::build(&Setup { engine, ..Setup::default() });
+        let (_folder, path) = disk_of(0x77, 2 * SECTORS);
+        assert_eq!(bench.read(SECTORS, SECTOR).0, IOERR);
+        assert_eq!(bench.write(1, &[0x11; SECTOR]).0, OK);
+        while bench.driver.take_interrupt().is_some() {}
+        let generation = bench.driver.read(0xfc);
+        let image = open(&bench, &path).unwrap();
+        bench.control.replace(engines(engine, &image, 1), soon()).unwrap();
+        assert_eq!(bench.driver.take_interrupt(), Some(CONFIG_CHANGE));
+        assert_ne!(bench.driver.read(0xfc), generation);
+        assert_eq!(u64::from_le_bytes(bench.driver.config(0)), 2 * SECTORS);
+        assert_eq!(bench.read(2 * SECTORS - 1, SECTOR), (OK, 513, vec![0x77; SECTOR]));
+        assert_eq!(bench.write(0, &[0x22; SECTOR]).0, OK);
+        assert_eq!(bench.request(FLUSH_REQUEST, 0, &[]).0, OK);
+        assert_eq!(std::fs::read(&path).unwrap()[..SECTOR], [0x22; SECTOR]);
+        assert_eq!(bench.disk()[..2 * SECTOR], [pattern(0), vec![0x11; SECTOR]].concat(), "the old file is left alone");
+    }
+}
+
+#[test]
+fn a_stopped_or_paused_disk_is_replaced_for_when_it_goes_on() {
+    let mut bench = Bench::new();
+    let transport = bench.driver.transport().clone();
+    let (_folder, path) = disk_of(0x78, 8);
+    let image = open(&bench, &path).unwrap();
+    transport.lock().unwrap().core().pause();
+    bench.control.replace(engines(Engine::Sync, &image, 1), soon()).unwrap();
+    transport.lock().unwrap().core().resume();
+    assert_eq!(bench.read(7, SECTOR), (OK, 513, vec![0x78; SECTOR]));
+    bench.driver.reset();
+    let again = Arc::new(image.again(&path, DiskOptions::default()).unwrap());
+    bench.control.replace(engines(Engine::Uring, &again, 1), soon()).unwrap();
+    bench.driver.initialize(FLUSH, &[16]);
+    assert_eq!(bench.read(7, SECTOR), (OK, 513, vec![0x78; SECTOR]));
+}
+
+#[test]
+fn what_is_in_flight_completes_on_the_old_file_and_what_waits_on_the_new_one() {
+    for engine in [Engine::Sync, Engine::Uring] {
+        let mut bench = Bench::build(&Setup { engine, queues: 2, features: u64::MAX, ..Setup::default() });
+        for round in 0..20_u8 {
+            let (_folder, path) = disk_of(round, SECTORS);
+            let image = open(&bench, &path).unwrap();
+            let mut reads = Vec::new();
+            for queue in 0..2 {
+                for sector in 0..10 {
+                    let (header, status) = (bench.header(IN, sector), bench.status_byte());
+                    let data = bench.driver.allocate(512);
+                    bench.driver.queues[queue].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+                    reads.push((status, data));
+                }
+                bench.driver.kick(queue);
+            }
+            bench.control.replace(engines(engine, &image, 2), soon()).unwrap();
+            for queue in 0..2 {
+                for _ in 0..10 {
+                    bench.driver.wait_used(queue);
+                }
+            }
+            for (at, (status, data)) in reads.into_iter().enumerate() {
+                let old = if round == 0 { pattern(u64::try_from(at % 10).unwrap()) } else { vec![round - 1; SECTOR] };
+                let found = bench.driver.bytes_at(data, SECTOR);
+                assert_eq!(bench.status(status), OK);
+                assert!(found == old || found == [round; SECTOR], "whole, from one of the two");
+            }
+            assert_eq!(bench.read(3, SECTOR).2, [round; SECTOR]);
+        }
+    }
+}
+
+#[test]
+fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between() {
+    let (_folder, path) = disk_of(1, SECTORS);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    for engine in [Engine::Sync, Engine::Uring] {
+        let mut bench = Bench::over(&Setup { engine, ..Setup::default() }, file.try_clone().unwrap());
+        let over = Arc::new(AtomicBool::new(false));
+        let (thief_path, thief_over) = (path.clone(), Arc::clone(&over));
+        let thief = std::thread::spawn(move || {
+            let mut tries = 0;
+            while !thief_over.load(Ordering::Relaxed) {
+                let file = File::options().read(true).write(true).open(&thief_path).unwrap();
+                assert!(try_lock_whole(&file, DiskAccess::ReadWrite).is_err(), "the lock was free for a moment");
+                tries += 1;
+            }
+            tries
+        });
+        let mut image = Arc::clone(&bench.image);
+        for round in 1..50 {
+            file.set_len((SECTORS + round) * SECTOR_BYTES).unwrap();
+            image = {
+                let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512) };
+                Arc::new(DiskImage::open_in_place_of(&image, &path, DiskAccess::ReadWrite, options).unwrap())
+            };
+            bench.image = Arc::clone(&image);
+            bench.control.replace(engines(engine, &image, 1), soon()).unwrap();
+            assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS + round);
+            assert_eq!(bench.read(SECTORS + round - 1, SECTOR), (OK, 513, vec![0; SECTOR]));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(thief.join().unwrap() > 0);
+        file.set_len(SECTORS * SECTOR_BYTES).unwrap();
+    }
+}
+
+#[test]
+fn what_does_not_suit_the_driver_is_refused_and_the_disk_goes_on() {
+    let mut bench = Bench::new();
+    let (_folder, path) = disk_of(0x55, SECTORS);
+    let refuse = |options, access| {
+        let image = Arc::new(DiskImage::open(&path, access, options).unwrap());
+        bench.control.replace(engines(Engine::Sync, &image, 1), soon()).unwrap_err()
+    };
+    let large = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
+    assert!(matches!(refuse(large, DiskAccess::ReadWrite), ReplaceError::Block { new: 4096, old: 512 }));
+    assert!(matches!(refuse(DiskOptions::default(), DiskAccess::ReadOnly), ReplaceError::Access));
+    let absent = open(&bench, Path::new("/tmp/no/such/disk")).unwrap_err();
+    assert!(matches!(absent, DiskImageError::Absent(_)));
+    assert_eq!(bench.read(4, SECTOR), (OK, 513, pattern(4)));
+    assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS);
+}
+
+#[test]
+fn a_disk_that_does_not_answer_keeps_its_file_and_its_requests() {
+    let fault = Fault { depth: 8, release: Release::Drained, ..Fault::default() };
+    let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH);
+    let (header, status, data) = (bench.header(IN, 5), bench.status_byte(), bench.driver.allocate(512));
+    bench.driver.queues[0].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+    bench.driver.kick(0);
+    while bench.submitted() < 1 {
+        std::thread::yield_now();
+    }
+    let (_folder, path) = disk_of(0x55, SECTORS);
+    let image = open(&bench, &path).unwrap();
+    let refused = bench.control.replace(engines(Engine::Sync, &image, 1), Instant::now()).unwrap_err();
+    assert!(matches!(refused, ReplaceError::Held));
+    assert_eq!(bench.status(status), UNWRITTEN);
+    // It takes requests again, and a pause completes them all, on the old file.
+    let (header, second) = (bench.header(IN, 6), bench.status_byte());
+    bench.driver.queues[0].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(second, 1)]);
+    bench.driver.kick(0);
+    let deadline = soon();
+    while bench.submitted() < 2 {
+        assert!(Instant::now() < deadline, "a queue that was held goes on");
+        std::thread::yield_now();
+    }
+    bench.driver.transport().lock().unwrap().core().pause();
+    assert_eq!([bench.status(status), bench.status(second)], [OK, OK]);
+    assert_eq!(bench.driver.bytes_at(data, SECTOR), pattern(5), "the drained backend goes backwards");
+}
