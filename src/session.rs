@@ -16,6 +16,7 @@ use vmm::control::{
 use vmm::machine::{BuildError, Machine, Wiring};
 
 use crate::api::{ServerError, SocketError};
+use crate::client::ClientError;
 use crate::exit::{self, ExitStatus};
 use crate::serial::{SerialEnd, SerialTargetError};
 use crate::terminal::{RawTerminal, TerminalError};
@@ -54,6 +55,9 @@ pub(crate) enum RunError {
     /// The terminal cannot be the console.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A VM's control socket does not answer as it should.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The control socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),

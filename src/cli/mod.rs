@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod api;
+mod ctl;
 mod disk;
 mod firecracker;
 mod host;
@@ -8,9 +9,11 @@ mod memory;
 mod net;
 mod run;
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::demo;
 use crate::exit::ExitStatus;
@@ -41,6 +44,18 @@ enum Command {
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
     Run(Box<run::RunArgs>),
+    /// Talk to a VM over its control socket.
+    #[command(after_help = "Example: husk ctl --api-sock /run/vm1.socket status")]
+    Ctl(ctl::CtlArgs),
+    /// Print the completion script of a shell.
+    #[command(after_help = "Example: husk completion bash > /etc/bash_completion.d/husk")]
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_help = "Example: husk man | man -l -")]
+    Man,
     /// Show what this host can do for husk, and the command that would mend what it cannot.
     #[command(after_help = "Example: husk host --json")]
     Host(host::HostArgs),
@@ -63,6 +78,16 @@ impl Cli {
             Some(Command::Demo) => demo::run(started),
             Some(Command::Run(args)) => args.run(started),
             Some(Command::Host(args)) => args.run(),
+            Some(Command::Ctl(args)) => args.run(),
+            Some(Command::Completion { shell }) => {
+                clap_complete::generate(shell, &mut Self::command(), "husk", &mut io::stdout());
+                Ok(ExitStatus::Success)
+            }
+            Some(Command::Man) => {
+                let page = |source| RunError::Host { what: "print the manual page", source };
+                clap_mangen::Man::new(Self::command()).render(&mut io::stdout()).map_err(page)?;
+                Ok(ExitStatus::Success)
+            }
             None => self.firecracker.run(started),
         }
     }
