@@ -231,14 +231,15 @@ async fn answer(
 
 /// All of the body, if the request stays within its limit.
 async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usize) -> Result<Bytes, Fault> {
+    let too_large = || {
+        let message = format!("the request is larger than {limit} bytes, headers and body together");
+        Fault::with(hyper::StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    };
     let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    let room = limit.saturating_sub(head.uri.path().len() + headers.sum::<usize>());
+    let room = limit.checked_sub(head.uri.path().len() + headers.sum::<usize>()).ok_or_else(too_large)?;
     match Limited::new(body, room).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("the request is larger than {limit} bytes, headers and body together");
-            Err(Fault::with(hyper::StatusCode::PAYLOAD_TOO_LARGE, "too_large", message))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => Err(Fault::bad(format!("the body did not arrive whole: {error}"))),
     }
 }

@@ -6,10 +6,12 @@
 pub(crate) mod ended;
 pub(crate) mod folder;
 pub(crate) mod guest;
+pub(crate) mod http;
 pub(crate) mod network;
 pub(crate) mod refusal;
 mod stream;
 pub(crate) mod sys;
+pub(crate) mod vm;
 
 use std::ffi::OsStr;
 use std::io::Write;

@@ -1,0 +1,158 @@
+//! husk's own dialect of the control socket, `husk ctl`, and the end by signals.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::time::{Duration, Instant};
+
+use common::ended::Ended;
+use common::husk;
+use common::vm::Vm;
+use serde_json::{Value, json};
+
+fn ctl(vm: &Vm, words: &[&str]) -> Ended {
+    husk(["ctl", "--api-sock", &vm.folder.at("s")]).args(words).end()
+}
+
+fn ctl_json(vm: &Vm, words: &[&str]) -> Value {
+    let ended = ctl(vm, words);
+    assert_eq!(ended.code(), Some(0), "{ended}");
+    serde_json::from_str(&ended.text()).unwrap_or_else(|error| panic!("{error}: {ended}"))
+}
+
+#[test]
+fn a_job_is_begun_with_its_place_and_told_of_as_an_event() {
+    let mut vm = Vm::echoing();
+    let answer = vm.client.ask("POST", "/husk/v1/pause", "");
+    assert_eq!((answer.status, answer.header("location")), (202, Some("/husk/v1/jobs/1")), "{answer:?}");
+    let job = vm.get("/husk/v1/jobs/1");
+    assert_eq!((job["kind"].as_str(), job["state"].as_str()), (Some("pause"), Some("done")));
+    assert_eq!(vm.state(), "Paused");
+    let refused = vm.client.ask("POST", "/husk/v1/power-button", "");
+    assert_eq!(refused.status, 409);
+    assert_eq!(refused.json()["state"], "paused");
+    assert_eq!(refused.json()["code"], "state");
+    assert_eq!(vm.client.ask("POST", "/husk/v1/resume", "").status, 202);
+    assert_eq!(vm.get("/husk/v1/jobs").as_array().unwrap().len(), 2);
+    let mut follower = vm.connect();
+    follower.send(common::http::request("GET", "/husk/v1/events?after=1", "").as_bytes());
+    let events = follower.wait_for(r#""kind":"resume""#);
+    assert!(events.contains(r#""event":"state","state":"paused""#), "{events}");
+    assert!(!events.contains(r#""seq":1,"#), "{events}");
+    vm.husk.signal(libc::SIGTERM);
+    follower.wait_for(r#""event":"ended","reason":"stopped""#);
+    assert_eq!(vm.husk.end().code(), Some(0));
+}
+
+#[test]
+fn what_is_not_there_is_said_in_husks_own_form() {
+    let mut vm = Vm::new();
+    for (method, target, body, status, code) in [
+        ("GET", "/husk/v1/nothing", "", 404, "not_found"),
+        ("GET", "/husk/v1/jobs/7", "", 404, "no_such_job"),
+        ("GET", "/husk/v1/jobs/x", "", 404, "no_such_job"),
+        ("DELETE", "/husk/v1/jobs/7", "", 404, "no_such_job"),
+        ("DELETE", "/husk/v1/health", "", 405, "method_not_allowed"),
+        ("POST", "/husk/v1/pause", "{}", 400, "bad_request"),
+        ("POST", "/husk/v1/pause", "", 409, "state"),
+        ("POST", "/husk/v1/stop", r#"{"grace_ms": -1}"#, 400, "bad_request"),
+        ("PATCH", "/husk/v1/devices/x", "{}", 400, "bad_request"),
+        ("PATCH", "/husk/v1/devices/x", r#"{"size_bytes": 512}"#, 409, "state"),
+        ("GET", "/husk/v1/events?from=1", "", 400, "bad_request"),
+    ] {
+        let answer = vm.client.ask(method, target, body);
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (status, Some(code)),
+            "{method} {target}: {answer:?}"
+        );
+        assert!(answer.json()["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer:?}");
+    }
+    vm.stop();
+}
+
+#[test]
+fn a_disk_in_use_is_resized_and_the_guest_is_told() {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    let path = vm.folder.file("disk", &[0; 1 << 20]);
+    let drive = json!({ "drive_id": "data", "is_root_device": false, "is_read_only": false, "path_on_host": path });
+    vm.put("/drives/data", &drive).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let devices = vm.get("/husk/v1/devices");
+    assert_eq!(devices[0]["id"], "data");
+    assert_eq!((devices[0]["kind"].as_str(), devices[0]["size_bytes"].as_u64()), (Some("disk"), Some(1 << 20)));
+    let beyond = ctl(&vm, &["disk", "resize", "data", "2M"]);
+    assert_eq!(beyond.code(), Some(1), "{beyond}");
+    assert!(beyond.message().contains("extend that first"), "{beyond}");
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(2 << 20).unwrap();
+    assert_eq!(ctl(&vm, &["disk", "resize", "data", "2M"]).code(), Some(0));
+    assert_eq!(vm.get("/husk/v1/devices")[0]["size_bytes"], 2 << 20);
+    let limit = json!({ "drive_id": "data", "rate_limiter": { "ops": { "size": 10, "refill_time": 100 } } });
+    vm.patch("/drives/data", &limit).done();
+    let told = vm.get("/vm/config")["drives"][0]["rate_limiter"]["ops"].clone();
+    assert_eq!(told, json!({ "size": 10, "one_time_burst": null, "refill_time": 100 }));
+    vm.patch("/drives/none", &json!({ "drive_id": "none" })).refused(&["no disk `none`"]);
+    vm.stop();
+}
+
+#[test]
+fn ctl_drives_a_vm_and_says_what_it_does() {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    let status = ctl(&vm, &["status"]);
+    assert_eq!(status.line("state ").trim(), "not_started", "{status}");
+    assert_eq!(ctl(&vm, &["pause"]).code(), Some(1));
+    assert_eq!(ctl(&vm, &["start"]).code(), Some(0));
+    vm.husk.wait_for("SERIAL WAIT");
+    assert_eq!(ctl(&vm, &["pause"]).text(), "");
+    assert_eq!(ctl_json(&vm, &["--json", "status"])["state"], "paused");
+    assert_eq!(ctl_json(&vm, &["resume", "--json"])["kind"], "resume");
+    assert_eq!(ctl_json(&vm, &["config", "--json"])["machine-config"]["mem_size_mib"], 64);
+    assert!(ctl(&vm, &["jobs"]).text().starts_with("ELAPSED_MS  ID  KIND    PROGRESS  STATE\n"));
+    let refused = ctl(&vm, &["start"]);
+    assert_eq!(refused.code(), Some(1));
+    assert_eq!(refused.message(), "cannot start a machine that is running");
+    assert_eq!(ctl(&vm, &["stop", "--grace", "0"]).code(), Some(0));
+    assert_eq!(vm.husk.end().code(), Some(0));
+    let nobody = husk(["ctl", "--api-sock", &vm.folder.at("s"), "status"]).end();
+    assert_eq!(nobody.code(), Some(1));
+    assert!(nobody.message().starts_with("cannot reach husk on "), "{nobody}");
+}
+
+#[test]
+fn a_machine_of_husk_run_has_the_socket_too() {
+    let folder = common::folder::Folder::new();
+    let husk = common::guest::echoing().args(["--api-sock", &folder.at("s"), "--id", "mine"]).start();
+    husk.wait_for("SERIAL WAIT");
+    let mut client = common::http::Connection::open(folder.at("s"));
+    assert_eq!(client.ask("GET", "/husk/v1/health", "").json()["id"], "mine");
+    assert_eq!(client.ask("POST", "/husk/v1/stop", "").status, 202);
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_a_guest_that_has_not_enabled_its_power_button_at_once() {
+    let mut vm = Vm::with(&["--stop-timeout", "60"]);
+    vm.describe("check=serial end=poweroff");
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let begun = Instant::now();
+    vm.husk.signal(libc::SIGTERM);
+    assert_eq!(vm.husk.end().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!(!vm.folder.path().join("s").exists());
+}
+
+#[test]
+fn completion_and_the_manual_page_name_the_subcommands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = husk(["completion", shell]).end();
+        assert_eq!(ended.code(), Some(0));
+        assert!(ended.text().contains("power-button"), "{shell}");
+    }
+    let page = husk(["man"]).end();
+    assert!(page.text().contains(".TH husk 1") && page.text().contains("husk\\-ctl(1)"), "{page}");
+}
