@@ -1,5 +1,4 @@
 //! The control socket in Firecracker's dialect, as its clients meet it, and the limits at its edge.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! husk's own dialect of the control socket, `husk ctl`, and the end by signals.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 
@@ -114,12 +113,12 @@ fn ctl_drives_a_vm_and_says_what_it_does() {
     assert!(ctl(&vm, &["jobs"]).text().starts_with("ELAPSED_MS  ID  KIND    PROGRESS  STATE\n"));
     let refused = ctl(&vm, &["start"]);
     assert_eq!(refused.code(), Some(1));
-    assert_eq!(refused.message(), "cannot start a machine that is running");
+    assert_eq!(refused.message(), "husk: cannot start a machine that is running");
     assert_eq!(ctl(&vm, &["stop", "--grace", "0"]).code(), Some(0));
     assert_eq!(vm.husk.end().code(), Some(0));
     let nobody = husk(["ctl", "--api-sock", &vm.folder.at("s"), "status"]).end();
     assert_eq!(nobody.code(), Some(1));
-    assert!(nobody.message().starts_with("cannot reach husk on "), "{nobody}");
+    assert!(nobody.message().starts_with("husk: cannot reach husk on "), "{nobody}");
 }
 
 #[test]
