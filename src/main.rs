@@ -19,7 +19,7 @@ use std::time::Instant;
 fn main() -> ExitCode {
     let started = Instant::now();
     process::prepare();
-    logging::install();
+    logging::install(started);
     let status = match cli::parse().run(started) {
         Ok(status) => status,
         Err(error) => {

@@ -18,6 +18,7 @@ use vmm::machine::{BuildError, Machine, Wiring};
 use crate::api::{ServerError, SocketError};
 use crate::client::ClientError;
 use crate::exit::{self, ExitStatus};
+use crate::logging::LoggerError;
 use crate::serial::{SerialEnd, SerialTargetError};
 use crate::terminal::{RawTerminal, TerminalError};
 
@@ -55,6 +56,9 @@ pub(crate) enum RunError {
     /// The terminal cannot be the console.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// The log cannot go where it should.
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
     /// A VM's control socket does not answer as it should.
     #[error(transparent)]
     Client(#[from] ClientError),

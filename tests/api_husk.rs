@@ -93,6 +93,17 @@ fn a_disk_in_use_is_resized_and_the_guest_is_told() {
     vm.patch("/drives/data", &limit).done();
     let told = vm.get("/vm/config")["drives"][0]["rate_limiter"]["ops"].clone();
     assert_eq!(told, json!({ "size": 10, "one_time_burst": null, "refill_time": 100 }));
+    let other = vm.folder.file("other", &[1; 4 << 20]);
+    vm.patch("/drives/data", &json!({ "drive_id": "data", "path_on_host": other })).done();
+    assert_eq!(vm.get("/husk/v1/devices")[0]["size_bytes"], 4 << 20);
+    assert_eq!(vm.get("/vm/config")["drives"][0]["path_on_host"], other.as_str());
+    let refresh = json!({ "drive_id": "data", "path_on_host": other });
+    OpenOptions::new().write(true).open(&other).unwrap().set_len(8 << 20).unwrap();
+    vm.patch("/drives/data", &refresh).done();
+    assert_eq!(vm.get("/husk/v1/devices")[0]["size_bytes"], 8 << 20);
+    let missing = json!({ "drive_id": "data", "path_on_host": vm.folder.at("missing") });
+    vm.patch("/drives/data", &missing).refused(&["missing"]);
+    assert_eq!(vm.get("/vm/config")["drives"][0]["path_on_host"], other.as_str());
     vm.patch("/drives/none", &json!({ "drive_id": "none" })).refused(&["no disk `none`"]);
     vm.stop();
 }
@@ -143,6 +154,27 @@ fn a_signal_ends_a_guest_that_has_not_enabled_its_power_button_at_once() {
     assert_eq!(vm.husk.end().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(!vm.folder.path().join("s").exists());
+}
+
+#[test]
+fn the_log_goes_where_a_client_says_and_reads_as_it_says() {
+    let mut vm = Vm::with(&["--id", "vm-7"]);
+    let log = vm.folder.at("log");
+    vm.put("/logger", &json!({ "log_path": log, "level": "Debug", "show_level": true })).done();
+    vm.put("/logger", &json!({ "log_path": vm.folder.at("no/log") })).refused(&["log_path", "no/log"]);
+    vm.put("/logger", &json!({ "level": "Loud" })).refused(&["level", "Loud", "Warning"]);
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).refused(&["no kernel"]);
+    let text = vm.folder.read("log");
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains(" [vm-7:husk-api:DEBUG] api: PUT /actions"), "{text}");
+    vm.put("/logger", &json!({ "module": "nothing" })).done();
+    vm.get("/machine-config");
+    assert_eq!(vm.folder.read("log").len(), text.len(), "no other module's lines");
+    vm.stop();
+    let json =
+        husk(["--log-format", "json", "--level", "debug", "--boot-timer", "--no-api", "--config-file", "/x"]).end();
+    let line: Value = serde_json::from_str(json.stderr.lines().next().unwrap_or_default()).unwrap_or_default();
+    assert_eq!((line["level"].as_str(), line["thread"].as_str()), (Some("warn"), Some("main")), "{json}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm::config::CpuTemplate;
 use vmm::config::firecracker::bodies::{
-    BootSource, Drive, EntropyDevice, FullVmConfiguration, MachineConfiguration, MachineConfigurationPart,
+    BootSource, Drive, EntropyDevice, FullVmConfiguration, Logger, MachineConfiguration, MachineConfigurationPart,
     NetworkInterface, PartialDrive, SerialDevice,
 };
 use vmm::config::firecracker::{Change, describe};
@@ -15,6 +15,7 @@ use vmm::control::{Command, DiskChange, Reply, State};
 use super::answer::{Answer, Fault, json_answer, no_content};
 use super::routes::{Plan, Request, Route, Success, required, schema};
 use super::{Context, FIRECRACKER_VERSION};
+use crate::{exit, logging};
 
 /// `InstanceInfo`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -64,7 +65,7 @@ enum VmState {
 struct CpuConfig(serde_json::Map<String, serde_json::Value>);
 
 /// What husk does not have yet: answered 400, by name. It shrinks as they come.
-const NOT_YET: [(Method, &str, &str); 24] = [
+const NOT_YET: [(Method, &str, &str); 23] = [
     (Method::GET, "/balloon", "the balloon device"),
     (Method::PUT, "/balloon", "the balloon device"),
     (Method::PATCH, "/balloon", "the balloon device"),
@@ -85,7 +86,6 @@ const NOT_YET: [(Method, &str, &str); 24] = [
     (Method::PUT, "/mmds/config", "the metadata service"),
     (Method::PUT, "/snapshot/create", "snapshots"),
     (Method::PUT, "/snapshot/load", "snapshots"),
-    (Method::PUT, "/logger", "the logger's configuration"),
     (Method::PUT, "/metrics", "the metrics file"),
     (Method::PATCH, "/network-interfaces/{iface_id}", "changing a network interface in use"),
     (Method::DELETE, "/drives/{drive_id}", "unplugging a drive"),
@@ -199,6 +199,18 @@ pub(super) fn routes() -> Vec<Route> {
             |_, request| configure(Change::Serial(request.parse()?)),
         ),
         route(
+            put.clone(),
+            "/logger",
+            "Sets where husk's log goes and what is in it; at any time.",
+            required::<Logger>(),
+            Success::NoContent,
+            |_, request| {
+                let configured = logging::configure(&request.parse()?);
+                configured.map_err(|error| Fault::bad(exit::describe(&error)))?;
+                Ok(Plan::Say(no_content()))
+            },
+        ),
+        route(
             put,
             "/actions",
             "Starts the machine, or types Ctrl-Alt-Delete.",
@@ -261,10 +273,7 @@ fn machine_config(_: &Context, _: &Request) -> Result<Plan, Fault> {
 fn patch_drive(_: &Context, request: &Request) -> Result<Plan, Fault> {
     let PartialDrive { drive_id, path_on_host, rate_limiter } =
         request.parse_named("drive_id", |drive: &PartialDrive| &drive.drive_id)?;
-    if path_on_host.is_some() {
-        return Err(Fault::bad("path_on_host: changing the file of a drive in use is not supported yet by husk"));
-    }
-    let change = DiskChange::Part { limits: rate_limiter };
+    let change = DiskChange::Part { path: path_on_host, limits: rate_limiter };
     Ok(Plan::Ask(Command::Disk(drive_id, change), done))
 }
 

@@ -9,6 +9,7 @@ use vmm::config::firecracker;
 use vmm::control::Escape;
 
 use super::api::Api;
+use super::log::LogArgs;
 use crate::api::{DEFAULT_PATH, REQUEST_BYTES_MAX};
 use crate::exit::ExitStatus;
 use crate::session::{Begin, Manners, OnReboot, RunError};
@@ -36,6 +37,8 @@ pub(super) struct FirecrackerArgs {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
     stop_timeout: Duration,
     #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
     ignored: Ignored,
 }
 
@@ -56,16 +59,6 @@ struct Ignored {
     #[arg(long, value_name = "FILE", hide = true)]
     metadata: Option<PathBuf>,
     #[arg(long, value_name = "PATH", hide = true)]
-    log_path: Option<PathBuf>,
-    #[arg(long, value_name = "LEVEL", hide = true)]
-    level: Option<String>,
-    #[arg(long, value_name = "NAME", hide = true)]
-    module: Option<String>,
-    #[arg(long, hide = true)]
-    show_level: bool,
-    #[arg(long, hide = true)]
-    show_log_origin: bool,
-    #[arg(long, value_name = "PATH", hide = true)]
     metrics_path: Option<PathBuf>,
     #[arg(long, hide = true)]
     boot_timer: bool,
@@ -81,6 +74,7 @@ struct Ignored {
 
 impl FirecrackerArgs {
     pub(super) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
+        self.log.apply(&self.id)?;
         let given = self.ignored.given();
         if !given.is_empty() {
             log::warn!("accepted without effect in this version: {}", given.join(" "));
@@ -119,11 +113,6 @@ impl Ignored {
             start_time_cpu_us,
             parent_cpu_time_us,
             metadata,
-            log_path,
-            level,
-            module,
-            show_level,
-            show_log_origin,
             metrics_path,
             boot_timer,
             snapshot_version,
@@ -138,11 +127,6 @@ impl Ignored {
             ("--start-time-cpu-us", start_time_cpu_us.is_some()),
             ("--parent-cpu-time-us", parent_cpu_time_us.is_some()),
             ("--metadata", metadata.is_some()),
-            ("--log-path", log_path.is_some()),
-            ("--level", level.is_some()),
-            ("--module", module.is_some()),
-            ("--show-level", *show_level),
-            ("--show-log-origin", *show_log_origin),
             ("--metrics-path", metrics_path.is_some()),
             ("--boot-timer", *boot_timer),
             ("--snapshot-version", *snapshot_version),

@@ -5,6 +5,7 @@ mod ctl;
 mod disk;
 mod firecracker;
 mod host;
+mod log;
 mod memory;
 mod net;
 mod run;

@@ -10,6 +10,7 @@ use vmm::control::Escape;
 use super::api::Api;
 use super::disk::DiskArg;
 use super::firecracker::{parse_id, read_config_file};
+use super::log::LogArgs;
 use super::memory::MemoryArg;
 use super::net::NetArg;
 use crate::api::REQUEST_BYTES_MAX;
@@ -66,6 +67,8 @@ pub(super) struct RunArgs {
     /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
     stop_timeout: Duration,
+    #[command(flatten)]
+    log: LogArgs,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
         "boot_entry", "acpi", "serial"])]
@@ -75,6 +78,7 @@ pub(super) struct RunArgs {
 impl RunArgs {
     pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
         let manners = Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout };
+        self.log.apply(&self.id)?;
         let (id, request_bytes_max) = (std::mem::take(&mut self.id), REQUEST_BYTES_MAX);
         let api = self.api_sock.take().map(|path| Api { path, id, request_bytes_max, started });
         let config = match self.config_file {

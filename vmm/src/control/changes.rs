@@ -2,7 +2,7 @@
 //! who reads that, and a restart of the guest, find what is.
 
 use super::command::{CommandError, DiskChange};
-use crate::config::VmConfig;
+use crate::config::{DiskSource, VmConfig};
 use crate::machine::{DiskChangeError, Machine};
 
 /// Changes a disk, and says in what.
@@ -19,14 +19,20 @@ pub(super) fn disk(
             machine.resize_disk(id, bytes)?;
             Ok("size")
         }
-        DiskChange::Part { limits } => {
+        DiskChange::Part { path, limits } => {
+            let mut what = "limits";
+            if let Some(path) = path {
+                machine.replace_disk(id, Some(&path))?;
+                disk.source = DiskSource::Path(path);
+                what = "path";
+            }
             if let Some(limits) = limits {
                 let mut changed = disk.tuning.limits;
                 changed.total = limits.onto(changed.total);
                 machine.limit_disk(id, changed)?;
                 disk.tuning.limits = changed;
             }
-            Ok("limits")
+            Ok(what)
         }
     }
 }

@@ -2,6 +2,7 @@
 //! loop, and for each command the one who waits for its reply.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub enum Command {
 pub enum DiskChange {
     /// What it holds, and how fast: Firecracker's `PATCH /drives/{drive_id}`.
     Part {
+        /// The file or device from now on; the same again is looked at anew.
+        path: Option<PathBuf>,
         /// The buckets from now on.
         limits: Option<RateLimiter>,
     },

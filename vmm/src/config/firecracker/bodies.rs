@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use thiserror::Error;
 
 /// `BootSource`: what the machine starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -215,6 +217,66 @@ pub struct SerialDevice {
     pub serial_out_path: Option<PathBuf>,
     /// What its output is held to.
     pub rate_limiter: Option<Value>,
+}
+
+/// `Logger`: what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logger {
+    /// A file, which is made or appended to, or a named pipe.
+    pub log_path: Option<PathBuf>,
+    /// The least important records that are written.
+    pub level: Option<LogLevel>,
+    /// Whether a line tells its level.
+    pub show_level: Option<bool>,
+    /// Whether a line tells the place in husk's source that wrote it.
+    pub show_log_origin: Option<bool>,
+    /// The module whose records alone are written, as in `vmm::control`.
+    pub module: Option<String>,
+}
+
+/// How important a record is; of either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+pub enum LogLevel {
+    /// None is written.
+    Off,
+    /// Something failed.
+    Error,
+    /// Something is not as it should be.
+    Warning,
+    /// What an operator wants to know.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl std::str::FromStr for LogLevel {
+    type Err = LogLevelError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "off" => Ok(Self::Off),
+            "error" => Ok(Self::Error),
+            "warn" | "warning" => Ok(Self::Warning),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            _ => Err(LogLevelError(text.to_owned())),
+        }
+    }
+}
+
+/// A text that is no level.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{0}` is no level: use Off, Error, Warning, Info, Debug or Trace")]
+pub struct LogLevelError(String);
+
+impl<'de> Deserialize<'de> for LogLevel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// `FullVmConfiguration`: what `GET /vm/config` answers, and of the shape of a configuration file.
