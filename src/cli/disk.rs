@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 use vmm::config::{
-    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, Rate, RootDevice, SizeError,
-    parse_size,
+    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, OnEnospc, Rate, RootDevice,
+    SizeError, parse_size,
 };
 
 /// One `--disk` argument.
@@ -55,7 +55,7 @@ pub(crate) enum DiskArgError {
 }
 
 /// The words that have a value.
-const WORDS: [&str; 13] = [
+const WORDS: [&str; 14] = [
     "id",
     "engine",
     "cache",
@@ -69,17 +69,20 @@ const WORDS: [&str; 13] = [
     "bps",
     "iops",
     "limit_group",
+    "on_enospc",
 ];
 
 impl FromStr for DiskArg {
     type Err = DiskArgError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut words = text.split(',');
-        let path = words.next().filter(|path| !path.is_empty()).ok_or(DiskArgError::NoPath)?;
+        let (path, rest) = split_path(text);
+        if path.is_empty() {
+            return Err(DiskArgError::NoPath);
+        }
         let mut disk = Self { path: path.into(), id: None, read_only: false, tuning: DiskTuning::default() };
         let mut given = Vec::new();
-        for text in words {
+        for text in rest.into_iter().flat_map(|rest| rest.split(',')) {
             let unknown = || DiskArgError::UnknownWord { word: text.to_owned() };
             let (word, value) = match text.split_once('=') {
                 None if text == "ro" => ("ro", ""),
@@ -97,6 +100,24 @@ impl FromStr for DiskArg {
             false => Ok(disk),
         }
     }
+}
+
+/// The path, in which a doubled comma stands for one, and what follows the comma that ends it.
+fn split_path(text: &str) -> (String, Option<&str>) {
+    let mut path = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(',') {
+        path.push_str(before);
+        match after.strip_prefix(',') {
+            Some(after) => {
+                path.push(',');
+                rest = after;
+            }
+            None => return (path, Some(after)),
+        }
+    }
+    path.push_str(rest);
+    (path, None)
 }
 
 impl DiskArg {
@@ -135,6 +156,9 @@ impl DiskArg {
             "bps" => tuning.limits.total.bytes = Rate::per_second(parse_size(value)?),
             "iops" => tuning.limits.total.operations = Rate::per_second(number()?.into()),
             "limit_group" => tuning.limit_group = Some(value.to_owned()),
+            "on_enospc" => {
+                tuning.on_enospc = named(value, ON_ENOSPC).ok_or_else(|| refuse("report or stop"))?;
+            }
             _ => unreachable!("every word of the list is taken"),
         }
         Ok(())
@@ -149,6 +173,7 @@ const CACHES: &[(&str, CacheMode)] = &[
     ("direct", CacheMode::Direct),
     ("unsafe", CacheMode::Unsafe),
 ];
+const ON_ENOSPC: &[(&str, OnEnospc)] = &[("report", OnEnospc::Report), ("stop", OnEnospc::Stop)];
 const BLOCKS: &[(&str, BlockSize)] = &[("512", BlockSize::B512), ("4096", BlockSize::B4096)];
 
 fn named<T: Copy>(name: &str, choices: &[(&str, T)]) -> Option<T> {
@@ -170,6 +195,22 @@ mod tests {
     }
 
     #[test]
+    fn a_doubled_comma_in_a_path_stands_for_one() {
+        for (text, path, read_only) in [
+            ("a,,b", "a,b", false),
+            ("a,,b,ro", "a,b", true),
+            (",,", ",", false),
+            (",,,ro", ",", true),
+            ("a,,,,b,ro", "a,,b", true),
+            ("a,,", "a,", false),
+        ] {
+            let disk: DiskArg = text.parse().unwrap();
+            assert_eq!((disk.path.to_str(), disk.read_only), (Some(path), read_only), "{text}");
+        }
+        assert_eq!(",".parse::<DiskArg>(), Err(DiskArgError::NoPath));
+    }
+
+    #[test]
     fn options_come_in_any_order() {
         let tuning = DiskTuning::default();
         let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true, tuning });
@@ -188,7 +229,7 @@ mod tests {
     #[test]
     fn every_word_reaches_the_configuration() {
         let text = "x,engine=sync,cache=direct,queues=4,queue_size=128,block=4096,serial=S 1,iothreads=2,poll_us=50,\
-                    bps=10M,iops=1000,limit_group=g";
+                    bps=10M,iops=1000,limit_group=g,on_enospc=stop";
         let tuning = text.parse::<DiskArg>().unwrap().into_config(0).tuning;
         let total = Limits { bytes: Rate::per_second(10 << 20), operations: Rate::per_second(1000) };
         let expected = DiskTuning {
@@ -202,6 +243,7 @@ mod tests {
             poll_us: 50,
             limits: LimiterConfig { total, ..LimiterConfig::default() },
             limit_group: Some("g".to_owned()),
+            on_enospc: OnEnospc::Stop,
         };
         assert_eq!(tuning, expected);
         let shared = "x,iothread=fast".parse::<DiskArg>().unwrap().into_config(0).tuning.threads;

@@ -37,7 +37,8 @@ pub(super) struct RunArgs {
     memory: MemoryArg,
     /// File or block device that the guest sees as a disk; repeat for more. WORD is id, engine (io_uring, sync, auto),
     /// cache (writeback, writethrough, direct, unsafe), queues, queue_size, block (512, 4096), serial, iothread
-    /// (a name to share a thread by) or iothreads, poll_us, bps, iops, limit_group.
+    /// (a name to share a thread by) or iothreads, poll_us, bps, iops, limit_group, on_enospc (report, stop). A comma in
+    /// the path is doubled.
     #[arg(long, value_name = "PATH[,ro][,WORD=VALUE]")]
     disk: Vec<DiskArg>,
     /// Network card on a tap that exists, or on one passed as a descriptor; repeat for more.

@@ -10,6 +10,7 @@ mod slots;
 mod tests;
 mod worker;
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -97,6 +98,26 @@ pub struct DiskQueue {
     pub thread: IoThreadHandle,
 }
 
+/// What becomes of a request that changes the disk when its backing has no space left for it (ENOSPC, EDQUOT).
+#[derive(Clone, Default)]
+pub enum OnFull {
+    /// The guest is told of an I/O error.
+    #[default]
+    Report,
+    /// It is kept and its queue takes nothing more, until the device was stopped and goes on; the callee is told, on an
+    /// I/O thread, and must not block.
+    Keep(Arc<dyn Fn() + Send + Sync>),
+}
+
+impl fmt::Debug for OnFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Report => "Report",
+            Self::Keep(_) => "Keep",
+        })
+    }
+}
+
 /// How a disk presents itself.
 #[derive(Clone, Debug)]
 pub struct BlkOptions {
@@ -104,11 +125,13 @@ pub struct BlkOptions {
     pub queue_size: u16,
     /// What all its queues are held to.
     pub limiter: Option<Arc<Limiter>>,
+    /// What a full backing means.
+    pub on_full: OnFull,
 }
 
 impl Default for BlkOptions {
     fn default() -> Self {
-        Self { queue_size: QUEUE_SIZE_DEFAULT, limiter: None }
+        Self { queue_size: QUEUE_SIZE_DEFAULT, limiter: None, on_full: OnFull::Report }
     }
 }
 
@@ -132,7 +155,7 @@ impl Blk {
     /// # Panics
     /// If there is no queue, or too many, or of a size that is none.
     pub fn new(name: DiskName, queues: Vec<DiskQueue>, options: BlkOptions) -> io::Result<Self> {
-        let BlkOptions { queue_size, limiter } = options;
+        let BlkOptions { queue_size, limiter, on_full } = options;
         assert!((1..=QUEUES_MAX).contains(&queues.len()), "a disk has {} queues", queues.len());
         assert!((QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&queue_size), "a disk has queues of {queue_size} entries");
         let geometry = queues[0].backend.geometry();
@@ -147,7 +170,7 @@ impl Blk {
             name,
             identity: identity(geometry, count, queue_size),
             config: config(geometry, count, queue_size),
-            shared: Shared::new(geometry),
+            shared: Shared::new(geometry, on_full),
             queues: Arc::new(Mutex::new(QueueSlots { slots, interrupt: None })),
         })
     }
@@ -239,6 +262,7 @@ impl VirtioDevice for Blk {
         let multi_queue = activation.features & (1 << VIRTIO_BLK_F_MQ) != 0;
         let mut queues = lock(&self.queues);
         queues.interrupt = Some(Arc::clone(&activation.interrupt));
+        self.shared.clear_full();
         for queue in active {
             let index = usize::from(queue.ring.index());
             if index > 0 && !multi_queue {

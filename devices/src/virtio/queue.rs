@@ -16,6 +16,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -137,6 +138,8 @@ pub struct ReadyQueue {
     /// There was a publication in this activation, so the driver's event index has been compared up to it.
     announced: bool,
     in_flight: u16,
+    /// Heads of chains that wait to be popped again, oldest first.
+    held: VecDeque<u16>,
     /// The driver was asked for silence by flag.
     silenced: bool,
     retired: bool,
@@ -165,14 +168,18 @@ impl ReadyQueue {
 
     /// Where the device has come to. Complete only when nothing is in flight.
     pub fn state(&self) -> QueueState {
-        QueueState { next_avail: self.next_avail, next_used: self.next_used, retired: self.retired }
+        let held = self.held.iter().copied().collect();
+        QueueState { next_avail: self.next_avail, next_used: self.next_used, retired: self.retired, held }
     }
 
-    /// Takes the next available chain into `chain`. False if there is none.
+    /// Takes the oldest held chain, or else the next available one, into `chain`. False if there is none.
     ///
     /// # Errors
     /// The first broken rule. It retires the queue: from then on there is never another chain.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if !self.retired && !self.held.is_empty() {
+            return self.pop_held(chain).map(|()| true);
+        }
         if self.retired || (self.next_avail == self.avail_index && !self.reload_avail_index()?) {
             return Ok(false);
         }
@@ -189,7 +196,35 @@ impl ReadyQueue {
         Ok(true)
     }
 
-    /// Takes the last `count` pops back: those chains are available again, as if they had never been popped.
+    fn pop_held(&mut self, chain: &mut Chain) -> Result<(), QueueError> {
+        let head = self.held[0];
+        // The driver may have changed the chain meanwhile, which only harms itself: all of it is checked again.
+        if let Err(error) = Walk::new(&self.memory, &mut self.map, &self.table, head, chain).run() {
+            return Err(self.retire(error));
+        }
+        self.held.pop_front();
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Puts a popped chain aside, in flight no longer: it is popped again before any other, also after the queue was
+    /// stopped and is continued from its state.
+    ///
+    /// # Panics
+    /// If no chain is in flight, which is the device's bug.
+    pub fn hold(&mut self, head: u16) {
+        assert!(self.in_flight > 0, "a device holds a chain that it did not have");
+        self.in_flight -= 1;
+        self.held.push_back(head);
+    }
+
+    /// Whether the next pop takes a chain that was popped before.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Takes the last `count` pops back, none of a held chain: those chains are available again, as if they had never been
+    /// popped.
     ///
     /// # Panics
     /// If fewer are in flight, which is the device's bug.
@@ -259,7 +294,7 @@ impl ReadyQueue {
 
     /// Whether the driver's index is ahead of ours, right or wrong.
     pub fn is_available(&self) -> bool {
-        !self.retired && self.avail.load_u16(INDEX, Ordering::Relaxed) != self.next_avail
+        !self.retired && (self.is_holding() || self.avail.load_u16(INDEX, Ordering::Relaxed) != self.next_avail)
     }
 
     /// Asks the driver to ring the doorbell for the next chain. True if there is one already, whose doorbell may have

@@ -36,6 +36,18 @@ pub struct DiskTuning {
     pub limits: LimiterConfig,
     /// The disks of the same name are held to their limits together.
     pub limit_group: Option<String>,
+    /// What a file system or device without space for its writes means.
+    pub on_enospc: OnEnospc,
+}
+
+/// What a file system or device without space for a disk's writes means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnEnospc {
+    /// An I/O error for the guest.
+    #[default]
+    Report,
+    /// The machine is paused, and tries again when it is resumed: the guest never hears of it.
+    Stop,
 }
 
 /// Who does a disk's requests.
@@ -71,6 +83,7 @@ impl Default for DiskTuning {
             poll_us: 0,
             limits: LimiterConfig::default(),
             limit_group: None,
+            on_enospc: OnEnospc::Report,
         }
     }
 }

@@ -23,7 +23,8 @@ use self::cmdline::{Additions, Root};
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
 pub use disk::{
-    BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError,
+    BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, OnEnospc, POLL_US_MAX, Rate,
+    TuningError,
 };
 pub use host::HostFacts;
 pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};

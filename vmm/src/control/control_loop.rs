@@ -293,15 +293,34 @@ impl<'a> ControlLoop<'a> {
         self.plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))
     }
 
-    /// The guest's oldest event, if there is one; each there is so far ends the machine.
+    /// Takes the guest's events, oldest first, up to one that ends the machine.
     fn take_guest_event(&mut self) -> Option<Outcome> {
         // The count does not matter, and an empty one is no error here.
         let _ = self.events.wake().read();
-        self.events.next().map(|event| match event {
-            GuestEvent::Crashed(crash) => Outcome::Crashed(crash),
-            GuestEvent::Request(MachineRequest::PowerOff) => Outcome::PoweredOff,
-            GuestEvent::Request(MachineRequest::Reset) => Outcome::Reset,
-        })
+        while let Some(event) = self.events.next() {
+            match event {
+                GuestEvent::Crashed(crash) => return Some(Outcome::Crashed(crash)),
+                GuestEvent::Request(MachineRequest::PowerOff) => return Some(Outcome::PoweredOff),
+                GuestEvent::Request(MachineRequest::Reset) => return Some(Outcome::Reset),
+                GuestEvent::DiskFull { id } => self.wait_for_space(id),
+            }
+        }
+        None
+    }
+
+    /// Pauses the machine until somebody has made room on the host and resumes it.
+    fn wait_for_space(&mut self, id: String) {
+        // It may have been resumed since, and have found room.
+        if self.machine.state() != State::Running || !self.machine.is_disk_full(&id) {
+            return;
+        }
+        match self.apply(Action::Pause) {
+            Ok(()) => {
+                log::error!("disk `{id}`: no space left on the host: the machine is paused: make room and resume it");
+                self.plane.news.tell(EventKind::DiskFull { id });
+            }
+            Err(error) => log::error!("disk `{id}`: no space left on the host, and the machine cannot pause: {error}"),
+        }
     }
 
     /// Moves what there is from the console into the serial port; whether the user asked to quit.

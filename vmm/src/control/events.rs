@@ -16,6 +16,11 @@ pub enum GuestEvent {
     Crashed(Box<Crash>),
     /// The guest asked, through a device, for something that the whole machine does.
     Request(MachineRequest),
+    /// A disk's file system or device has no space for a write, and its user wants the machine to wait for some.
+    DiskFull {
+        /// The disk.
+        id: String,
+    },
 }
 
 /// The sending end; any thread of the machine has a clone.

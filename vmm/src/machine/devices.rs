@@ -195,10 +195,10 @@ impl Devices {
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
         let images = config.disks.iter().map(super::disks::open).collect::<Result<Vec<_>, _>>()?;
         let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
+        let mut maker = DiskMaker::new(wiring.events.clone());
         let mut devices = Self::legacy(wiring)?;
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
-        let mut maker = DiskMaker::default();
         for (disk, image) in config.disks.iter().zip(images) {
             let (block, disk) = maker.make(disk, image)?;
             devices.plug((disk.id.clone(), DeviceKind::Disk), next_window(), Box::new(block), memory)?;
@@ -296,6 +296,11 @@ impl Devices {
             driver,
             size_bytes: self.disk(&slot.id).ok().map(Disk::size_bytes),
         }
+    }
+
+    /// Whether a write to a disk waits for space.
+    pub(super) fn is_disk_full(&self, id: &str) -> bool {
+        self.disk(id).is_ok_and(Disk::is_full)
     }
 
     /// Puts another file or device behind a disk.

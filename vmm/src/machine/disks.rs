@@ -9,11 +9,12 @@ use devices::backend::block::{
     BlockBackend, BlockSize, DiskAccess, DiskImage, DiskOptions, FileBackend, RingError, UringBackend,
 };
 use devices::limit::Limiter;
-use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, ResizeError};
+use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull, ResizeError};
 use devices::virtio::worker::{IoThread, IoThreadHandle};
 
 use super::devices::{DeviceError, DiskChangeError, lock, spawn_io_thread};
-use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, LimiterConfig};
+use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, LimiterConfig, OnEnospc};
+use crate::control::{EventSender, GuestEvent};
 
 /// A disk of a machine, for what is done to it while it is in use.
 #[derive(Debug)]
@@ -40,6 +41,11 @@ const REPLACE_PATIENCE: Duration = Duration::from_secs(2);
 impl Disk {
     pub(super) fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
         self.control.resize(&lock(&self.backing).image, bytes)
+    }
+
+    /// Whether a write waits for space, and with it the disk.
+    pub(super) fn is_full(&self) -> bool {
+        self.control.is_full()
     }
 
     /// Puts the file or device at `path` behind the disk, or looks again at the one that there is.
@@ -95,14 +101,20 @@ pub(super) fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
 const OPEN_FILE: &str = "(open file)";
 
 /// Makes disks, and what several of them share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DiskMaker {
+    events: EventSender,
     threads: Vec<IoThread>,
     shared_threads: BTreeMap<String, IoThreadHandle>,
     groups: BTreeMap<String, Arc<Limiter>>,
 }
 
 impl DiskMaker {
+    /// Disks that tell `events` what the machine has to know.
+    pub(super) fn new(events: EventSender) -> Self {
+        Self { events, threads: Vec::new(), shared_threads: BTreeMap::new(), groups: BTreeMap::new() }
+    }
+
     pub(super) fn make(&mut self, disk: &DiskConfig, image: DiskImage) -> Result<(Blk, Disk), DeviceError> {
         let DiskConfig { id, tuning, .. } = disk;
         let host = |what: &str| {
@@ -119,7 +131,11 @@ impl DiskMaker {
             Some(serial) => DiskName::with_serial(id, serial),
         };
         let limiter = self.limiter(tuning);
-        let options = BlkOptions { queue_size: tuning.queue_size, limiter: Some(Arc::clone(&limiter)) };
+        let options = BlkOptions {
+            queue_size: tuning.queue_size,
+            limiter: Some(Arc::clone(&limiter)),
+            on_full: self.on_full(disk),
+        };
         let block = Blk::new(name, queues, options).map_err(host("the timers"))?;
         let control = block.control();
         let path = match &disk.source {
@@ -128,6 +144,16 @@ impl DiskMaker {
         };
         let backing = Mutex::new(Backing { image, path });
         Ok((block, Disk { id: id.clone(), tuning: tuning.clone(), backing, control, limiter }))
+    }
+
+    fn on_full(&self, disk: &DiskConfig) -> OnFull {
+        match disk.tuning.on_enospc {
+            OnEnospc::Report => OnFull::Report,
+            OnEnospc::Stop => {
+                let (events, id) = (self.events.clone(), disk.id.clone());
+                OnFull::Keep(Arc::new(move || events.send(GuestEvent::DiskFull { id: id.clone() })))
+            }
+        }
     }
 
     /// The threads, to be ended by their owner.

@@ -124,6 +124,12 @@ impl Machine {
         self.devices.reports()
     }
 
+    /// Whether a write to the disk `id` waits for space on the host (`OnEnospc::Stop`), and with it the disk.
+    #[must_use]
+    pub fn is_disk_full(&self, id: &str) -> bool {
+        self.devices.is_disk_full(id)
+    }
+
     /// Puts the file or block device at `path` behind the disk `id` while the guest uses it, or with `None` looks again at
     /// the one that it has: the size may have changed. The file is opened, locked and checked first; what is in flight
     /// completes on the old one; the guest is told of the size. For the same device and inode the lock goes on unbroken.

@@ -14,8 +14,12 @@ use crate::virtio::worker::Source;
 /// What the backend does beside its work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fault {
-    /// The operation, counted from 0, that fails with EIO instead of being done.
+    /// The operation, counted from 0, that fails instead of being done.
     pub fail_nth: Option<u64>,
+    /// How many operations from there on fail likewise; 0 stands for one.
+    pub fail_count: u64,
+    /// What it fails with; 0 stands for EIO.
+    pub errno: i32,
     /// How many operations it keeps pending at most; 0 answers at once.
     pub depth: usize,
     /// When pending operations complete.
@@ -68,8 +72,10 @@ impl<B: BlockBackend> FaultyBackend<B> {
     fn perform(&mut self, token: Token, operation: BlockOperation) -> Completion {
         let number = self.count;
         self.count += 1;
-        if self.fault.fail_nth == Some(number) {
-            return Completion { token, operation, result: Err(io::Error::from_raw_os_error(libc::EIO)) };
+        let Fault { fail_nth, fail_count, errno, .. } = self.fault;
+        if fail_nth.is_some_and(|nth| (nth..nth + fail_count.max(1)).contains(&number)) {
+            let errno = if errno == 0 { libc::EIO } else { errno };
+            return Completion { token, operation, result: Err(io::Error::from_raw_os_error(errno)) };
         }
         match self.inner.submit(token, operation) {
             Submission::Done(completion) => completion,

@@ -42,6 +42,7 @@ impl BlockBackend for FileBackend {
         loop {
             let answer = perform(self.image.file(), job.next(is_device), Waiting::Allowed);
             if let Verdict::End(result) = job.advance(answer) {
+                let result = self.image.settle(job.action(), result);
                 return Submission::Done(job.finish(result, &mut self.pool));
             }
         }

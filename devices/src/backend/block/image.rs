@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use thiserror::Error;
 
 use super::job::Alignment;
 use super::probe::{self, check, sane_block_bytes};
-use super::{CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
+use super::{BlockAction, CacheMode, Discard, DiskAccess, DiskGeometry, Durability, SECTOR_BYTES};
 
 /// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
 /// some 50 ms (measured).
@@ -149,6 +151,8 @@ pub struct DiskImage {
     geometry: DiskGeometry,
     kind: Kind,
     direct: Option<Alignment>,
+    /// A flush failed, and what it was for is lost: the host's page cache tells of that once and forgets it.
+    lost: Arc<AtomicBool>,
 }
 
 /// Which file it is, whatever paths lead to it.
@@ -215,7 +219,8 @@ impl DiskImage {
     pub fn again(&self, path: &Path, options: DiskOptions) -> Result<Self, DiskImageError> {
         let file = self.file.try_clone().map_err(host(path, "open"))?;
         let kind = kind(&file, path)?;
-        Self::describe(file, kind, path, self.geometry.access, options)
+        let image = Self::describe(file, kind, path, self.geometry.access, options)?;
+        Ok(Self { lost: Arc::clone(&self.lost), ..image })
     }
 
     /// Which file it is.
@@ -287,7 +292,7 @@ impl DiskImage {
             cache: options.cache,
             discard,
         };
-        Ok(Self { file, geometry, kind, direct })
+        Ok(Self { file, geometry, kind, direct, lost: Arc::default() })
     }
 
     /// How large the backing is now, in whole blocks, in sectors.
@@ -302,6 +307,28 @@ impl DiskImage {
     /// The file is in memory: nothing about it waits for a device, so it needs no engine that waits well.
     pub fn is_in_memory(&self) -> bool {
         self.kind == Kind::MemoryFile
+    }
+
+    /// What an operation's result means for the disk: after a flush through the page cache has failed, no later one is
+    /// believed, since the kernel marks the pages clean that it could not write.
+    pub(super) fn settle(&self, action: BlockAction, result: io::Result<()>) -> io::Result<()> {
+        let syncs = match action {
+            BlockAction::Flush => true,
+            BlockAction::WriteZeroes { durability, .. } => durability == Durability::Durable,
+            BlockAction::Read | BlockAction::Write(_) | BlockAction::Discard { .. } => false,
+        };
+        if !syncs || self.direct.is_some() {
+            return result;
+        }
+        // Whoever submits a flush after this one failed hears of it through the driver: Relaxed will do.
+        if result.is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        if self.lost.load(Ordering::Relaxed) {
+            result.and(Err(io::Error::from_raw_os_error(libc::EIO)))
+        } else {
+            result
+        }
     }
 
     pub(super) fn kind(&self) -> Kind {

@@ -257,6 +257,7 @@ impl UringBackend {
                 }
                 Verdict::End(result) => {
                     self.free.push(slot);
+                    let result = self.image.settle(job.action(), result);
                     completions.push(job.finish(result, &mut self.pool));
                 }
             }
@@ -304,6 +305,7 @@ impl BlockBackend for UringBackend {
         }
         if let Some(result) = self.take_shortcut(&mut job) {
             self.free.push(slot);
+            let result = self.image.settle(job.action(), result);
             return Submission::Done(job.finish(result, &mut self.pool));
         }
         self.slots[index(slot)] = Some(job);

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use thiserror::Error;
 
+use super::OnFull;
 use super::slots::QueueSlots;
 use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
 use crate::bus::lock;
@@ -84,6 +85,9 @@ pub(super) struct Shared {
     sectors: AtomicU64,
     voice: Mutex<Voice>,
     counters: Arc<DeviceCounters>,
+    on_full: OnFull,
+    /// A request is kept for want of space.
+    full: AtomicBool,
 }
 
 /// How the driver is told of a new size.
@@ -147,11 +151,21 @@ impl DiskControl {
             return Err(ReplaceError::Held);
         }
         let before = self.shared.sectors();
-        let exchanged = queues.exchange(&mut backends, || self.shared.set_sectors(new.sectors));
+        let exchanged = queues.exchange(&mut backends, || {
+            self.shared.clear_full();
+            self.shared.set_sectors(new.sectors);
+        });
         exchanged.map_err(|error| {
             self.shared.set_sectors(before);
             ReplaceError::Attach(error)
         })
+    }
+
+    /// Whether a request is kept because the backing has no space for it ([`OnFull::Keep`]). Stopping the device and
+    /// letting it go on tries again.
+    pub fn is_full(&self) -> bool {
+        // Partner: the Release in `tell_full`.
+        self.shared.full.load(Ordering::Acquire)
     }
 
     /// What happens in the disk.
@@ -161,12 +175,14 @@ impl DiskControl {
 }
 
 impl Shared {
-    pub(super) fn new(geometry: DiskGeometry) -> Arc<Self> {
+    pub(super) fn new(geometry: DiskGeometry, on_full: OnFull) -> Arc<Self> {
         Arc::new(Self {
             geometry,
             sectors: AtomicU64::new(geometry.sectors),
             voice: Mutex::new(Voice::Stopped),
             counters: Arc::default(),
+            on_full,
+            full: AtomicBool::new(false),
         })
     }
 
@@ -179,6 +195,25 @@ impl Shared {
     pub(super) fn sectors(&self) -> u64 {
         // A number alone: whoever sees an old one is as good as a moment earlier.
         self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request is to be kept that changes the disk and failed for want of space.
+    pub(super) fn keeps_when_full(&self) -> bool {
+        matches!(self.on_full, OnFull::Keep(_))
+    }
+
+    /// A request is kept.
+    pub(super) fn tell_full(&self) {
+        // Release, before the callee hears of it. Partner: the Acquire in `is_full`.
+        self.full.store(true, Ordering::Release);
+        if let OnFull::Keep(tell) = &self.on_full {
+            tell();
+        }
+    }
+
+    /// What is kept is tried again.
+    pub(super) fn clear_full(&self) {
+        self.full.store(false, Ordering::Relaxed);
     }
 
     /// Changes the size and tells the driver.

@@ -1,3 +1,4 @@
+mod full;
 mod lifecycle;
 mod limits;
 mod model;
@@ -57,6 +58,7 @@ struct Setup {
     folder: &'static str,
     queues: usize,
     limiter: Option<Arc<Limiter>>,
+    on_full: OnFull,
     thread: &'static str,
     poll: Duration,
 }
@@ -72,6 +74,7 @@ impl Default for Setup {
             folder: "/tmp",
             queues: 1,
             limiter: None,
+            on_full: OnFull::Report,
             thread: "husk-io-test",
             poll: Duration::ZERO,
         }
@@ -115,7 +118,8 @@ impl Bench {
         let taken = Arc::default();
         let (queues, threads) =
             (0..setup.queues).map(|_| setup.queue(&image, &taken)).collect::<(Vec<_>, Vec<IoThread>)>();
-        let options = BlkOptions { limiter: setup.limiter.clone(), ..BlkOptions::default() };
+        let options =
+            BlkOptions { limiter: setup.limiter.clone(), on_full: setup.on_full.clone(), ..BlkOptions::default() };
         let blk = Blk::new(DiskName::new("disk0"), queues, options).unwrap();
         let (counters, control) = (blk.counters(), blk.control());
         let memory = memory_with_hole(4 << 20);

@@ -5,6 +5,7 @@
 
 mod throttle;
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,6 +65,8 @@ enum Intake {
     Open,
     /// The machine's owner wants the queue quiet.
     Held,
+    /// The backing has no space, and a request is kept until the device goes on after a stop.
+    Full,
 }
 
 /// Whether what is available has to wait.
@@ -94,6 +97,14 @@ enum Begun {
     Yes,
     /// It may not begin yet, and is back in its ring. Something will wake us.
     Throttled,
+}
+
+/// Whether a chain still has to pass the limiter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Due,
+    /// It has, before it was put aside.
+    Passed,
 }
 
 /// A request that is with the backend.
@@ -183,7 +194,7 @@ impl BlkWorker {
 
     /// Serves at most a wake's worth of chains.
     fn serve(&mut self) -> Result<Progress, QueueError> {
-        if self.intake == Intake::Held {
+        if self.intake != Intake::Open {
             self.unstall();
             self.backend.commit();
             self.publish();
@@ -195,18 +206,22 @@ impl BlkWorker {
         loop {
             self.queue.ring.disable_notification();
             let mut begun = Begun::Yes;
-            while begun == Begun::Yes && self.unstall() && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
+            while begun == Begun::Yes && self.may_pop() && budget > 0 {
+                let admission = if self.queue.ring.is_holding() { Admission::Passed } else { Admission::Due };
+                if !self.queue.ring.pop(&mut self.chain)? {
+                    break;
+                }
                 bytes += u64::from(self.chain.readable_len()) + u64::from(self.chain.writable_len());
                 budget = if bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
                 self.publish_if_late();
-                begun = self.begin();
+                begun = self.begin(admission);
             }
             self.backend.commit();
             self.publish();
-            let waits = self.stalled.is_some() || begun == Begun::Throttled;
+            let waits = self.stalled.is_some() || begun == Begun::Throttled || self.intake != Intake::Open;
             self.blocked = if waits { Blocked::Yes } else { Blocked::No };
             if waits {
-                // The backend or the throttle wakes us. Until then a doorbell would change nothing.
+                // The backend, the throttle or the machine's owner wakes us. Until then a doorbell would change nothing.
                 return Ok(Progress::Idle);
             }
             if budget == 0 {
@@ -218,8 +233,13 @@ impl BlkWorker {
         }
     }
 
+    /// Whether the next chain may be popped. An operation that had no room goes first.
+    fn may_pop(&mut self) -> bool {
+        self.unstall() && self.intake == Intake::Open
+    }
+
     /// Turns the popped chain into an operation, or answers it at once.
-    fn begin(&mut self) -> Begun {
+    fn begin(&mut self, admission: Admission) -> Begun {
         let head = self.chain.head();
         let Some(status) = request::status_address(&self.chain) else {
             self.log.report(format_args!("request without room for a status"));
@@ -236,7 +256,7 @@ impl BlkWorker {
             features: self.features,
         };
         let request = request::parse(self.queue.ring.memory(), &self.chain, data_len, &disk);
-        if let (Some(throttle), Ok(request)) = (&mut self.throttle, &request) {
+        if let (Admission::Due, Some(throttle), Ok(request)) = (admission, &mut self.throttle, &request) {
             let (flow, bytes) = share(request);
             if !throttle.admit(flow, bytes) {
                 self.queue.ring.unpop(1);
@@ -325,11 +345,32 @@ impl BlkWorker {
         let InFlight { head, status, written } = request;
         match result {
             Ok(()) => self.answer(head, status, Status::Ok, written, bytes),
+            Err(error) if self.keeps(action, &error) => self.keep(head),
             Err(error) => {
                 self.log.report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
                 self.count_error();
                 self.answer(head, status, Status::IoError, 0, 0);
             }
+        }
+    }
+
+    /// Whether a request is kept until there is space for it. A flush through the page cache is not: the host forgets what
+    /// it could not write, and a second flush would say that it was written.
+    fn keeps(&self, action: BlockAction, error: &io::Error) -> bool {
+        let cached = self.shared.geometry().cache != CacheMode::Direct;
+        let changes = match action {
+            BlockAction::Read => false,
+            BlockAction::Flush => !cached,
+            BlockAction::Write(_) | BlockAction::Discard { .. } | BlockAction::WriteZeroes { .. } => true,
+        };
+        changes && self.shared.keeps_when_full() && matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+
+    fn keep(&mut self, head: u16) {
+        self.queue.ring.hold(head);
+        if self.intake != Intake::Full {
+            self.intake = Intake::Full;
+            self.shared.tell_full();
         }
     }
 
@@ -443,12 +484,16 @@ impl Worker for BlkWorker {
     }
 
     fn hold(&mut self) {
-        self.intake = Intake::Held;
+        if self.intake == Intake::Open {
+            self.intake = Intake::Held;
+        }
         self.blocked = Blocked::Yes;
     }
 
     fn release(&mut self) {
-        self.intake = Intake::Open;
+        if self.intake == Intake::Held {
+            self.intake = Intake::Open;
+        }
     }
 
     fn is_quiet(&self) -> bool {

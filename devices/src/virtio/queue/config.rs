@@ -40,7 +40,7 @@ pub struct QueueConfig {
 }
 
 /// How far the device has come in a queue: what a stopped queue is continued from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueState {
     /// Free-running index of the next available entry.
     pub next_avail: u16,
@@ -48,6 +48,8 @@ pub struct QueueState {
     pub next_used: u16,
     /// The driver broke a rule of the ring: nothing is popped any more before a reset.
     pub retired: bool,
+    /// Heads of chains that were popped and neither given back nor begun for good: they are popped again, before all else.
+    pub held: Vec<u16>,
 }
 
 /// Why a queue's description is no queue.
@@ -74,6 +76,16 @@ pub enum QueueConfigError {
         address: u64,
         /// The part's size.
         bytes: usize,
+    },
+    /// A saved state holds more chains than there can be.
+    #[error("queue {index} of {size} entries holds {held} chains")]
+    Held {
+        /// Which queue.
+        index: u16,
+        /// Its entries.
+        size: u16,
+        /// The chains.
+        held: usize,
     },
 }
 
@@ -106,6 +118,9 @@ impl QueueConfig {
             return Err(QueueConfigError::Size { index, size, size_max });
         }
         let entries = usize::from(size);
+        if state.held.len() > entries {
+            return Err(QueueConfigError::Held { index, size, held: state.held.len() });
+        }
         let place = |ring, address, bytes, align| {
             Ring::new(memory, address, bytes, align).ok_or(QueueConfigError::Placement { index, ring, address, bytes })
         };
@@ -133,6 +148,7 @@ impl QueueConfig {
             in_flight: 0,
             silenced: false,
             retired: state.retired,
+            held: state.held.into(),
         })
     }
 }

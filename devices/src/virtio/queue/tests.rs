@@ -364,7 +364,7 @@ fn event_indices_suppress_doorbells_and_interrupts() {
 
 #[test]
 fn event_indices_work_across_the_wrap_and_in_batches() {
-    let start = QueueState { next_avail: u16::MAX - 1, next_used: u16::MAX - 1, retired: false };
+    let start = QueueState { next_avail: u16::MAX - 1, next_used: u16::MAX - 1, retired: false, held: Vec::new() };
     let mut bench = Bench::resumed(8, EVENT_IDX, start);
     bench.driver.publish_avail_index(u16::MAX - 1);
     bench.driver.write_descriptor(0, readable(1));
@@ -380,7 +380,7 @@ fn event_indices_work_across_the_wrap_and_in_batches() {
     bench.queue.add_used(0, 0);
     bench.queue.add_used(0, 0);
     assert!(bench.queue.publish(), "the batch passes it");
-    assert_eq!(bench.queue.state(), QueueState { next_avail: 3, next_used: 2, retired: false });
+    assert_eq!(bench.queue.state(), QueueState { next_avail: 3, next_used: 2, retired: false, held: Vec::new() });
 }
 
 #[test]

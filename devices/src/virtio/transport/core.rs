@@ -268,7 +268,7 @@ impl TransportCore {
         let features = self.driver_features;
         let mut queues = Vec::with_capacity(self.queues.len());
         for (queue, doorbell) in self.queues.iter().zip(&self.doorbells).filter(|(queue, _)| queue.config.ready) {
-            let ring = match queue.config.validate(&self.memory, features, queue.state) {
+            let ring = match queue.config.validate(&self.memory, features, queue.state.clone()) {
                 Ok(ring) => ring,
                 Err(error) => return self.die(&error),
             };

@@ -140,7 +140,7 @@ fn a_driver_starts_the_device_with_what_was_negotiated() {
     let (mut driver, log) = bench();
     driver.initialize(FEATURE, &[32, 8]);
     let fresh = QueueState::default();
-    let start = Event::Start { features: FEATURE | VERSION_1, queues: vec![(0, 32, fresh), (1, 8, fresh)] };
+    let start = Event::Start { features: FEATURE | VERSION_1, queues: vec![(0, 32, fresh.clone()), (1, 8, fresh)] };
     assert_eq!(events(&log), [Event::Reset, start]);
     assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     driver.driver_ok();
@@ -203,7 +203,7 @@ fn queues_are_frozen_by_driver_ok() {
     transport.lock().unwrap().core().pause();
     transport.lock().unwrap().core().resume();
     let fresh = QueueState::default();
-    let start = Event::Start { features: VERSION_1, queues: vec![(0, 32, fresh), (1, 8, fresh)] };
+    let start = Event::Start { features: VERSION_1, queues: vec![(0, 32, fresh.clone()), (1, 8, fresh)] };
     assert_eq!(events(&log), [Event::Stop, start]);
     assert_eq!(driver.status() & NEEDS_RESET, 0);
 }
@@ -318,7 +318,7 @@ fn pause_and_resume_carry_the_queues_over_and_are_idempotent() {
     for _ in 0..2 {
         transport.lock().unwrap().core().resume();
     }
-    let queues = vec![(0, 8, QueueState { next_avail: 1, next_used: 1, retired: false })];
+    let queues = vec![(0, 8, QueueState { next_avail: 1, next_used: 1, retired: false, held: Vec::new() })];
     assert_eq!(events(&log), [Event::Stop, Event::Start { features: VERSION_1, queues }]);
 }
 
