@@ -116,7 +116,14 @@ fn husk_holds_the_lock_that_other_programs_ask_for() {
 fn the_same_disk_twice_is_refused() {
     let folder = Folder::new();
     let path = folder.file("disk", &noise(3, 1 << 20));
-    refused(&folder, with(["--disk", &path, "--disk", &path]), &[&path, "disk1"]);
+    let link = folder.at("link");
+    std::os::unix::fs::symlink(&path, &link).expect("the folder is new");
+    let reading = format!("{path},ro");
+    for [one, other] in [[&path, &path], [&path, &link], [&reading, &path], [&path, &reading]] {
+        let named = ["`disk0`", "`disk1`", "give each its own"];
+        refused(&folder, with(["--disk", one, "--disk", other]), &named);
+    }
+    with(["--disk", &reading, "--disk", &reading]).end().went_well();
 }
 
 /// `--disk` options for so many disks.

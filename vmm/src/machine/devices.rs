@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,16 @@ pub enum DeviceError {
         id: String,
         /// Why.
         source: DiskImageError,
+    },
+    /// Two disks are one file, and not only read.
+    #[error("disks `{first}` and `{second}` are both {}: give each its own, or both ,ro", path.display())]
+    SameDisk {
+        /// A disk.
+        first: String,
+        /// Another.
+        second: String,
+        /// The other's path.
+        path: PathBuf,
     },
     /// A network's tap cannot be used.
     #[error("network `{id}`")]
@@ -193,7 +203,7 @@ impl Devices {
     /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
     /// attached before the first device is made.
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
-        let images = config.disks.iter().map(super::disks::open).collect::<Result<Vec<_>, _>>()?;
+        let images = super::disks::open_all(&config.disks)?;
         let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
         let mut maker = DiskMaker::new(wiring.events.clone());
         let mut devices = Self::legacy(wiring)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::backend::block::{
-    BlockBackend, BlockSize, DiskAccess, DiskImage, DiskOptions, FileBackend, RingError, UringBackend,
+    BlockBackend, BlockSize, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, RingError, UringBackend,
 };
 use devices::limit::Limiter;
 use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull, ResizeError};
@@ -80,8 +80,33 @@ impl Disk {
     }
 }
 
+/// Opens and locks what holds the bytes of each disk.
+pub(super) fn open_all(disks: &[DiskConfig]) -> Result<Vec<DiskImage>, DeviceError> {
+    let mut images = Vec::with_capacity(disks.len());
+    for disk in disks {
+        refuse_twice(disks, &images, disk)?;
+        images.push(open(disk)?);
+    }
+    Ok(images)
+}
+
+/// A disk may not be an earlier one too, unless both only read: the lock would say so after a while, but not by name.
+fn refuse_twice(disks: &[DiskConfig], images: &[DiskImage], disk: &DiskConfig) -> Result<(), DeviceError> {
+    let DiskSource::Path(path) = &disk.source else { return Ok(()) };
+    // What cannot be found here cannot be opened either, and that says why.
+    let Ok(identity) = FileIdentity::at(path) else { return Ok(()) };
+    let is_same = |image: &DiskImage| image.identity().is_ok_and(|other| other == identity);
+    let twin = disks.iter().zip(images).find(|(other, image)| is_same(image) && !(other.read_only && disk.read_only));
+    match twin {
+        Some((first, _)) => {
+            Err(DeviceError::SameDisk { first: first.id.clone(), second: disk.id.clone(), path: path.clone() })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Opens and locks what holds a disk's bytes.
-pub(super) fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
+fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
     let id = disk.id.clone();
     let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
     let options = DiskOptions { cache: disk.tuning.cache.unwrap_or_default(), block: disk.tuning.block };

@@ -1,10 +1,11 @@
 //! Opening what a disk lives in: refused by name if it is not one, locked if it is.
 //!
 //! Locks are open file descriptions' (OFD): exclusive for writing, shared for reading. They belong to the descriptor,
-//! so they end with it and survive a hand-over of it. A ring that has the file registered holds them too.
+//! so they end with it and survive a hand-over of it. A ring that has the file registered holds them too. On NFS the
+//! kernel turns them into byte-range locks of the server, so that they hold between hosts too.
 #![expect(unsafe_code, reason = "fcntl for locks")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -21,7 +22,8 @@ use super::probe::{self, check, sane_block_bytes};
 use super::{BlockAction, CacheMode, Discard, DiskAccess, DiskGeometry, Durability, SECTOR_BYTES};
 
 /// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
-/// some 50 ms (measured).
+/// some 50 ms (measured). An orchestrator that restarts a husk at once must not be refused for that; a disk that somebody
+/// does use is refused so much later.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -168,8 +170,19 @@ impl FileIdentity {
     /// # Errors
     /// That of the host.
     pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+        file.metadata().map(|metadata| Self::from_metadata(&metadata))
+    }
+
+    /// That of the file at `path`, which is not opened.
+    ///
+    /// # Errors
+    /// That of the host.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|metadata| Self::from_metadata(&metadata))
+    }
+
+    fn from_metadata(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
