@@ -14,6 +14,7 @@ use vmm::control::{
     Signals, Starter, StateCell, event_queue,
 };
 use vmm::machine::{BuildError, Machine, Wiring};
+use vmm::metrics::{FirecrackerFile, MetricsFileError};
 
 use crate::api::{ServerError, SocketError};
 use crate::client::ClientError;
@@ -56,6 +57,9 @@ pub(crate) enum RunError {
     /// The terminal cannot be the console.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// The metrics cannot go where they should.
+    #[error(transparent)]
+    Metrics(#[from] MetricsFileError),
     /// The log cannot go where it should.
     #[error(transparent)]
     Logger(#[from] LoggerError),
@@ -88,7 +92,7 @@ pub(crate) enum OnReboot {
 }
 
 /// How a process runs a machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Manners {
     /// Whether keys on the console can mean husk.
     pub(crate) escape: Escape,
@@ -96,6 +100,8 @@ pub(crate) struct Manners {
     pub(crate) on_reboot: OnReboot,
     /// How long a guest that has enabled its power button has to end by itself.
     pub(crate) stop_grace: Duration,
+    /// Where the machine's figures go, as Firecracker writes them.
+    pub(crate) metrics: Option<FirecrackerFile>,
 }
 
 /// When a machine is assembled.
@@ -110,7 +116,8 @@ pub(crate) enum Begin {
 /// A process that runs a machine.
 #[derive(Debug)]
 pub(crate) struct Session {
-    manners: Manners,
+    escape: Escape,
+    on_reboot: OnReboot,
     plane: ControlPlane,
 }
 
@@ -128,7 +135,9 @@ impl Session {
     pub(crate) fn open(manners: Manners, commands: Option<CommandReceiver>) -> Result<Self, RunError> {
         let signals =
             Signals::block().map_err(|source| RunError::Host { what: "take over termination signals", source })?;
-        Ok(Self { manners, plane: ControlPlane::new(signals, commands).with_stop_grace(manners.stop_grace) })
+        let Manners { escape, on_reboot, stop_grace, metrics } = manners;
+        let plane = ControlPlane::new(signals, commands).with_stop_grace(stop_grace).with_metrics(metrics);
+        Ok(Self { escape, on_reboot, plane })
     }
 
     /// What happens to the machine.
@@ -165,7 +174,7 @@ impl Session {
     /// else, if it cannot be assembled; then there is nothing finished.
     fn run_until_reset(&mut self, config: &mut VmConfig, mut starter: Starter) -> Result<Option<Finished>, RunError> {
         let valid = config.validate(HostFacts::read()).map_err(RunError::from);
-        let opened = valid.and_then(|()| Ok(SerialEnd::open(&config.serial, self.manners.escape)?));
+        let opened = valid.and_then(|()| Ok(SerialEnd::open(&config.serial, self.escape)?));
         let mut serial = match opened {
             Ok(serial) => serial,
             Err(error) => return refuse(starter, error),
@@ -180,7 +189,7 @@ impl Session {
             };
             let finished = self.run_once(assembled, config, &mut serial, starter)?;
             starter = Starter::nobody();
-            match (&finished.outcome, self.manners.on_reboot) {
+            match (&finished.outcome, self.on_reboot) {
                 // The old machine goes first: its disks are unlocked and its memory is free for the new one.
                 (Outcome::Reset, OnReboot::Restart) => drop(finished),
                 _ => return Ok(Some(finished)),

@@ -178,6 +178,41 @@ fn the_log_goes_where_a_client_says_and_reads_as_it_says() {
 }
 
 #[test]
+fn metrics_are_told_as_prometheus_and_as_firecracker_write_them() {
+    let mut vm = Vm::echoing();
+    let page = ctl(&vm, &["metrics"]).text();
+    let value = |name: &str| {
+        let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{page}"));
+        line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok()).unwrap_or_else(|| panic!("{line}"))
+    };
+    assert!(value(r#"husk_vm_state{state="running"}"#) > 0.5);
+    assert!(value(r#"husk_vcpu_exits_total{vcpu="0",reason="io-out"}"#) > 10.0, "the probe has written lines");
+    assert!(value(r#"husk_vcpu_outside_guest_seconds_total{vcpu="0"}"#) > 0.0);
+    assert!(value(r#"husk_thread_cpu_seconds_total{thread="husk-vcpu0"}"#) > 0.0);
+    assert!(value("husk_guest_memory_bytes") > 6e7);
+    assert!(value("husk_api_request_duration_seconds_count") > 2.0);
+    let file = vm.folder.at("metrics");
+    vm.put("/metrics", &json!({ "metrics_path": vm.folder.at("no/m") })).refused(&["metrics_path", "no/m"]);
+    let body = json!({ "metrics_path": file, "emit_id": true, "properties": { "rack": "7" } });
+    vm.put("/metrics", &body).done();
+    vm.put("/metrics", &body).refused(&["metrics_path", "already"]);
+    vm.put("/actions", &json!({ "action_type": "FlushMetrics" })).done();
+    let folder = vm.folder.at("");
+    let ended = vm.husk;
+    ended.signal(libc::SIGTERM);
+    assert_eq!(ended.end().code(), Some(0));
+    let text = std::fs::read_to_string(format!("{folder}/metrics")).unwrap_or_default();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap_or_default()).collect();
+    assert_eq!(lines.len(), 2, "one that was asked for and one at the end: {text}");
+    assert!(lines[0]["vcpu"]["exit_io_out"].as_u64() > Some(10), "{text}");
+    assert_eq!(
+        (lines[0]["id"].as_str(), lines[0]["properties"]["rack"].as_str()),
+        (Some("anonymous-instance"), Some("7"))
+    );
+    assert!(lines[1]["utc_timestamp_ms"].as_u64() >= lines[0]["utc_timestamp_ms"].as_u64(), "{text}");
+}
+
+#[test]
 fn completion_and_the_manual_page_name_the_subcommands() {
     for shell in ["bash", "zsh", "fish"] {
         let ended = husk(["completion", shell]).end();

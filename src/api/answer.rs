@@ -61,7 +61,7 @@ impl From<CommandError> for Fault {
             CommandError::Refused(_) => (StatusCode::CONFLICT, "state"),
             CommandError::NoSuchJob(_) => (StatusCode::NOT_FOUND, "no_such_job"),
             CommandError::JobEnded(_) => (StatusCode::CONFLICT, "job_ended"),
-            CommandError::Start(_) | CommandError::Body(_) | CommandError::Disk(_) => {
+            CommandError::Start(_) | CommandError::Body(_) | CommandError::Disk(_) | CommandError::MetricsGo(_) => {
                 (StatusCode::BAD_REQUEST, "bad_request")
             }
             CommandError::Kvm(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),

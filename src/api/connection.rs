@@ -202,6 +202,7 @@ async fn answer(
     phase: &Rc<Phase>,
     (news, end): (watch::Receiver<()>, watch::Receiver<bool>),
 ) -> Answer {
+    let begun = Instant::now();
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let dialect = routes::dialect(path);
@@ -213,7 +214,7 @@ async fn answer(
             Plan::Say(answer) => Ok(answer),
             Plan::Ask(command, say) => {
                 log::debug!("api: {} {path}", head.method);
-                Ok(say(context.ask(command).await??))
+                Ok(say(context.ask(command).await??, context))
             }
             Plan::Follow(after) => {
                 // It has a request in progress for as long as it follows.
@@ -223,6 +224,7 @@ async fn answer(
         }
     };
     let result: Result<Answer, Fault> = result.await;
+    context.latency.add(begun.elapsed());
     result.unwrap_or_else(|fault| {
         log::debug!("api: {} {path}: {}", head.method, fault.message);
         fault.answer(dialect)

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use vmm::config::CpuTemplate;
 use vmm::config::firecracker::bodies::{
     BootSource, Drive, EntropyDevice, FullVmConfiguration, Logger, MachineConfiguration, MachineConfigurationPart,
-    NetworkInterface, PartialDrive, SerialDevice,
+    Metrics, NetworkInterface, PartialDrive, SerialDevice,
 };
 use vmm::config::firecracker::{Change, describe};
 use vmm::control::{Command, DiskChange, Reply, State};
+use vmm::metrics::FirecrackerFile;
 
 use super::answer::{Answer, Fault, json_answer, no_content};
 use super::routes::{Plan, Request, Route, Success, required, schema};
@@ -65,7 +66,7 @@ enum VmState {
 struct CpuConfig(serde_json::Map<String, serde_json::Value>);
 
 /// What husk does not have yet: answered 400, by name. It shrinks as they come.
-const NOT_YET: [(Method, &str, &str); 23] = [
+const NOT_YET: [(Method, &str, &str); 22] = [
     (Method::GET, "/balloon", "the balloon device"),
     (Method::PUT, "/balloon", "the balloon device"),
     (Method::PATCH, "/balloon", "the balloon device"),
@@ -86,7 +87,6 @@ const NOT_YET: [(Method, &str, &str); 23] = [
     (Method::PUT, "/mmds/config", "the metadata service"),
     (Method::PUT, "/snapshot/create", "snapshots"),
     (Method::PUT, "/snapshot/load", "snapshots"),
-    (Method::PUT, "/metrics", "the metrics file"),
     (Method::PATCH, "/network-interfaces/{iface_id}", "changing a network interface in use"),
     (Method::DELETE, "/drives/{drive_id}", "unplugging a drive"),
 ];
@@ -211,9 +211,21 @@ pub(super) fn routes() -> Vec<Route> {
             },
         ),
         route(
+            put.clone(),
+            "/metrics",
+            "Sets the file or named pipe that the machine's figures are written to, each minute; once.",
+            required::<Metrics>(),
+            Success::NoContent,
+            |context, request| {
+                let file = FirecrackerFile::of_body(&request.parse()?, &context.id);
+                let file = file.map_err(|error| Fault::bad(exit::describe(&error)))?;
+                Ok(Plan::Ask(Command::MetricsTo(Box::new(file)), done))
+            },
+        ),
+        route(
             put,
             "/actions",
-            "Starts the machine, or types Ctrl-Alt-Delete.",
+            "Starts the machine, types Ctrl-Alt-Delete, or writes the machine's figures now.",
             required::<InstanceActionInfo>(),
             Success::NoContent,
             action,
@@ -257,14 +269,14 @@ fn version(_: &Context, _: &Request) -> Result<Plan, Fault> {
 }
 
 fn full_config(_: &Context, _: &Request) -> Result<Plan, Fault> {
-    Ok(Plan::Ask(Command::ReadConfig, |reply| match reply {
+    Ok(Plan::Ask(Command::ReadConfig, |reply, _| match reply {
         Reply::Config(config) => json_answer(StatusCode::OK, &describe::full(&config)),
         _ => no_content(),
     }))
 }
 
 fn machine_config(_: &Context, _: &Request) -> Result<Plan, Fault> {
-    Ok(Plan::Ask(Command::ReadConfig, |reply| match reply {
+    Ok(Plan::Ask(Command::ReadConfig, |reply, _| match reply {
         Reply::Config(config) => json_answer(StatusCode::OK, &describe::machine(&config)),
         _ => no_content(),
     }))
@@ -281,7 +293,7 @@ fn action(_: &Context, request: &Request) -> Result<Plan, Fault> {
     match request.parse::<InstanceActionInfo>()?.action_type {
         ActionType::InstanceStart => Ok(Plan::Ask(Command::Start, done)),
         ActionType::SendCtrlAltDel => Ok(Plan::Ask(Command::CtrlAltDel, done)),
-        ActionType::FlushMetrics => Err(Fault::bad("action_type: FlushMetrics is not supported yet")),
+        ActionType::FlushMetrics => Ok(Plan::Ask(Command::FlushMetrics, done)),
     }
 }
 
@@ -297,7 +309,7 @@ fn configure(change: Change) -> Result<Plan, Fault> {
     Ok(Plan::Ask(Command::Configure(change), done))
 }
 
-fn done(_: Reply) -> Answer {
+fn done(_: Reply, _: &Context) -> Answer {
     no_content()
 }
 

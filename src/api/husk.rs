@@ -8,10 +8,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm::control::{Command, DiskChange, JobId, JobReport, Reply};
 use vmm::machine::DeviceReport;
+use vmm::metrics::{ProcessFigures, prometheus};
 
 use super::answer::{Answer, Fault, accepted, json_answer, no_content, text_answer};
 use super::routes::{Plan, Request, Route, Success, optional, required, schema};
 use super::{Context, FIRECRACKER_VERSION, openapi};
+use crate::logging;
 
 /// How long a guest has to end by itself where a request does not say.
 const GRACE_MS_DEFAULT: u64 = 5_000;
@@ -77,8 +79,25 @@ pub(super) fn routes() -> Vec<Route> {
             Success::Text("application/x-ndjson"),
             events,
         ),
+        route(
+            get.clone(),
+            "/husk/v1/metrics",
+            "What the machine and this process count, as Prometheus reads it.",
+            None,
+            Success::Text("text/plain"),
+            |_, _| {
+                Ok(Plan::Ask(Command::ReadMetrics, |reply, context| match reply {
+                    Reply::Metrics(machine) => {
+                        let process = ProcessFigures::read();
+                        let page = prometheus(&machine, &process, &context.latency.read(), logging::lost_lines());
+                        text_answer("text/plain; version=0.0.4", page)
+                    }
+                    _ => no_content(),
+                }))
+            },
+        ),
         route(get.clone(), "/husk/v1/jobs", "The jobs, oldest first.", None, jobs, |_, _| {
-            Ok(Plan::Ask(Command::ListJobs, |reply| match reply {
+            Ok(Plan::Ask(Command::ListJobs, |reply, _| match reply {
                 Reply::Jobs(jobs) => json_answer(StatusCode::OK, &jobs),
                 _ => no_content(),
             }))
@@ -109,7 +128,7 @@ pub(super) fn routes() -> Vec<Route> {
             None,
             Success::Json(schema::<Vec<DeviceReport>>),
             |_, _| {
-                Ok(Plan::Ask(Command::ListDevices, |reply| match reply {
+                Ok(Plan::Ask(Command::ListDevices, |reply, _| match reply {
                     Reply::Devices(devices) => json_answer(StatusCode::OK, &devices),
                     _ => no_content(),
                 }))
@@ -164,7 +183,7 @@ fn patch_device(_: &Context, request: &Request) -> Result<Plan, Fault> {
     let Some(size_bytes) = size_bytes else {
         return Err(Fault::bad("nothing to change: give size_bytes"));
     };
-    Ok(Plan::Ask(Command::Disk(request.argument.to_owned(), DiskChange::Resize(size_bytes)), |_| no_content()))
+    Ok(Plan::Ask(Command::Disk(request.argument.to_owned(), DiskChange::Resize(size_bytes)), |_, _| no_content()))
 }
 
 fn job_id(request: &Request) -> Result<JobId, Fault> {
@@ -177,13 +196,13 @@ fn job_id(request: &Request) -> Result<JobId, Fault> {
 }
 
 fn job_of(command: Command) -> Result<Plan, Fault> {
-    Ok(Plan::Ask(command, |reply| match reply {
+    Ok(Plan::Ask(command, |reply, _| match reply {
         Reply::Job(job) => accepted(&job),
         _ => no_content(),
     }))
 }
 
-fn say_job(reply: Reply) -> Answer {
+fn say_job(reply: Reply, _: &Context) -> Answer {
     match reply {
         Reply::Job(job) => json_answer(StatusCode::OK, &job),
         _ => text_answer("application/json", "null"),

@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 use vmm::control::{Command, CommandResult, CommandSender, EventLog, StateCell};
+use vmm::metrics::Latency;
 
 pub(crate) use server::{Server, ServerError};
 pub(crate) use socket::{DEFAULT_PATH, Listener, SocketError};
@@ -51,6 +52,8 @@ pub(crate) struct Context {
     pub(crate) request_bytes_max: usize,
     /// When the process began.
     pub(crate) started: Instant,
+    /// How long requests took.
+    pub(crate) latency: Latency,
 }
 
 /// The control loop has ended: the process is about to.

@@ -78,7 +78,7 @@ pub(super) struct Request<'a> {
 /// What is to be done.
 pub(super) enum Plan {
     /// Ask the control loop, and say what it replies.
-    Ask(Command, fn(Reply) -> Answer),
+    Ask(Command, fn(Reply, &Context) -> Answer),
     /// Say this.
     Say(Answer),
     /// Send the events after this one, as they come.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use vmm::config::VmConfig;
 use vmm::control::command_queue;
+use vmm::metrics::Latency;
 
 use crate::api::{Context, Listener, Server};
 use crate::session::{Begin, Finished, Manners, RunError, Session};
@@ -27,7 +28,8 @@ pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<
     let host = |source| RunError::Host { what: "create the command queue", source };
     let (commands, received) = command_queue().map_err(host)?;
     let session = Session::open(manners, Some(received))?;
-    let context = Context { id, commands, news: session.news(), state: session.state(), request_bytes_max, started };
+    let (news, state, latency) = (session.news(), session.state(), Latency::default());
+    let context = Context { id, commands, news, state, request_bytes_max, started, latency };
     let _server = Server::start(listener, context)?;
     session.run(config, begin)
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use vmm::config::VmConfig;
 use vmm::config::firecracker;
 use vmm::control::Escape;
+use vmm::metrics::FirecrackerFile;
 
 use super::api::Api;
 use super::log::LogArgs;
@@ -36,6 +37,9 @@ pub(super) struct FirecrackerArgs {
     /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
     stop_timeout: Duration,
+    /// File or named pipe that the machine's figures are written to, each minute.
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -58,8 +62,6 @@ struct Ignored {
     parent_cpu_time_us: Option<u64>,
     #[arg(long, value_name = "FILE", hide = true)]
     metadata: Option<PathBuf>,
-    #[arg(long, value_name = "PATH", hide = true)]
-    metrics_path: Option<PathBuf>,
     #[arg(long, hide = true)]
     boot_timer: bool,
     #[arg(long, hide = true)]
@@ -79,7 +81,9 @@ impl FirecrackerArgs {
         if !given.is_empty() {
             log::warn!("accepted without effect in this version: {}", given.join(" "));
         }
-        let manners = Manners { escape: Escape::None, on_reboot: OnReboot::Exit, stop_grace: self.stop_timeout };
+        let metrics = self.metrics_path.as_deref().map(FirecrackerFile::open).transpose()?;
+        let manners =
+            Manners { escape: Escape::None, on_reboot: OnReboot::Exit, stop_grace: self.stop_timeout, metrics };
         let (config, begin) = match &self.config_file {
             Some(path) => (read_config_file(path)?, Begin::Now),
             None => (firecracker::blank(), Begin::WhenTold),
@@ -113,7 +117,6 @@ impl Ignored {
             start_time_cpu_us,
             parent_cpu_time_us,
             metadata,
-            metrics_path,
             boot_timer,
             snapshot_version,
             describe_snapshot,
@@ -127,7 +130,6 @@ impl Ignored {
             ("--start-time-cpu-us", start_time_cpu_us.is_some()),
             ("--parent-cpu-time-us", parent_cpu_time_us.is_some()),
             ("--metadata", metadata.is_some()),
-            ("--metrics-path", metrics_path.is_some()),
             ("--boot-timer", *boot_timer),
             ("--snapshot-version", *snapshot_version),
             ("--describe-snapshot", describe_snapshot.is_some()),

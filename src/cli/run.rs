@@ -78,7 +78,8 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
-        let manners = Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout };
+        let manners =
+            Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout, metrics: None };
         self.log.apply(&self.id)?;
         let (id, request_bytes_max) = (std::mem::take(&mut self.id), REQUEST_BYTES_MAX);
         let api = self.api_sock.take().map(|path| Api { path, id, request_bytes_max, started });

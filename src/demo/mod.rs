@@ -28,7 +28,8 @@ const DISK_BYTES: u64 = 16 * MIB;
 pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
     let disk = memfd::create("husk-demo-disk", DISK_BYTES)
         .map_err(|source| RunError::Host { what: "create the scratch disk (memfd)", source })?;
-    let manners = Manners { escape: Escape::CtrlA, on_reboot: OnReboot::Exit, stop_grace: Duration::ZERO };
+    let manners =
+        Manners { escape: Escape::CtrlA, on_reboot: OnReboot::Exit, stop_grace: Duration::ZERO, metrics: None };
     let finished = Session::open(manners, None)?.run(config(disk), Begin::Now)?;
     if let (Outcome::PoweredOff, Some(machine)) = (&finished.outcome, &finished.machine) {
         match summarize(machine, started) {

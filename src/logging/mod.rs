@@ -118,6 +118,11 @@ pub(crate) fn configure(logger: &Logger) -> Result<(), LoggerError> {
     Ok(())
 }
 
+/// Lines that could not be written so far.
+pub(crate) fn lost_lines() -> u64 {
+    LOG.lost.load(Ordering::Relaxed)
+}
+
 /// A regular file is appended to; a pipe is opened both ways, so that nobody has to read it yet, and never waited for.
 fn open(path: &Path) -> Result<File, LoggerError> {
     use std::os::unix::fs::FileTypeExt;

@@ -6,6 +6,7 @@
 //! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
 //! | [`host`] | what this host can do: facts and verdicts |
+//! | [`metrics`] | what the machine and the process count, and its two forms |
 //! | [`memfd`] | files that live in memory |
 //! | [`control`] | commands, the lifecycle table and the control loop |
 
@@ -14,4 +15,5 @@ pub mod control;
 pub mod host;
 pub mod machine;
 pub mod memfd;
+pub mod metrics;
 pub mod vcpu;

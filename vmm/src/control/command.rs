@@ -16,6 +16,7 @@ use crate::config::VmConfig;
 use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::{BodyError, Change};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, MachineError};
+use crate::metrics::{FirecrackerFile, Snapshot};
 
 /// What a client asks.
 #[derive(Debug)]
@@ -46,6 +47,12 @@ pub enum Command {
     ReadConfig,
     /// Tell what its devices do.
     ListDevices,
+    /// Tell what the machine has counted.
+    ReadMetrics,
+    /// Write these figures to this file from now on.
+    MetricsTo(Box<FirecrackerFile>),
+    /// Write them now.
+    FlushMetrics,
     /// Tell of the jobs.
     ListJobs,
     /// Tell of one.
@@ -77,6 +84,8 @@ pub enum Reply {
     Config(Box<VmConfig>),
     /// What its devices do.
     Devices(Vec<DeviceReport>),
+    /// What it has counted.
+    Metrics(Box<Snapshot>),
     /// The jobs, oldest first.
     Jobs(Vec<JobReport>),
     /// A job.
@@ -101,6 +110,9 @@ pub enum CommandError {
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The metrics go somewhere already.
+    #[error("metrics_path: the metrics go to {} already: that is for the life of the process", .0.display())]
+    MetricsGo(PathBuf),
     /// No job has this number, or it was so long ago that it is forgotten.
     #[error("there is no job {0}")]
     NoSuchJob(JobId),

@@ -145,6 +145,7 @@ impl<'a> ControlLoop<'a> {
         starter.answer(Ok(Reply::Done));
         let outcome = self.wait();
         self.apply(Action::Stop)?;
+        self.plane.write_metrics(|| self.machine.metrics());
         let outcome = outcome?;
         self.plane.news.tell(EventKind::Ended { reason: outcome.name() });
         Ok((self.machine, outcome))
@@ -185,18 +186,26 @@ impl<'a> ControlLoop<'a> {
             if room {
                 self.regain_room();
             }
+            self.write_due_metrics();
             if commanded && self.serve_commands() {
                 return Ok(Outcome::Stopped);
             }
         }
     }
 
-    /// When the loop has to wake by itself: at the end of a guest's grace.
+    /// When the loop has to wake by itself: at the end of a guest's grace, and to write figures.
     fn timeout_ms(&self) -> i32 {
-        let Some(Stopping { deadline, .. }) = &self.stopping else { return -1 };
+        let grace = self.stopping.as_ref().map(|stopping| stopping.deadline);
+        let Some(deadline) = [grace, self.plane.metrics_due()].into_iter().flatten().min() else { return -1 };
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, or the loop would spin through the last millisecond.
         i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    }
+
+    fn write_due_metrics(&mut self) {
+        if self.plane.metrics_due().is_some_and(|due| due <= Instant::now()) {
+            self.plane.write_metrics(|| self.machine.metrics());
+        }
     }
 
     fn is_out_of_grace(&self) -> bool {
@@ -263,6 +272,12 @@ impl<'a> ControlLoop<'a> {
             Command::Configure(_) => (Action::Configure, None),
             Command::Start => (Action::Start, None),
             Command::ReadConfig => return Ok(Reply::Config(Box::new(self.config.clone()))),
+            Command::ReadMetrics => return Ok(Reply::Metrics(Box::new(self.machine.metrics()))),
+            Command::FlushMetrics => {
+                self.machine.state().accepts(Action::FlushMetrics)?;
+                self.plane.write_metrics(|| self.machine.metrics());
+                return Ok(Reply::Done);
+            }
             Command::ListDevices => return Ok(Reply::Devices(self.machine.device_reports())),
             Command::CancelJob(id) => return self.cancel(id),
             Command::Disk(id, change) => {
@@ -270,7 +285,7 @@ impl<'a> ControlLoop<'a> {
                 let what = changes::disk(&self.machine, self.config, &id, change)?;
                 return Ok(self.tell_change(id, what));
             }
-            Command::ListJobs | Command::ReadJob(_) | Command::Stop { .. } => {
+            Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) | Command::Stop { .. } => {
                 unreachable!("serve_commands has answered these")
             }
         };

@@ -38,6 +38,8 @@ pub enum Action {
     Nmi,
     /// Change a device that it uses.
     ChangeDevice,
+    /// Write down what it has counted.
+    FlushMetrics,
     /// End it, in whatever way.
     Stop,
 }
@@ -63,11 +65,16 @@ impl State {
             (Self::NotStarted, A::Configure) => Ok(Self::NotStarted),
             (Self::NotStarted, A::Start) | (Self::Running | Self::Paused, A::Resume) => Ok(Self::Running),
             (Self::Running | Self::Paused, A::Pause) => Ok(Self::Paused),
-            (Self::Running, A::PowerButton | A::Nmi | A::CtrlAltDel | A::ChangeDevice) => Ok(Self::Running),
+            (Self::Running, A::PowerButton | A::Nmi | A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics) => {
+                Ok(Self::Running)
+            }
             // Keys wait in the keyboard until the guest goes on.
-            (Self::Paused, A::CtrlAltDel | A::ChangeDevice) => Ok(Self::Paused),
+            (Self::Paused, A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics) => Ok(Self::Paused),
             (Self::NotStarted | Self::Running | Self::Paused, A::Stop) => Ok(Self::Ended),
-            (Self::NotStarted, A::Pause | A::Resume | A::PowerButton | A::CtrlAltDel | A::Nmi | A::ChangeDevice)
+            (
+                Self::NotStarted,
+                A::Pause | A::Resume | A::PowerButton | A::CtrlAltDel | A::Nmi | A::ChangeDevice | A::FlushMetrics,
+            )
             | (Self::Running, A::Configure | A::Start)
             | (Self::Paused, A::Configure | A::Start | A::PowerButton | A::Nmi)
             | (Self::Ended, _) => Err(Refusal { state: self, action }),
@@ -136,6 +143,7 @@ impl std::fmt::Display for Action {
             Self::CtrlAltDel => "send Ctrl-Alt-Delete to",
             Self::Nmi => "send an NMI to",
             Self::ChangeDevice => "change a device of",
+            Self::FlushMetrics => "write the metrics of",
             Self::Stop => "stop",
         })
     }
@@ -158,14 +166,15 @@ mod tests {
             A::CtrlAltDel,
             A::Nmi,
             A::ChangeDevice,
+            A::FlushMetrics,
             A::Stop,
         ];
         let (new, runs, paused, end) = (Some(S::NotStarted), Some(S::Running), Some(S::Paused), Some(S::Ended));
         let table = [
-            (S::NotStarted, [new, runs, None, None, None, None, None, None, end]),
-            (S::Running, [None, None, paused, runs, runs, runs, runs, runs, end]),
-            (S::Paused, [None, None, paused, runs, None, paused, None, paused, end]),
-            (S::Ended, [None; 9]),
+            (S::NotStarted, [new, runs, None, None, None, None, None, None, None, end]),
+            (S::Running, [None, None, paused, runs, runs, runs, runs, runs, runs, end]),
+            (S::Paused, [None, None, paused, runs, None, paused, None, paused, paused, end]),
+            (S::Ended, [None; 10]),
         ];
         for (state, row) in table {
             for (action, next) in actions.into_iter().zip(row) {

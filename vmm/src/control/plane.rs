@@ -6,6 +6,7 @@ use super::command::{Command, CommandError, CommandReceiver, CommandResult, Repl
 use super::jobs::{JobId, JobKind, JobState, Jobs};
 use super::news::{EventKind, EventLog};
 use super::{Signals, State, StateCell};
+use crate::metrics::{FirecrackerFile, Snapshot};
 
 /// The control loop's connections, which outlive machines.
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub struct ControlPlane {
     pub(super) news: EventLog,
     pub(super) state: StateCell,
     pub(super) stop_grace: Duration,
+    metrics: Option<FirecrackerFile>,
 }
 
 impl ControlPlane {
@@ -29,6 +31,7 @@ impl ControlPlane {
             news: EventLog::default(),
             state: StateCell::default(),
             stop_grace: Duration::ZERO,
+            metrics: None,
         }
     }
 
@@ -36,6 +39,34 @@ impl ControlPlane {
     #[must_use]
     pub fn with_stop_grace(self, stop_grace: Duration) -> Self {
         Self { stop_grace, ..self }
+    }
+
+    /// Writes the machine's figures to `file`.
+    #[must_use]
+    pub fn with_metrics(self, file: Option<FirecrackerFile>) -> Self {
+        Self { metrics: file, ..self }
+    }
+
+    /// When the loop has to write figures.
+    pub(super) fn metrics_due(&self) -> Option<Instant> {
+        self.metrics.as_ref().map(FirecrackerFile::due)
+    }
+
+    /// Writes figures, if they go anywhere.
+    pub(super) fn write_metrics(&mut self, figures: impl FnOnce() -> Snapshot) {
+        if let Some(file) = &mut self.metrics {
+            file.write(figures());
+        }
+    }
+
+    fn metrics_to(&mut self, file: FirecrackerFile) -> CommandResult {
+        match &self.metrics {
+            Some(present) => Err(CommandError::MetricsGo(present.path().to_owned())),
+            None => {
+                self.metrics = Some(file);
+                Ok(Reply::Done)
+            }
+        }
     }
 
     /// What happens to the machine.
@@ -92,10 +123,11 @@ impl ControlPlane {
     }
 
     /// Answers what needs no machine. Gives any other command back.
-    pub(super) fn answer(&self, command: Command) -> Result<CommandResult, Command> {
+    pub(super) fn answer(&mut self, command: Command) -> Result<CommandResult, Command> {
         match command {
             Command::ListJobs => Ok(Ok(Reply::Jobs(self.jobs.reports(Instant::now())))),
             Command::ReadJob(id) => Ok(self.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))),
+            Command::MetricsTo(file) => Ok(self.metrics_to(*file)),
             other => Err(other),
         }
     }

@@ -8,6 +8,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::command::{Command, CommandError, CommandResult, Reply, ReplyTo};
 use super::{Action, ControlError, ControlPlane, State};
 use crate::config::{HostFacts, VmConfig};
+use crate::metrics::Snapshot;
 
 /// How the description of a machine ended.
 #[derive(Debug)]
@@ -116,6 +117,8 @@ impl ControlPlane {
             Command::Stop { .. } => Step::Stop,
             Command::ReadConfig => Step::GoOn(Ok(Reply::Config(Box::new(config.clone())))),
             Command::ListDevices => Step::GoOn(Ok(Reply::Devices(Vec::new()))),
+            Command::ReadMetrics => Step::GoOn(Ok(Reply::Metrics(Box::new(Snapshot::of_no_machine())))),
+            Command::FlushMetrics => refuse(Action::FlushMetrics),
             Command::Pause => refuse(Action::Pause),
             Command::Resume => refuse(Action::Resume),
             Command::PowerButton => refuse(Action::PowerButton),
@@ -123,7 +126,9 @@ impl ControlPlane {
             Command::Nmi => refuse(Action::Nmi),
             Command::Disk(..) => refuse(Action::ChangeDevice),
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
-            Command::ListJobs | Command::ReadJob(_) => unreachable!("answered without a machine"),
+            Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) => {
+                unreachable!("answered without a machine")
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,12 @@ use devices::backend::block::DiskImageError;
 use devices::backend::net::{InterfaceName, Tap, TapError};
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
-use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{ReplaceError, ResizeError};
-use devices::virtio::net::Net;
+use devices::virtio::net::{DirectionCounters, Net, NetCounters};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
+use devices::virtio::{DeviceCounters, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -31,6 +32,7 @@ use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use crate::config::{ENTROPY_ID, LimiterConfig, NetConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
+use crate::metrics::{DeviceFigures, FlowFigures};
 use crate::vcpu::Buses;
 
 /// What keeps a device from being made or connected.
@@ -191,10 +193,25 @@ pub enum DriverState {
     Busy,
 }
 
+/// What a device counts.
+#[derive(Debug, Clone)]
+enum Counters {
+    Requests(Arc<DeviceCounters>),
+    Frames(Arc<NetCounters>),
+}
+
+/// What a device is called, what it is, and what it counts.
+struct Label {
+    id: String,
+    kind: DeviceKind,
+    counters: Counters,
+}
+
 /// A virtio device with its place in the machine.
 struct VirtioSlot {
     id: String,
     kind: DeviceKind,
+    counters: Counters,
     window: VirtioMmioWindow,
     transport: Arc<Mutex<MmioTransport>>,
 }
@@ -211,19 +228,25 @@ impl Devices {
         let mut next_window = || windows.next().expect("windows() counts the same devices");
         for (disk, image) in config.disks.iter().zip(images) {
             let (block, disk) = maker.make(disk, image)?;
-            devices.plug((disk.id.clone(), DeviceKind::Disk), next_window(), Box::new(block), memory)?;
+            let counters = Counters::Requests(block.counters());
+            let label = Label { id: disk.id.clone(), kind: DeviceKind::Disk, counters };
+            devices.plug(label, next_window(), Box::new(block), memory)?;
             devices.disks.push(disk);
         }
         devices.io_threads.extend(maker.into_threads());
         for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
             let thread = devices.io_thread(id)?;
             let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
-            devices.plug((id.clone(), DeviceKind::Net), next_window(), Box::new(net), memory)?;
+            let counters = Counters::Frames(net.counters());
+            let label = Label { id: id.clone(), kind: DeviceKind::Net, counters };
+            devices.plug(label, next_window(), Box::new(net), memory)?;
         }
         if config.has_entropy() {
             let thread = devices.io_thread(ENTROPY_ID)?;
             let rng = Rng::new(ENTROPY_ID, thread);
-            devices.plug((ENTROPY_ID.to_owned(), DeviceKind::Entropy), next_window(), Box::new(rng), memory)?;
+            let counters = Counters::Requests(rng.counters());
+            let label = Label { id: ENTROPY_ID.to_owned(), kind: DeviceKind::Entropy, counters };
+            devices.plug(label, next_window(), Box::new(rng), memory)?;
         }
         Ok(devices)
     }
@@ -287,6 +310,15 @@ impl Devices {
 
     pub(super) fn reports(&self) -> Vec<DeviceReport> {
         self.virtio.iter().map(|slot| self.report(slot)).collect()
+    }
+
+    /// What each virtio device has counted.
+    pub(super) fn figures(&self) -> Vec<DeviceFigures> {
+        self.virtio.iter().map(VirtioSlot::figures).collect()
+    }
+
+    pub(super) fn console_dropped_bytes(&self) -> u64 {
+        self.console.counters().dropped_bytes.load(Ordering::Relaxed)
     }
 
     fn report(&self, slot: &VirtioSlot) -> DeviceReport {
@@ -384,7 +416,7 @@ impl Devices {
 
     fn plug(
         &mut self,
-        (id, kind): (String, DeviceKind),
+        Label { id, kind, counters }: Label,
         window: VirtioMmioWindow,
         device: Box<dyn VirtioDevice>,
         memory: &Arc<GuestMemory>,
@@ -394,8 +426,38 @@ impl Devices {
         let transport = Arc::new(Mutex::new(transport));
         let GuestAddress(base) = window.base;
         insert(&self.buses.mmio, base..base + window.size, Arc::clone(&transport) as SharedDevice);
-        self.virtio.push(VirtioSlot { id, kind, window, transport });
+        self.virtio.push(VirtioSlot { id, kind, counters, window, transport });
         Ok(())
+    }
+}
+
+impl VirtioSlot {
+    fn figures(&self) -> DeviceFigures {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (flows, retired) = match &self.counters {
+            Counters::Requests(counters) => {
+                let flow = FlowFigures {
+                    direction: "both",
+                    operations: read(&counters.requests),
+                    bytes: read(&counters.bytes),
+                    errors: read(&counters.errors),
+                    dropped: 0,
+                };
+                (vec![flow], &counters.retired_queues)
+            }
+            Counters::Frames(counters) => {
+                let flow = |direction, counters: &DirectionCounters| FlowFigures {
+                    direction,
+                    operations: read(&counters.frames),
+                    bytes: read(&counters.bytes),
+                    errors: read(&counters.errors),
+                    dropped: read(&counters.dropped),
+                };
+                let flows = vec![flow("receive", &counters.received), flow("transmit", &counters.transmitted)];
+                (flows, &counters.retired_queues)
+            }
+        };
+        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, retired_queues: read(retired) }
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use arch::GuestMemory;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
@@ -28,6 +29,7 @@ pub use memory::MemoryError;
 
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};
+use crate::metrics::{Snapshot, VcpuFigures};
 use crate::vcpu::{ExitKind, VcpuHandle};
 
 /// A machine, from its assembly to its end.
@@ -72,7 +74,12 @@ impl Machine {
             Action::CtrlAltDel => self.devices.press_ctrl_alt_del(),
             Action::Stop => self.stop(),
             // It is so already; or the table has said that it may be done, by a method of its own.
-            Action::Start | Action::Resume | Action::Pause | Action::Configure | Action::ChangeDevice => {}
+            Action::Start
+            | Action::Resume
+            | Action::Pause
+            | Action::Configure
+            | Action::ChangeDevice
+            | Action::FlushMetrics => {}
         }
         self.state = next;
         Ok(next)
@@ -138,6 +145,22 @@ impl Machine {
     /// [`DiskChangeError`]; the disk is what it was.
     pub fn replace_disk(&self, id: &str, path: Option<&Path>) -> Result<(), DiskChangeError> {
         self.devices.replace_disk(id, path)
+    }
+
+    /// What the machine has counted so far.
+    #[must_use]
+    pub fn metrics(&self) -> Snapshot {
+        let vcpu = |vcpu: &VcpuHandle| VcpuFigures {
+            exits: ExitKind::ALL.map(|(kind, _)| vcpu.counts().get(kind)),
+            outside: vcpu.counts().outside(),
+        };
+        Snapshot {
+            state: self.state,
+            memory_bytes: self.memory.iter().map(|region| region.len()).sum(),
+            vcpus: self.vcpus.iter().map(vcpu).collect(),
+            devices: self.devices.figures(),
+            console_dropped_bytes: self.devices.console_dropped_bytes(),
+        }
     }
 
     /// Exits of all vCPUs so far, of one kind.

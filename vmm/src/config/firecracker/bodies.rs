@@ -1,6 +1,7 @@
 //! The bodies of Firecracker's API, field for field; its OpenAPI document, version 1.17.0, is the authority. A field whose
 //! value is null counts as absent.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -233,6 +234,20 @@ pub struct Logger {
     pub show_log_origin: Option<bool>,
     /// The module whose records alone are written, as in `vmm::control`.
     pub module: Option<String>,
+}
+
+/// `Metrics`: where the machine's figures go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// A file, which is made or appended to, or a named pipe.
+    pub metrics_path: PathBuf,
+    /// Whether each line has the VM's name as `id`.
+    #[serde(default)]
+    pub emit_id: bool,
+    /// What each line has as `properties`.
+    #[serde(default)]
+    pub properties: BTreeMap<String, String>,
 }
 
 /// How important a record is; of either case.

@@ -1,0 +1,208 @@
+//! The machine's figures as Firecracker writes them: a line of JSON every minute, when a client asks, and at the end.
+//! Counters tell what came since the line before, as Firecracker's do; keys that husk cannot tell truly are left out.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::{DeviceFigures, FlowFigures, Snapshot};
+use crate::config::firecracker::bodies::Metrics;
+use crate::machine::DeviceKind;
+use crate::vcpu::ExitKind;
+
+/// How often a line is written without being asked for.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// A file that metrics cannot go to.
+#[derive(Debug, Error)]
+#[error("metrics_path: cannot open {}: {cause}: check that its folder exists and can be written", path.display())]
+pub struct MetricsFileError {
+    path: PathBuf,
+    cause: io::Error,
+}
+
+/// The file or named pipe. The control loop owns it.
+#[derive(Debug)]
+pub struct FirecrackerFile {
+    file: File,
+    path: PathBuf,
+    last: Snapshot,
+    next: Instant,
+    missed: u64,
+    /// What every line has beside the figures.
+    extra: Map<String, Value>,
+}
+
+impl FirecrackerFile {
+    /// Opens a file behind its end, or a named pipe without waiting for who reads it.
+    ///
+    /// # Errors
+    /// The host does not open it.
+    pub fn open(path: &Path) -> Result<Self, MetricsFileError> {
+        let fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+        let mut options = OpenOptions::new();
+        options.append(true).create(!fifo).read(fifo).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = options.open(path).map_err(|cause| MetricsFileError { path: path.to_owned(), cause })?;
+        let next = Instant::now() + PERIOD;
+        let (last, extra) = (Snapshot::of_no_machine(), Map::new());
+        Ok(Self { file, path: path.to_owned(), last, next, missed: 0, extra })
+    }
+
+    /// As a body asks, of the VM `id`.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn of_body(metrics: &Metrics, id: &str) -> Result<Self, MetricsFileError> {
+        let mut file = Self::open(&metrics.metrics_path)?;
+        if metrics.emit_id {
+            file.extra.insert("id".to_owned(), id.into());
+        }
+        if !metrics.properties.is_empty() {
+            file.extra.insert("properties".to_owned(), json!(metrics.properties));
+        }
+        Ok(file)
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When the next line is due.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// Writes a line. One that the file does not take at once is counted, and its figures come with the next.
+    pub fn write(&mut self, now: Snapshot) {
+        self.next = Instant::now() + PERIOD;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let utc_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let line = format!("{}\n", line(utc_ms, &now, &self.last, self.missed, &self.extra));
+        match self.file.write(line.as_bytes()) {
+            Ok(written) if written == line.len() => (self.last, self.missed) = (now, 0),
+            _ => self.missed += 1,
+        }
+    }
+}
+
+/// The line for what came between `last` and `now`.
+fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<String, Value>) -> String {
+    let exits = |snapshot: &Snapshot, kind: ExitKind| -> u64 {
+        snapshot.vcpus.iter().map(|vcpu| vcpu.exits[kind as usize]).sum()
+    };
+    let exits = |kind| exits(now, kind).saturating_sub(exits(last, kind));
+    let mut figures = extra.clone();
+    figures.insert("utc_timestamp_ms".to_owned(), utc_ms.into());
+    figures.insert("logger".to_owned(), json!({ "missed_metrics_count": missed }));
+    let vcpu = json!({
+        "exit_io_in": exits(ExitKind::IoIn),
+        "exit_io_out": exits(ExitKind::IoOut),
+        "exit_mmio_read": exits(ExitKind::MmioRead),
+        "exit_mmio_write": exits(ExitKind::MmioWrite),
+    });
+    figures.insert("vcpu".to_owned(), vcpu);
+    let dropped = now.console_dropped_bytes.saturating_sub(last.console_dropped_bytes);
+    figures.insert("uart".to_owned(), json!({ "missed_write_count": dropped }));
+    for (kind, name) in [(DeviceKind::Net, "net"), (DeviceKind::Entropy, "entropy")] {
+        let mut sums = Map::new();
+        for device in now.devices.iter().filter(|device| device.kind == kind) {
+            let before = last.devices.iter().find(|other| other.id == device.id);
+            let own = keys(device, before);
+            for (key, value) in &own {
+                let sum = sums.get(*key).and_then(Value::as_u64).unwrap_or(0) + value;
+                sums.insert((*key).to_owned(), sum.into());
+            }
+            if kind == DeviceKind::Net {
+                let own = own.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+                figures.insert(format!("net_{}", device.id), Value::Object(own));
+            }
+        }
+        if !sums.is_empty() {
+            figures.insert(name.to_owned(), Value::Object(sums));
+        }
+    }
+    Value::Object(figures).to_string()
+}
+
+/// Firecracker's names for what a device did since `before`.
+fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static str, u64)> {
+    let mut keys = Vec::new();
+    for flow in &device.flows {
+        let before = before.and_then(|before| before.flows.iter().find(|other| other.direction == flow.direction));
+        let since = |figure: fn(&FlowFigures) -> u64| figure(flow).saturating_sub(before.map_or(0, figure));
+        let (operations, bytes, errors) =
+            (since(|flow| flow.operations), since(|flow| flow.bytes), since(|flow| flow.errors));
+        match (device.kind, flow.direction) {
+            (DeviceKind::Net, "receive") => {
+                keys.extend([("rx_packets_count", operations), ("rx_bytes_count", bytes), ("rx_fails", errors)])
+            }
+            (DeviceKind::Net, _) => {
+                keys.extend([("tx_packets_count", operations), ("tx_bytes_count", bytes), ("tx_fails", errors)])
+            }
+            (DeviceKind::Entropy, _) => keys.extend([
+                ("entropy_event_count", operations),
+                ("entropy_bytes", bytes),
+                ("entropy_event_fails", errors),
+            ]),
+            (DeviceKind::Disk, _) => {}
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::VcpuFigures;
+
+    fn snapshot(io_out: u64, frames: u64) -> Snapshot {
+        let flow = |direction, operations| FlowFigures {
+            direction,
+            operations,
+            bytes: 60 * operations,
+            errors: 0,
+            dropped: 0,
+        };
+        let flows = vec![flow("receive", 2 * frames), flow("transmit", frames)];
+        let net = DeviceFigures { id: "eth0".to_owned(), kind: DeviceKind::Net, flows, retired_queues: 0 };
+        let vcpu = VcpuFigures { exits: [0, io_out, 0, 0, 0, 0], ..VcpuFigures::default() };
+        Snapshot { vcpus: vec![vcpu.clone(), vcpu], devices: vec![net], ..Snapshot::of_no_machine() }
+    }
+
+    #[test]
+    fn a_line_tells_what_came_since_the_one_before() {
+        let text = line(77, &snapshot(10, 5), &snapshot(4, 3), 1, &Map::new());
+        assert!(text.starts_with(r#"{"#) && text.contains(r#""utc_timestamp_ms":77"#), "{text}");
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["vcpu"]["exit_io_out"], 12);
+        assert_eq!(json["net"]["rx_packets_count"], 4);
+        assert_eq!(json["net_eth0"]["tx_bytes_count"], 120);
+        assert_eq!(json["logger"]["missed_metrics_count"], 1);
+        assert_eq!(json.get("block"), None);
+    }
+
+    #[test]
+    fn lines_are_appended_and_the_next_is_due_in_a_minute() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics");
+        let mut file = FirecrackerFile::open(&path).unwrap();
+        file.write(snapshot(1, 1));
+        file.write(snapshot(3, 1));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            (lines[0]["vcpu"]["exit_io_out"].as_u64(), lines[1]["vcpu"]["exit_io_out"].as_u64()),
+            (Some(2), Some(4))
+        );
+        assert!(file.due() > Instant::now() + Duration::from_secs(50));
+        assert!(FirecrackerFile::open(&folder.path().join("no/metrics")).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! What the machine and the process count, read by whoever asks, and told in two forms. Counting costs a relaxed add where
+//! it happens; the rest is done here, by the reader.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`Snapshot`] | the machine's counts at one moment: plain data |
+//! | [`process`] | this process's own: CPU by thread, memory by kind |
+//! | [`prometheus()`] | both as Prometheus reads them |
+//! | [`FirecrackerFile`] | the machine's as Firecracker writes them, a line of JSON at a time |
+
+mod firecracker;
+mod latency;
+pub mod process;
+mod prometheus;
+
+use std::time::Duration;
+
+pub use firecracker::{FirecrackerFile, MetricsFileError};
+pub use latency::{Latency, LatencyFigures};
+pub use process::ProcessFigures;
+pub use prometheus::prometheus;
+
+use crate::control::State;
+use crate::machine::DeviceKind;
+use crate::vcpu::ExitKind;
+
+/// The machine's counts at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Where the machine is in its life.
+    pub state: State,
+    /// Size of guest memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its vCPUs, in order.
+    pub vcpus: Vec<VcpuFigures>,
+    /// Its virtio devices, in order of their interrupts.
+    pub devices: Vec<DeviceFigures>,
+    /// Bytes of serial output that the console did not take.
+    pub console_dropped_bytes: u64,
+}
+
+/// What a vCPU has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VcpuFigures {
+    /// How often it came back to husk, in the order of [`ExitKind::ALL`].
+    pub exits: [u64; ExitKind::ALL.len()],
+    /// How long it was in husk for that.
+    pub outside: Duration,
+}
+
+/// What a device has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFigures {
+    /// Its name.
+    pub id: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Requests, or frames, by direction.
+    pub flows: Vec<FlowFigures>,
+    /// Queues that a driver broke.
+    pub retired_queues: u64,
+}
+
+/// What went one way through a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowFigures {
+    /// `both`, `receive` or `transmit`.
+    pub direction: &'static str,
+    /// Requests or frames that were completed.
+    pub operations: u64,
+    /// Their bytes of data.
+    pub bytes: u64,
+    /// Those that were answered with an error, or lost to one.
+    pub errors: u64,
+    /// Frames that were dropped.
+    pub dropped: u64,
+}
+
+impl Snapshot {
+    /// Of a machine that is not there yet.
+    #[must_use]
+    pub fn of_no_machine() -> Self {
+        Self {
+            state: State::NotStarted,
+            memory_bytes: 0,
+            vcpus: Vec::new(),
+            devices: Vec::new(),
+            console_dropped_bytes: 0,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Figures as Prometheus reads them (text format 0.0.4): base units, `_total` on counters, HELP and TYPE once a name.
+
+use std::fmt::{Display, Write};
+
+use super::{DeviceFigures, FlowFigures, LatencyFigures, ProcessFigures, Snapshot};
+use crate::control::State;
+use crate::machine::DeviceKind;
+use crate::vcpu::ExitKind;
+
+/// All figures as text. `lost_log_lines` and `api` are the program's own.
+#[must_use]
+pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &LatencyFigures, lost_log_lines: u64) -> String {
+    let mut page = Page::default();
+    page.metric("husk_vm_state", "gauge", "1 for the state that the machine is in.");
+    for state in [State::NotStarted, State::Running, State::Paused, State::Ended] {
+        page.sample("husk_vm_state", &[("state", state.name())], u8::from(state == machine.state));
+    }
+    page.metric("husk_guest_memory_bytes", "gauge", "Size of guest memory.");
+    page.sample("husk_guest_memory_bytes", &[], machine.memory_bytes);
+    vcpus(&mut page, machine);
+    devices(&mut page, &machine.devices);
+    page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that the console did not take.");
+    page.sample("husk_console_dropped_bytes_total", &[], machine.console_dropped_bytes);
+    page.metric("husk_log_lost_lines_total", "counter", "Lines of the log that could not be written.");
+    page.sample("husk_log_lost_lines_total", &[], lost_log_lines);
+    page.metric("husk_thread_cpu_seconds_total", "counter", "CPU time of husk's threads, by name.");
+    for (name, ran) in &process.threads {
+        page.sample("husk_thread_cpu_seconds_total", &[("thread", name)], ran.as_secs_f64());
+    }
+    page.metric("husk_resident_memory_bytes", "gauge", "Resident memory of the process, by kind; guest memory counts.");
+    for (kind, bytes) in &process.resident {
+        page.sample("husk_resident_memory_bytes", &[("kind", kind)], bytes);
+    }
+    page.histogram("husk_api_request_duration_seconds", "How long requests of the control socket took.", api);
+    page.text
+}
+
+fn vcpus(page: &mut Page, machine: &Snapshot) {
+    page.metric("husk_vcpu_exits_total", "counter", "Exits of a vCPU to husk, by reason.");
+    for (index, vcpu) in machine.vcpus.iter().enumerate() {
+        for ((_, reason), count) in ExitKind::ALL.iter().zip(vcpu.exits) {
+            let labels = [("vcpu", index.to_string()), ("reason", (*reason).to_owned())];
+            page.sample("husk_vcpu_exits_total", &borrowed(&labels), count);
+        }
+    }
+    page.metric("husk_vcpu_outside_guest_seconds_total", "counter", "Time that a vCPU spent in husk for its exits.");
+    for (index, vcpu) in machine.vcpus.iter().enumerate() {
+        let seconds = vcpu.outside.as_secs_f64();
+        page.sample("husk_vcpu_outside_guest_seconds_total", &[("vcpu", &index.to_string())], seconds);
+    }
+}
+
+fn devices(page: &mut Page, devices: &[DeviceFigures]) {
+    type Figure = fn(&FlowFigures) -> u64;
+    let metrics: [(&str, &str, Figure); 4] = [
+        ("husk_device_operations_total", "Requests or frames that a device completed.", |flow| flow.operations),
+        ("husk_device_bytes_total", "Bytes of data that a device moved.", |flow| flow.bytes),
+        ("husk_device_errors_total", "Requests or frames that failed.", |flow| flow.errors),
+        ("husk_device_dropped_total", "Frames that were dropped.", |flow| flow.dropped),
+    ];
+    for (name, help, figure) in metrics {
+        page.metric(name, "counter", help);
+        for device in devices {
+            for flow in &device.flows {
+                let labels =
+                    [("device", device.id.as_str()), ("kind", kind(device.kind)), ("direction", flow.direction)];
+                page.sample(name, &labels, figure(flow));
+            }
+        }
+    }
+    page.metric("husk_device_retired_queues_total", "counter", "Queues that a driver broke.");
+    for device in devices {
+        let labels = [("device", device.id.as_str()), ("kind", kind(device.kind))];
+        page.sample("husk_device_retired_queues_total", &labels, device.retired_queues);
+    }
+}
+
+fn kind(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Disk => "disk",
+        DeviceKind::Net => "net",
+        DeviceKind::Entropy => "entropy",
+    }
+}
+
+fn borrowed<'a>(labels: &'a [(&'a str, String)]) -> Vec<(&'a str, &'a str)> {
+    labels.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+        writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a String takes every write");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        writeln!(self.text, "{name}{labels} {value}").expect("a String takes every write");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, figures: &LatencyFigures) {
+        self.metric(name, "histogram", help);
+        for (bound, count) in figures.cumulative() {
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+            self.sample(&format!("{name}_bucket"), &[("le", &bound)], count);
+        }
+        self.sample(&format!("{name}_sum"), &[], figures.sum().as_secs_f64());
+        self.sample(&format!("{name}_count"), &[], figures.count());
+    }
+}
+
+/// A label's value within quotes.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Latency, VcpuFigures};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    fn page() -> String {
+        let flow = FlowFigures { direction: "both", operations: 3, bytes: 4096, errors: 1, dropped: 0 };
+        let device =
+            DeviceFigures { id: "a\"b".to_owned(), kind: DeviceKind::Disk, flows: vec![flow], retired_queues: 0 };
+        let vcpu = VcpuFigures { exits: [1, 2, 3, 4, 5, 6], outside: Duration::from_millis(1500) };
+        let machine = Snapshot {
+            state: State::Running,
+            memory_bytes: 1 << 27,
+            vcpus: vec![vcpu],
+            devices: vec![device],
+            console_dropped_bytes: 9,
+        };
+        let latency = Latency::default();
+        latency.add(Duration::from_micros(3));
+        let process = ProcessFigures {
+            threads: vec![("husk".to_owned(), Duration::from_millis(20))],
+            resident: vec![("anonymous", 4096)],
+        };
+        prometheus(&machine, &process, &latency.read(), 2)
+    }
+
+    #[test]
+    fn figures_have_their_names_labels_and_units() {
+        let page = page();
+        for line in [
+            "husk_vm_state{state=\"running\"} 1",
+            "husk_vm_state{state=\"paused\"} 0",
+            "husk_vcpu_exits_total{vcpu=\"0\",reason=\"mmio-write\"} 4",
+            "husk_vcpu_outside_guest_seconds_total{vcpu=\"0\"} 1.5",
+            "husk_device_bytes_total{device=\"a\\\"b\",kind=\"disk\",direction=\"both\"} 4096",
+            "husk_thread_cpu_seconds_total{thread=\"husk\"} 0.02",
+            "husk_api_request_duration_seconds_bucket{le=\"0.000002\"} 0",
+            "husk_api_request_duration_seconds_bucket{le=\"0.000004\"} 1",
+            "husk_api_request_duration_seconds_bucket{le=\"+Inf\"} 1",
+            "husk_api_request_duration_seconds_count 1",
+            "husk_log_lost_lines_total 2",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn every_sample_follows_its_help_and_type_and_counters_are_totals() {
+        let page = page();
+        let (mut current, mut kind, mut seen) = ("", "", BTreeSet::new());
+        for line in page.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').unwrap();
+                assert!(seen.insert(name) && help.ends_with('.'), "{line}");
+                current = name;
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, found) = rest.split_once(' ').unwrap();
+                assert_eq!(name, current);
+                assert_eq!(found == "counter", name.ends_with("_total"), "{line}");
+                kind = found;
+            } else {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let base = if kind == "histogram" { name.rsplit_once('_').unwrap().0 } else { name };
+                assert_eq!(base, current, "{line}");
+                assert!(line.rsplit_once(' ').unwrap().1.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        assert!(seen.len() >= 13, "{seen:?}");
+    }
+}
