@@ -1,5 +1,5 @@
 //! Builds husk's own small guests (`small/`) with the compiler that builds husk, and tells the crate where they are:
-//! `HUSK_GUEST_FIRST`, `HUSK_GUEST_DEMO`, `HUSK_GUEST_PROBE` and `HUSK_GUEST_PROBE_NO_NOTE`.
+//! `HUSK_GUEST_FIRST`, `HUSK_GUEST_DEMO`, `HUSK_GUEST_BENCH`, `HUSK_GUEST_PROBE` and `HUSK_GUEST_PROBE_NO_NOTE`.
 //!
 //! rustc is called directly, so no flag meant for husk itself (RUSTFLAGS, profiles, a sanitizer) reaches a guest.
 
@@ -55,9 +55,10 @@ fn build() -> io::Result<()> {
         "lib.rs",
     )?;
 
-    let guests: [(&str, &str, &str, &[&str]); 4] = [
+    let guests: [(&str, &str, &str, &[&str]); 5] = [
         ("first", "first.rs", "first.ld", &[]),
         ("demo", "demo.rs", "script.ld", &[]),
+        ("bench", "bench/main.rs", "script.ld", &[]),
         ("probe", "probe/main.rs", "script.ld", &[]),
         ("probe_no_note", "probe/main.rs", "script.ld", &["--cfg=no_note"]),
     ];
