@@ -23,6 +23,8 @@ const UNSAFE_FILES: &[&str] = &[
     "src/terminal.rs",
     "tests/common/sys.rs",
     "tools/bench/src/bin/floor.rs",
+    "tools/bench/src/io/floor.rs",
+    "tools/bench/src/io/host.rs",
     "vmm/src/config/host.rs",
     "vmm/src/control/signals.rs",
     "vmm/src/host/probe.rs",

@@ -3,6 +3,7 @@
 mod boot;
 mod bzimage;
 mod child;
+mod io;
 mod peer;
 mod report;
 mod stats;
@@ -14,8 +15,10 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 1] =
-    [("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run)];
+const BENCHES: [Bench; 2] = [
+    ("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run),
+    ("io", "disk and network: requests a second, and for each CPU-second of the monitor's", io::run),
+];
 
 /// Which rows are asked for: all, or those that the words after the benchmark's name begin.
 pub(crate) struct Wanted<'a>(&'a [&'a String]);
@@ -73,6 +76,17 @@ fn main() -> ExitCode {
         && word == bzimage::UNPACK
     {
         return bzimage::unpack(path);
+    }
+    if let [word, rest @ ..] = &arguments[..]
+        && word == io::FLOOR
+    {
+        return match io::floor_main(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("bench: floor: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let (flags, names): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with("--"));
     let json = flags.iter().any(|flag| *flag == "--json");

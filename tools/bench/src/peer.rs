@@ -55,7 +55,7 @@ impl Artifacts {
     }
 }
 
-fn from_environment(variable: &str, what: &'static str) -> Result<PathBuf, BenchError> {
+pub(crate) fn from_environment(variable: &str, what: &'static str) -> Result<PathBuf, BenchError> {
     let path = PathBuf::from(std::env::var_os(variable).unwrap_or_default());
     if path.is_file() { Ok(path) } else { Err(BenchError::Missing { what, path: path.display().to_string() }) }
 }

@@ -4,7 +4,7 @@
 //! one image runs under husk, QEMU's microvm and Firecracker, and what is different between two runs is the monitor.
 //!
 //! Each word `run=NAME[:key=value...]` is a run, done in order; [`work`] lists names and keys. A run first warms up,
-//! then prints `BENCH-BEGIN name`, is quiet for [`QUIET_US`], works, prints `BENCH name key=value ...`, and is quiet
+//! then prints `BENCH-BEGIN name ...`, is quiet for [`QUIET_US`], works, prints `BENCH name key=value ...`, and is quiet
 //! again: who reads the monitor's CPU time when a line comes has the time of the work and of nothing else. A run that
 //! cannot be done prints `BENCH-FAIL name reason`. Last comes `BENCH-END` and the machine ends: by ACPI where there is
 //! a way, else by the i8042, else by a triple fault.
@@ -66,7 +66,7 @@ fn guest_main(boot: &'static Boot) -> ! {
 
 /// Tells readers that the work begins.
 fn begin(work: &Work) {
-    println!("BENCH-BEGIN {}", work.name);
+    println!("BENCH-BEGIN {work}");
     time::delay_us(QUIET_US);
 }
 

@@ -28,7 +28,8 @@ const NUM_BUFFERS: u64 = 10;
 const ETHERNET: u64 = 14;
 const IP: u64 = 20;
 const FRAME_MIN: u64 = ETHERNET + IP + 20;
-const FRAME_MAX: u64 = 65536;
+/// What hosts pass on whole.
+const FRAME_MAX: u64 = 65535;
 /// Larger frames than any usual MTU are left to be cut.
 const GSO_BYTES_MIN: u64 = 9000;
 const SEGMENT: u16 = 1448;
