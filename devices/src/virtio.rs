@@ -18,6 +18,7 @@ pub mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -130,6 +131,13 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// What keeps it from that, which is the host's fault or a queue left out.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
+
+    /// Takes nothing new, and waits until nothing is in flight, so that [`Self::stop`] is quick. False if what backs the
+    /// device does not answer before the deadline: then the device goes on as before. A device that never waits for its
+    /// host is always quiet.
+    fn quiet(&self, _deadline: Instant) -> bool {
+        true
+    }
 
     /// Stops serving, and returns where each queue has come to.
     fn stop(&mut self) -> Vec<(u16, QueueState)>;

@@ -64,7 +64,7 @@ impl From<CommandError> for Fault {
             CommandError::Start(_) | CommandError::Body(_) | CommandError::Disk(_) | CommandError::MetricsGo(_) => {
                 (StatusCode::BAD_REQUEST, "bad_request")
             }
-            CommandError::Kvm(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
+            CommandError::Kvm(_) | CommandError::Held(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
         };
         Self { status, code, message: exit::describe(&error), state: error.state().map(vmm::control::State::name) }
     }

@@ -13,6 +13,7 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -279,6 +280,10 @@ impl VirtioDevice for Blk {
         drop(queues);
         self.shared.started(activation.interrupt);
         Ok(())
+    }
+
+    fn quiet(&self, deadline: Instant) -> bool {
+        lock(&self.queues).quiet(deadline)
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

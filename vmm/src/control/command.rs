@@ -113,6 +113,9 @@ pub enum CommandError {
     /// The metrics go somewhere already.
     #[error("metrics_path: the metrics go to {} already: that is for the life of the process", .0.display())]
     MetricsGo(PathBuf),
+    /// A device's host does not answer, and the machine runs on.
+    #[error("{0}")]
+    Held(String),
     /// No job has this number, or it was so long ago that it is forgotten.
     #[error("there is no job {0}")]
     NoSuchJob(JobId),
@@ -126,6 +129,7 @@ impl From<MachineError> for CommandError {
         match error {
             MachineError::Refused(refusal) => Self::Refused(refusal),
             MachineError::Kvm(error) => Self::Kvm(error),
+            held @ MachineError::Held { .. } => Self::Held(held.to_string()),
         }
     }
 }

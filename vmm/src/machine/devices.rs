@@ -95,6 +95,9 @@ pub enum DeviceError {
     },
 }
 
+/// What a device with nothing in flight has to say so.
+const QUIET_DEVICE_PATIENCE: Duration = Duration::from_millis(100);
+
 /// All devices of a machine.
 pub(super) struct Devices {
     // The order of the fields is the order of their drop: a transport stops its device while its I/O thread lives.
@@ -355,8 +358,24 @@ impl Devices {
     }
 
     /// Completes what is in flight in every device, and lets none take more.
-    pub(super) fn pause(&self) {
-        self.virtio.iter().for_each(|slot| lock(&slot.transport).core().pause());
+    ///
+    /// # Errors
+    /// The id of a device whose host has not answered by the deadline, and which goes on. The others are paused.
+    pub(super) fn pause(&self, deadline: Instant) -> Result<(), String> {
+        let pause = |slot: &&VirtioSlot| {
+            // One that takes all the time leaves the next ones enough to say that they are quiet.
+            let deadline = deadline.max(Instant::now() + QUIET_DEVICE_PATIENCE);
+            !lock(&slot.transport).core().pause_by(deadline)
+        };
+        let held: Vec<_> = self.virtio.iter().filter(pause).collect();
+        held.first().map_or(Ok(()), |slot| Err(slot.id.clone()))
+    }
+
+    /// Leaves the virtio devices and their threads to the end of the process: what they wait for may still write to
+    /// guest memory, which they keep.
+    pub(super) fn abandon(&mut self) {
+        std::mem::take(&mut self.virtio).into_iter().for_each(|slot| std::mem::forget(slot.transport));
+        std::mem::take(&mut self.io_threads).into_iter().for_each(std::mem::forget);
     }
 
     /// Lets every device go on from where `pause` stopped it.
@@ -364,9 +383,8 @@ impl Devices {
         self.virtio.iter().for_each(|slot| lock(&slot.transport).core().resume());
     }
 
-    /// Completes what is in flight for the last time, and waits until the console has taken the guest's last words.
+    /// Waits until the console has taken the guest's last words.
     pub(super) fn finish(&self, limit: Duration) {
-        self.pause();
         if !self.console.drain(Instant::now() + limit) {
             log::warn!("the console did not take the guest's last output within {} ms", limit.as_millis());
         }

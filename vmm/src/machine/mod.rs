@@ -57,7 +57,37 @@ pub enum MachineError {
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Something did not let go of the machine, which runs on.
+    #[error("cannot pause the machine: {holder} did not answer within {} s: see to its host file or device, or try again", patience.as_secs())]
+    Held {
+        /// What.
+        holder: Holder,
+        /// How long it was waited for.
+        patience: Duration,
+    },
 }
+
+/// What holds a machine that is to be paused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A device whose requests do not complete.
+    Device(String),
+    /// A vCPU in the middle of a device's register, such as the reset of a disk that does not answer.
+    Vcpu(usize),
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Device(id) => write!(f, "device `{id}`"),
+            Self::Vcpu(index) => write!(f, "vCPU {index}, which resets a device,"),
+        }
+    }
+}
+
+/// How long a pause or a stop waits for what is in flight. A disk that is merely slow answers within it; for one that does
+/// not, the control loop, and with it every client, is missed no longer than this.
+const PARK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Machine {
     /// Does what `action` says, all of it before this returns.
@@ -68,7 +98,7 @@ impl Machine {
         let next = self.state.accepts(action)?;
         match action {
             Action::Start | Action::Resume if self.state != State::Running => self.run(),
-            Action::Pause if self.state != State::Paused => self.park(),
+            Action::Pause if self.state != State::Paused => self.park()?,
             Action::PowerButton => self.devices.press_power_button(),
             Action::Nmi => self.inject_nmi()?,
             Action::CtrlAltDel => self.devices.press_ctrl_alt_del(),
@@ -206,18 +236,40 @@ impl Machine {
         }
     }
 
-    /// vCPUs first: with nobody to ring a doorbell, drained devices stay drained.
-    fn park(&mut self) {
-        self.vcpus.iter().for_each(VcpuHandle::ask_park);
-        for vcpu in &self.vcpus {
-            vcpu.wait_done();
-        }
-        self.devices.pause();
+    /// Parks the machine, or lets it run on if something does not let go of it in time.
+    fn park(&mut self) -> Result<(), MachineError> {
+        self.try_park().map_err(|holder| {
+            // What was parked runs on; a vCPU that is held up does what it was asked when it comes back. It has a device's
+            // lock, and then no device was paused yet.
+            if let Holder::Device(_) = holder {
+                self.devices.resume();
+            }
+            self.vcpus.iter().for_each(VcpuHandle::ask_run);
+            MachineError::Held { holder, patience: PARK_PATIENCE }
+        })
     }
 
+    /// vCPUs first: with nobody to ring a doorbell, drained devices stay drained.
+    fn try_park(&mut self) -> Result<(), Holder> {
+        let deadline = Instant::now() + PARK_PATIENCE;
+        self.vcpus.iter().for_each(VcpuHandle::ask_park);
+        let held_up = self.vcpus.iter().position(|vcpu| !vcpu.wait_done_by(deadline));
+        match held_up {
+            Some(index) => Err(Holder::Vcpu(index)),
+            None => self.devices.pause(deadline).map_err(Holder::Device),
+        }
+    }
+
+    /// A machine that something holds ends all the same; what cannot be waited for is left to the end of the process.
     fn stop(&mut self) {
-        if self.state == State::Running {
-            self.park();
+        if self.state == State::Running
+            && let Err(holder) = self.try_park()
+        {
+            log::error!("{holder} does not answer: its requests are given up");
+            if let Holder::Vcpu(_) = holder {
+                std::mem::take(&mut self.vcpus).into_iter().for_each(std::mem::forget);
+            }
+            self.devices.abandon();
         }
         self.ended = Some(Instant::now());
         self.devices.finish(SERIAL_DRAIN_DEADLINE);

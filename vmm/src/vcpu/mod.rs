@@ -7,9 +7,10 @@ mod exits;
 mod kick;
 mod run;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -105,6 +106,8 @@ pub struct VcpuHandle {
     kicker: Kicker,
     asks: Sender<Ask>,
     answers: Receiver<Answer>,
+    /// Asks without an answer so far.
+    owed: Cell<u32>,
     thread: Option<JoinHandle<()>>,
     counts: Arc<ExitCounts>,
 }
@@ -130,7 +133,7 @@ impl VcpuHandle {
             .spawn(move || vcpu.main(setup))
             .map_err(|source| VcpuThreadError::Spawn { index, source })?;
         let kicker = Kicker::new(page, &thread);
-        Ok(Self { kicker, asks, answers, thread: Some(thread), counts })
+        Ok(Self { kicker, asks, answers, owed: Cell::new(0), thread: Some(thread), counts })
     }
 
     /// Waits until the vCPU is set up. To be called once, before any ask.
@@ -153,9 +156,32 @@ impl VcpuHandle {
         self.kicker.kick();
     }
 
-    /// Waits for the answer to the oldest ask that has none yet: when the vCPU first entered the guest, if it has.
+    /// Waits until every ask is answered: when the vCPU first entered the guest, if it has.
     pub(crate) fn wait_done(&self) -> Option<Instant> {
-        match self.answer() {
+        let mut first_run = None;
+        while self.owed.get() > 0 {
+            first_run = self.take_done(self.answer());
+        }
+        first_run
+    }
+
+    /// As [`Self::wait_done`], no longer than until `deadline`: false if the vCPU is held up in a device by then. It
+    /// does what it was asked, in order, when it comes back.
+    pub(crate) fn wait_done_by(&self, deadline: Instant) -> bool {
+        while self.owed.get() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(answer) => self.take_done(answer),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => unreachable!("a vCPU thread answers before it ends"),
+            };
+        }
+        true
+    }
+
+    fn take_done(&self, answer: Answer) -> Option<Instant> {
+        self.owed.set(self.owed.get() - 1);
+        match answer {
             Answer::Done { first_run } => first_run,
             Answer::SetUp(_) => unreachable!("wait_set_up took the answer to the setup"),
         }
@@ -168,6 +194,7 @@ impl VcpuHandle {
     }
 
     fn send(&self, ask: Ask) {
+        self.owed.set(self.owed.get() + 1);
         self.asks.send(ask).expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
     }
 

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -125,6 +126,15 @@ impl TransportCore {
     /// One eventfd for each queue, by index: signalled, it says that the driver notified that queue.
     pub fn doorbells(&self) -> &[EventFd] {
         &self.doorbells
+    }
+
+    /// As [`Self::pause`], unless something is still in flight at the deadline: then it is false, and the device goes on.
+    pub fn pause_by(&mut self, deadline: Instant) -> bool {
+        let quiet = self.run != Run::Running || self.device.quiet(deadline);
+        if quiet {
+            self.pause();
+        }
+        quiet
     }
 
     /// Stops the device for as long as the machine is paused. When this returns, all that was in flight is complete.

@@ -194,3 +194,27 @@ fn a_configuration_without_the_queue_needs_a_reset() {
     bench.driver.initialize(0, &[8]);
     assert_eq!(bench.read(0, SECTOR).0, OK);
 }
+
+#[test]
+fn a_pause_gives_up_at_its_deadline_on_a_backend_that_does_not_answer() {
+    let fault = Fault { depth: 8, release: Release::Drained, ..Fault::default() };
+    let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH);
+    let transport = bench.driver.transport().clone();
+    assert!(transport.lock().unwrap().core().pause_by(Instant::now() + DEADLINE), "nothing is in flight");
+    transport.lock().unwrap().core().resume();
+    for sector in 0..2_u64 {
+        let (header, status) = (bench.header(IN, sector), bench.status_byte());
+        let data = bench.driver.allocate(512);
+        bench.driver.queues[0].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+        bench.driver.kick(0);
+        let deadline = Instant::now() + DEADLINE;
+        while bench.submitted() <= sector {
+            assert!(Instant::now() < deadline, "the queue takes requests, also after a pause that gave up");
+            std::thread::yield_now();
+        }
+        assert!(!transport.lock().unwrap().core().pause_by(Instant::now()));
+        assert_eq!(bench.driver.queues[0].device_used_index(), 0, "nobody is told of a success");
+    }
+    transport.lock().unwrap().core().pause();
+    assert_eq!(bench.driver.queues[0].device_used_index(), 2);
+}

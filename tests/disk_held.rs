@@ -1,0 +1,113 @@
+//! A disk whose host does not answer: the guest waits, and nobody else does.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use common::folder::Folder;
+use common::guest::probe;
+use common::http::Connection;
+use common::{Husk, through_shell};
+
+/// Longer than husk's own patience.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A file system that stands still until this goes.
+struct Frozen {
+    pid: u32,
+    folder: String,
+}
+
+impl Frozen {
+    fn new(husk: &Husk, folder: String) -> Self {
+        let frozen = Self { pid: husk.pid(), folder };
+        let output = frozen.fsfreeze("--freeze");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        frozen
+    }
+
+    fn fsfreeze(&self, what: &str) -> Output {
+        let target = self.pid.to_string();
+        Command::new("nsenter").args(["--target", &target, "--mount", "fsfreeze", what, &self.folder]).output().unwrap()
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.fsfreeze("--unfreeze");
+    }
+}
+
+/// Waits until a thread of husk's is in an uninterruptible sleep.
+fn wait_until_held(husk: &Husk) {
+    let deadline = Instant::now() + PATIENCE;
+    let is_held = || {
+        fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().flatten().any(|task| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:\tD"))
+        })
+    };
+    while !is_held() {
+        assert!(Instant::now() < deadline, "no request is held up");
+        std::thread::yield_now();
+    }
+}
+
+/// The probe with a disk on an ext4 of its own, about to write to it; what is told of `engine` are words of `--disk`.
+fn about_to_write(folder: &Folder, engine: &str) -> Husk {
+    fs::create_dir(folder.at("mount")).unwrap();
+    let image = folder.sparse("image", 16 << 20);
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", &image]).status().unwrap();
+    assert!(made.success());
+    let disk = format!("mount/disk,{engine}");
+    let launch = probe("check=serial,blk end=poweroff").args(["--disk", &disk, "--api-sock", "s"]);
+    let script = "exec unshare -m sh -c '
+        mount -o loop image mount && truncate -s 2M mount/disk && sync -f mount/disk && exec \"$@\"' sh \"$@\"";
+    let husk = through_shell(script, &launch.folder(folder.path())).typed();
+    husk.wait_for("SERIAL WAIT");
+    husk
+}
+
+/// The guest waits as long as it likes, and is never told of a success.
+fn pause_is_refused(engine: &str) {
+    let folder = Folder::new();
+    let mut husk = about_to_write(&folder, engine);
+    let mut client = Connection::open(folder.at("s"));
+    let frozen = Frozen::new(&husk, folder.at("mount"));
+    husk.type_in(b"end\n");
+    wait_until_held(&husk);
+    client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
+    let start = Instant::now();
+    assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
+    assert!(start.elapsed() < Duration::from_secs(2), "nobody else waits");
+    husk.wait_for("CHECK blk FAIL no answer");
+    drop(frozen);
+    assert_eq!(husk.end().code(), Some(0), "{engine}");
+}
+
+#[test]
+fn a_pause_names_the_disk_that_holds_it_and_the_machine_runs_on() {
+    pause_is_refused("engine=sync");
+}
+
+#[test]
+fn a_pause_names_the_disk_whose_ring_holds_it_and_the_machine_runs_on() {
+    pause_is_refused("engine=io_uring,cache=direct");
+}
+
+#[test]
+fn a_machine_whose_disk_does_not_answer_ends_when_it_is_told_to() {
+    let folder = Folder::new();
+    let mut husk = about_to_write(&folder, "engine=sync");
+    let frozen = Frozen::new(&husk, folder.at("mount"));
+    husk.type_in(b"end\n");
+    wait_until_held(&husk);
+    husk.signal(libc::SIGTERM);
+    husk.wait_for_error("device `disk0` does not answer: its requests are given up");
+    // The kernel keeps a process until its calls return.
+    drop(frozen);
+    assert_eq!(husk.end().code(), Some(0));
+}
