@@ -49,6 +49,24 @@ fn a_vm_is_described_started_paused_resumed_and_stopped() {
 }
 
 #[test]
+fn ctrl_alt_del_reaches_a_guest_that_has_enabled_its_keyboard() {
+    let mut vm = Vm::running("check=keyboard end=poweroff");
+    vm.husk.wait_for("KEYBOARD WAIT");
+    vm.put("/actions", &json!({ "action_type": "SendCtrlAltDel" })).done();
+    let ended = vm.husk.end().went_well();
+    assert!(ended.text().contains("KEYBOARD 1d 38 e0 53 e0 d3 b8 9d\n"), "{ended}");
+    ended.check("keyboard");
+}
+
+#[test]
+fn ctrl_alt_del_is_lost_and_said_to_be_where_no_guest_uses_a_keyboard() {
+    let mut vm = Vm::echoing();
+    vm.put("/actions", &json!({ "action_type": "SendCtrlAltDel" })).done();
+    vm.husk.wait_for_message("Ctrl-Alt-Del is lost");
+    vm.stop();
+}
+
+#[test]
 fn a_start_that_fails_can_be_mended_and_tried_again() {
     let mut vm = Vm::new();
     vm.describe("end=poweroff");

@@ -45,6 +45,16 @@ fn a_job_is_begun_with_its_place_and_told_of_as_an_event() {
 }
 
 #[test]
+fn an_nmi_reaches_the_guest() {
+    let mut vm = Vm::running("end=halt");
+    vm.husk.wait_for("END halt\n");
+    assert_eq!(vm.client.ask("POST", "/husk/v1/nmi", "").status, 202);
+    // The probe takes none, and says so on its way out.
+    vm.husk.wait_for("FAULT vector=2 ");
+    assert_eq!(vm.husk.end().code(), Some(3));
+}
+
+#[test]
 fn what_is_not_there_is_said_in_husks_own_form() {
     let mut vm = Vm::new();
     for (method, target, body, status, code) in [

@@ -85,7 +85,7 @@ pub const KVM_PAGES_SIZE: u64 = 4 * PAGE_SIZE;
 
 // Ports.
 
-/// PS/2 controller: data at the first port, command and status at the last. Only reset is behind it.
+/// PS/2 controller: data at the first port, command and status at the last.
 pub const I8042_PORT: u16 = 0x60;
 /// From the data to the command port, in ports.
 pub const I8042_PORT_LEN: u16 = 5;
@@ -118,6 +118,8 @@ pub const PM_SLEEP_TYPE_S5: u8 = 5;
 
 // Interrupt lines. GSI 0 is the PIT's, 2 is where the two 8259 meet.
 
+/// The keyboard: edge triggered, as on ISA.
+pub const KEYBOARD_GSI: Gsi = Gsi::new(1);
 /// The event device: edge triggered; one event, the power button.
 pub const GED_GSI: Gsi = Gsi::new(3);
 /// The first serial port.
@@ -213,6 +215,7 @@ const _: () = assert!(ACPI_START.0.is_multiple_of(16) && ACPI_START.0 >= 0xe_000
 const _: () = assert!(MP_START.0.is_multiple_of(16) && MP_START.0 >= 0xf_0000);
 const _: () = assert!(KVM_TSS.0 == KVM_IDENTITY_MAP.0 + PAGE_SIZE && KVM_PAGES_SIZE == 4 * PAGE_SIZE);
 const _: () = assert!(MMIO_HOLE_START.0.is_multiple_of(1 << 30) && MMIO_HOLE_END.0.is_multiple_of(1 << 30));
+const _: () = assert!(KEYBOARD_GSI.get() < GED_GSI.get());
 const _: () = assert!(GED_GSI.get() < SERIAL_GSI.get() && SERIAL_GSI.get() < VIRTIO_MMIO_GSI_FIRST.get());
 const _: () = assert!(VIRTIO_MMIO_GSI_FIRST.get() + VIRTIO_MMIO_DEVICES_MAX as u32 == IOAPIC_PINS);
 

@@ -1,8 +1,17 @@
-//! The keyboard controller, as far as a kernel that reboots through it looks (Linux `reboot=k`).
+//! The PS/2 keyboard controller with a keyboard: a kernel that reboots through it (Linux `reboot=k`) finds the reset line,
+//! and the host types Ctrl-Alt-Del. Nothing is at the auxiliary port.
 //!
-//! No keyboard is attached: the controller answers its own commands, and what is sent to a keyboard is lost.
+//! vCPU threads run the registers; the control loop presses the keys.
 
+mod keyboard;
+
+use std::io;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::keyboard::{Codes, Keyboard};
 use crate::bus::BusDevice;
+use crate::fault::FaultLog;
 use crate::machine::{MachineRequest, RequestSink};
 
 /// Offsets from port 0x60.
@@ -28,6 +37,10 @@ const DISABLE_KEYBOARD: u8 = 0xad;
 const ENABLE_KEYBOARD: u8 = 0xae;
 const READ_OUTPUT_PORT: u8 = 0xd0;
 const WRITE_OUTPUT_PORT: u8 = 0xd1;
+/// Parameters that are not for the keyboard: its output buffer, the auxiliary port's, and the auxiliary device.
+const WRITE_KEYBOARD_OUTPUT: u8 = 0xd2;
+const WRITE_AUX_OUTPUT: u8 = 0xd3;
+const WRITE_AUX: u8 = 0xd4;
 /// Pulses line 0 of the output port, which a PC wires to the processor's reset.
 const PULSE_RESET: u8 = 0xfe;
 
@@ -38,36 +51,79 @@ const TEST_CLOCK_STUCK_LOW: u8 = 0x01;
 /// Reset line high, A20 on.
 const OUTPUT_PORT: u8 = 0x03;
 const OUTPUT_PORT_NOT_RESET: u8 = 1 << 0;
+/// Control byte: a byte that comes to port 0x60 interrupts.
+const CONTROL_INTERRUPT: u8 = 1 << 0;
 const CONTROL_KEYBOARD_OFF: u8 = 1 << 4;
 const CONTROL_AUX_OFF: u8 = 1 << 5;
+/// What the keyboard sends is translated to scan code set 1.
+const CONTROL_TRANSLATE: u8 = 1 << 6;
 
 /// A keyboard controller at ports 0x60 and 0x64, to be inserted at `0x60..0x65`.
 pub struct I8042 {
     control: u8,
     output_port: u8,
-    output: Option<u8>,
+    /// The controller's own answer, which comes before what the keyboard sends.
+    answer: Option<u8>,
+    keyboard: Keyboard,
+    /// The byte that waits has interrupted.
+    announced: bool,
     /// The command whose parameter the next write to the data port is.
     awaiting: Option<u8>,
     last_was_command: bool,
+    line: EventFd,
+    log: FaultLog,
     requests: RequestSink,
 }
 
 impl I8042 {
     /// A controller that asks `requests` for a reset.
-    pub fn new(requests: RequestSink) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// That of the eventfd's creation.
+    pub fn new(requests: RequestSink) -> io::Result<Self> {
+        Ok(Self {
             control: CONTROL_KEYBOARD_OFF | CONTROL_AUX_OFF,
             output_port: OUTPUT_PORT,
-            output: None,
+            answer: None,
+            keyboard: Keyboard::new(),
+            announced: false,
             awaiting: None,
             last_was_command: false,
+            line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            log: FaultLog::new("keyboard"),
             requests,
+        })
+    }
+
+    /// The keyboard's interrupt line, to be bound to its GSI: a rising edge for each byte.
+    pub fn interrupt_line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// Presses Ctrl, Alt and Delete, and lets them go. A guest that has not enabled its keyboard, or does not read it,
+    /// never hears of it; the log does.
+    pub fn press_ctrl_alt_del(&mut self) {
+        if self.keyboard_is_off() || !self.keyboard.type_ctrl_alt_del(self.codes()) {
+            self.log.report(format_args!("Ctrl-Alt-Del is lost: the guest does not use its keyboard"));
         }
+        self.announce();
+    }
+
+    fn keyboard_is_off(&self) -> bool {
+        self.control & CONTROL_KEYBOARD_OFF != 0
+    }
+
+    fn codes(&self) -> Codes {
+        if self.control & CONTROL_TRANSLATE == 0 { Codes::Plain } else { Codes::Translated }
+    }
+
+    fn output_is_full(&self) -> bool {
+        self.answer.is_some() || (!self.keyboard_is_off() && self.keyboard.has_output())
     }
 
     /// The input buffer is never full: what is written is taken at once. Linux waits for that before it resets.
     fn status(&self) -> u8 {
-        let output = if self.output.is_some() { STATUS_OUTPUT_FULL } else { 0 };
+        let output = if self.output_is_full() { STATUS_OUTPUT_FULL } else { 0 };
         let command = if self.last_was_command { STATUS_COMMAND } else { 0 };
         STATUS_SYSTEM | STATUS_UNLOCKED | output | command
     }
@@ -76,15 +132,17 @@ impl I8042 {
         self.last_was_command = true;
         self.awaiting = None;
         match command {
-            READ_CONTROL => self.output = Some(self.control),
-            WRITE_CONTROL | WRITE_OUTPUT_PORT => self.awaiting = Some(command),
-            SELF_TEST => self.output = Some(SELF_TEST_PASSED),
-            TEST_KEYBOARD => self.output = Some(TEST_PASSED),
-            TEST_AUX => self.output = Some(TEST_CLOCK_STUCK_LOW),
+            READ_CONTROL => self.answer = Some(self.control),
+            WRITE_CONTROL | WRITE_OUTPUT_PORT | WRITE_KEYBOARD_OUTPUT | WRITE_AUX_OUTPUT | WRITE_AUX => {
+                self.awaiting = Some(command);
+            }
+            SELF_TEST => self.answer = Some(SELF_TEST_PASSED),
+            TEST_KEYBOARD => self.answer = Some(TEST_PASSED),
+            TEST_AUX => self.answer = Some(TEST_CLOCK_STUCK_LOW),
             DISABLE_AUX => self.control |= CONTROL_AUX_OFF,
             DISABLE_KEYBOARD => self.control |= CONTROL_KEYBOARD_OFF,
             ENABLE_KEYBOARD => self.control &= !CONTROL_KEYBOARD_OFF,
-            READ_OUTPUT_PORT => self.output = Some(self.output_port),
+            READ_OUTPUT_PORT => self.answer = Some(self.output_port),
             PULSE_RESET => (self.requests)(MachineRequest::Reset),
             _ => {}
         }
@@ -100,8 +158,35 @@ impl I8042 {
                     (self.requests)(MachineRequest::Reset);
                 }
             }
-            _ => {}
+            // The second comes back marked as the keyboard's: a driver sees at once that there is no auxiliary port.
+            Some(WRITE_KEYBOARD_OUTPUT | WRITE_AUX_OUTPUT) => self.answer = Some(value),
+            Some(_) => {}
+            None => {
+                // What is sent to the keyboard lets its clock run again.
+                self.control &= !CONTROL_KEYBOARD_OFF;
+                self.keyboard.receive(value, self.codes());
+            }
         }
+    }
+
+    /// Takes the byte at port 0x60; what waits behind it interrupts anew.
+    fn take_output(&mut self) -> u8 {
+        self.announced = false;
+        match self.answer.take() {
+            Some(answer) => answer,
+            None if self.keyboard_is_off() => 0,
+            None => self.keyboard.send().unwrap_or(0),
+        }
+    }
+
+    /// Interrupts for a byte that has come to wait, once.
+    fn announce(&mut self) {
+        let waits = self.output_is_full() && self.control & CONTROL_INTERRUPT != 0;
+        if waits && !self.announced {
+            // Fails only when 2^64 - 2 edges are undelivered, and then one is pending.
+            let _pending = self.line.write(1);
+        }
+        self.announced = waits;
     }
 }
 
@@ -109,7 +194,10 @@ impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let [byte] = data else { return };
         match offset {
-            DATA => *byte = self.output.take().unwrap_or(0),
+            DATA => {
+                *byte = self.take_output();
+                self.announce();
+            }
             COMMAND => *byte = self.status(),
             _ => {}
         }
@@ -120,67 +208,11 @@ impl BusDevice for I8042 {
         match offset {
             DATA => self.data(byte),
             COMMAND => self.command(byte),
-            _ => {}
+            _ => return,
         }
+        self.announce();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::mpsc::{Receiver, channel};
-
-    fn controller() -> (I8042, Receiver<MachineRequest>) {
-        let (sender, receiver) = channel();
-        (I8042::new(Arc::new(move |request| sender.send(request).unwrap())), receiver)
-    }
-
-    fn read(controller: &mut I8042, offset: u64) -> u8 {
-        let mut data = [0xff];
-        controller.read(offset, &mut data);
-        data[0]
-    }
-
-    #[test]
-    fn the_reset_pulse_asks_for_a_reset() {
-        let (mut controller, requests) = controller();
-        // Linux: waits for an empty input buffer, then pulses.
-        assert_eq!(read(&mut controller, COMMAND) & 0x02, 0);
-        assert!(requests.try_recv().is_err());
-        controller.write(COMMAND, &[0xfe]);
-        assert_eq!(requests.try_recv(), Ok(MachineRequest::Reset));
-    }
-
-    #[test]
-    fn pulling_the_reset_line_through_the_output_port_asks_for_a_reset() {
-        let (mut controller, requests) = controller();
-        controller.write(COMMAND, &[WRITE_OUTPUT_PORT]);
-        controller.write(DATA, &[0x03]);
-        assert!(requests.try_recv().is_err());
-        controller.write(COMMAND, &[WRITE_OUTPUT_PORT]);
-        controller.write(DATA, &[0x02]);
-        assert_eq!(requests.try_recv(), Ok(MachineRequest::Reset));
-    }
-
-    #[test]
-    fn the_controller_answers_its_own_commands() {
-        let (mut controller, _requests) = controller();
-        controller.write(COMMAND, &[SELF_TEST]);
-        assert_eq!(read(&mut controller, COMMAND) & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
-        assert_eq!(read(&mut controller, DATA), SELF_TEST_PASSED);
-        assert_eq!(read(&mut controller, COMMAND) & STATUS_OUTPUT_FULL, 0);
-        controller.write(COMMAND, &[WRITE_CONTROL]);
-        controller.write(DATA, &[0x47]);
-        controller.write(COMMAND, &[READ_CONTROL]);
-        assert_eq!(read(&mut controller, DATA), 0x47);
-    }
-
-    #[test]
-    fn data_without_a_command_goes_to_no_keyboard() {
-        let (mut controller, requests) = controller();
-        controller.write(DATA, &[0xfe]);
-        assert_eq!(read(&mut controller, COMMAND) & STATUS_OUTPUT_FULL, 0);
-        assert!(requests.try_recv().is_err());
-    }
-}
+mod tests;

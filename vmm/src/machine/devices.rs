@@ -106,6 +106,7 @@ pub(super) struct Devices {
     serial: Arc<Mutex<Serial>>,
     serial_line: EventFd,
     serial_room: EventFd,
+    keyboard: Arc<Mutex<I8042>>,
     power_button: PowerButton,
     console: Arc<SerialOutput>,
     disks: Vec<Disk>,
@@ -265,6 +266,7 @@ impl Devices {
             })
         };
         interrupt(&self.serial_line, layout::SERIAL_GSI, "the serial port")?;
+        interrupt(lock(&self.keyboard).interrupt_line(), layout::KEYBOARD_GSI, "the keyboard")?;
         interrupt(self.power_button.interrupt_line(), layout::GED_GSI, "the power button")?;
         for VirtioSlot { id, window, transport, .. } in &self.virtio {
             let transport = lock(transport);
@@ -289,8 +291,9 @@ impl Devices {
         self.power_button.press();
     }
 
-    /// Nobody has a keyboard yet: the keys are lost, as for a guest without a driver.
-    pub(super) fn press_ctrl_alt_del(&self) {}
+    pub(super) fn press_ctrl_alt_del(&self) {
+        lock(&self.keyboard).press_ctrl_alt_del();
+    }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
         lock(&self.serial).push(bytes)
@@ -402,13 +405,15 @@ impl Devices {
         let power_button = PowerButton::new().map_err(host("the power button's eventfd"))?;
         let serial = Arc::new(Mutex::new(serial));
         let requests = request_sink(wiring.events);
+        let keyboard = I8042::new(Arc::clone(&requests)).map_err(host("the keyboard's eventfd"))?;
+        let keyboard = Arc::new(Mutex::new(keyboard));
         let pio = Bus::new();
         let place = |port: u16, length: u16, device: SharedDevice| {
             let ports = u64::from(port)..u64::from(port) + u64::from(length);
             insert(&pio, ports, device);
         };
         place(layout::SERIAL_PORT, layout::SERIAL_PORT_LEN, Arc::clone(&serial) as SharedDevice);
-        place(layout::I8042_PORT, layout::I8042_PORT_LEN, shared(I8042::new(Arc::clone(&requests))));
+        place(layout::I8042_PORT, layout::I8042_PORT_LEN, Arc::clone(&keyboard) as SharedDevice);
         place(layout::CMOS_PORT, layout::CMOS_PORT_LEN, shared(Rtc::new()));
         place(layout::PM_PORT, layout::PM_PORT_LEN, shared(AcpiPm::new(requests)));
         Ok(Self {
@@ -417,6 +422,7 @@ impl Devices {
             serial,
             serial_line,
             serial_room,
+            keyboard,
             power_button,
             console,
             disks: Vec::new(),

@@ -9,7 +9,8 @@ use acpi_tables::aml::{
 use super::{AcpiConfig, AcpiError};
 use crate::gsi::Gsi;
 use crate::layout::{
-    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
+    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, I8042_PORT, I8042_PORT_LEN, KEYBOARD_GSI, PM_SLEEP_TYPE_S5, SERIAL_GSI,
+    SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
 };
 
 /// 2: integers have 64 bits.
@@ -22,6 +23,7 @@ const BUTTON_PRESSED: u8 = 0x80;
 pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     let mut devices = Vec::with_capacity(64 * (config.virtio_mmio.len() + 8));
     serial(&mut devices);
+    keyboard(&mut devices);
     clock(&mut devices);
     power_button(&mut devices);
     event_device(&mut devices);
@@ -41,6 +43,20 @@ fn serial(sink: &mut Vec<u8>) {
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
             &Name::new("_UID".into(), &1_u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// A driver looks for the controller by its keyboard, and with no mouse beside it for no auxiliary port.
+fn keyboard(sink: &mut Vec<u8>) {
+    let (data, command) = (ports(I8042_PORT, 1), ports(I8042_PORT + I8042_PORT_LEN - 1, 1));
+    let resources: [&dyn Aml; 3] = [&data, &command, &edge_interrupt(KEYBOARD_GSI)];
+    Device::new(
+        "KBD_".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0303")),
             &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
         ],
     )

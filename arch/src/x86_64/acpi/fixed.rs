@@ -13,11 +13,12 @@ use crate::topology::VcpuCount;
 
 /// "There are devices on the ISA bus": the serial port (ACPI 6.5 table 5.11).
 const BOOT_LEGACY_DEVICES: u16 = 1;
+/// "There is a keyboard controller at ports 0x60 and 0x64".
+const BOOT_I8042: u16 = 1 << 1;
 /// "Do not touch the VGA": there is none.
 const BOOT_NO_VGA: u16 = 1 << 2;
 
-/// The FADT (ACPI 6.5 §5.2.9). The i8042 flag is not set: there is a reset line behind port 0x64, but no keyboard that a
-/// driver should look for.
+/// The FADT (ACPI 6.5 §5.2.9).
 pub(super) fn fadt(dsdt: u64) -> FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .flag(Flags::HwReducedAcpi)
@@ -31,7 +32,7 @@ pub(super) fn fadt(dsdt: u64) -> FADT {
     // Kernels that know only the old field find the same table.
     fadt.dsdt = u32::try_from(dsdt).expect("the tables are below 1 MiB").into();
     fadt.x_dsdt = dsdt.into();
-    fadt.iapc_boot_arch = (BOOT_LEGACY_DEVICES | BOOT_NO_VGA).into();
+    fadt.iapc_boot_arch = (BOOT_LEGACY_DEVICES | BOOT_I8042 | BOOT_NO_VGA).into();
     fadt.reset_reg = byte_port(PM_RESET_PORT);
     fadt.reset_value = PM_RESET_VALUE;
     fadt.sleep_control_reg = byte_port(PM_SLEEP_CONTROL_PORT);

@@ -53,6 +53,7 @@ fn follow(memory: &GuestMemory) -> [Vec<u8>; 3] {
 fn the_fadt_is_hardware_reduced_with_reset_and_sleep_registers_on_ports() {
     let [fadt, ..] = follow(&write(1, 0));
     assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5));
+    assert_eq!(fadt[109] & 2, 2, "IAPC_BOOT_ARCH names the i8042");
     let flags = number(&fadt[112..116]);
     let [wbinvd, power_button, sleep_button, fixed_rtc, reset, reduced] = [0, 4, 5, 6, 10, 20].map(|bit| 1 << bit);
     assert_eq!(flags, wbinvd | power_button | sleep_button | fixed_rtc | reset | reduced);
@@ -135,6 +136,10 @@ fn the_dsdt_names_every_device_with_its_resources() {
         let serial = named('C').find(|device| device.name == "COM1").unwrap();
         assert!(serial.has(&[0x41, 0xd0, 0x05, 0x01]), "PNP0501");
         assert!(serial.has(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]) && serial.has(&interrupt(4)));
+        let keyboard = named('K').find(|device| device.name == "KBD_").unwrap();
+        assert!(keyboard.has(&[0x41, 0xd0, 0x03, 0x03]), "PNP0303");
+        assert!(keyboard.has(&[0x47, 1, 0x60, 0, 0x60, 0, 1, 1, 0x47, 1, 0x64, 0, 0x64, 0, 1, 1]));
+        assert!(keyboard.has(&interrupt(1)));
 
         assert_eq!(devices.iter().filter(|device| device.has(b"LNRO0005\0")).count(), usize::from(windows));
         for (index, device) in (0..).zip(devices.iter().filter(|device| device.has(b"LNRO0005\0"))) {

@@ -1,6 +1,7 @@
 //! What the monitor handed over: memory, command line, initrd; and the clock and the button.
 
 use guest::memory::{self, PAGE, Range};
+use guest::platform::Line;
 use guest::{apic, cpu, println};
 
 use super::{Failure, Machine, passed};
@@ -104,4 +105,50 @@ pub(crate) fn button(machine: &Machine) -> Result<(), Failure> {
     }
     apic::acknowledge();
     passed!("button", "gsi={}", line.gsi)
+}
+
+/// Sets the keyboard up as Linux does, waits until a key is let go that begins with Ctrl, and prints the bytes that
+/// came by interrupt.
+pub(crate) fn keyboard(machine: &Machine) -> Result<(), Failure> {
+    const DATA: u16 = 0x60;
+    const COMMAND: u16 = 0x64;
+    const LINE: Line = Line { gsi: 1, level: false, low: false };
+    const CTRL_RELEASED: u8 = 0x9d;
+    let waits = || cpu::in8(COMMAND) & 1 != 0;
+    let ask = |byte: u8| {
+        cpu::out8(DATA, byte);
+        if waits() { cpu::in8(DATA) } else { 0 }
+    };
+    // Interrupt and translation; the keyboard's clock runs.
+    cpu::out8(COMMAND, 0x60);
+    cpu::out8(DATA, 0x41);
+    let id = [ask(0xf2), cpu::in8(DATA), cpu::in8(DATA)];
+    if id != [0xfa, 0xab, 0x41] {
+        return Err(Failure::Numbers("the keyboard's id", id[1].into(), id[2].into()));
+    }
+    if ask(0xf4) != 0xfa {
+        return Err("the keyboard does not acknowledge that it is enabled".into());
+    }
+    let counter = apic::line_counter(LINE.gsi);
+    apic::route(&machine.platform, LINE);
+    apic::timer_start(machine.timer_hz, 20_000);
+    let mut seen = counter.load(core::sync::atomic::Ordering::Relaxed);
+    println!("KEYBOARD WAIT");
+    guest::print!("KEYBOARD");
+    let mut last = 0;
+    while last != CTRL_RELEASED {
+        if !apic::wait(counter, seen, 60_000) {
+            return Err("no interrupt within a minute".into());
+        }
+        seen = counter.load(core::sync::atomic::Ordering::Relaxed);
+        apic::acknowledge();
+        while waits() {
+            last = cpu::in8(DATA);
+            guest::print!(" {last:02x}");
+        }
+    }
+    println!("");
+    apic::timer_stop();
+    apic::mask(&machine.platform, LINE.gsi);
+    passed!("keyboard", "gsi={}", LINE.gsi)
 }

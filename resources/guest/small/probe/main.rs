@@ -75,6 +75,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("initrd", machine::initrd),
     ("rtc", machine::rtc),
     ("button", machine::button),
+    ("keyboard", machine::keyboard),
     ("cpus", processors::cpus),
     ("timer", processors::timer),
     ("count", processors::count),
