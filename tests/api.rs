@@ -62,7 +62,7 @@ fn ctrl_alt_del_reaches_a_guest_that_has_enabled_its_keyboard() {
 fn ctrl_alt_del_is_lost_and_said_to_be_where_no_guest_uses_a_keyboard() {
     let mut vm = Vm::echoing();
     vm.put("/actions", &json!({ "action_type": "SendCtrlAltDel" })).done();
-    vm.husk.wait_for_message("Ctrl-Alt-Del is lost");
+    vm.husk.wait_for_error("Ctrl-Alt-Del is lost");
     vm.stop();
 }
 
