@@ -1,8 +1,8 @@
 //! The template's JSON, as Firecracker documents it (docs/cpu_templates: cpu-templates.md, schema.json), and what of it can
 //! be checked without a host.
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use super::{
     CapabilityCheck, CpuTemplate, CpuTemplateError, CpuidModifier, MsrModifier, RegisterModifier, owner_of_msr,
@@ -13,7 +13,7 @@ use crate::x86_64::cpuid::owner_of_leaf;
 /// KVM api: KVM_GET_SUPPORTED_CPUID, all of its flags.
 const FLAGS: u32 = 0b111;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Template {
     #[serde(default)]
@@ -22,11 +22,13 @@ pub(super) struct Template {
     cpuid_modifiers: Vec<Leaf>,
     #[serde(default)]
     msr_modifiers: Vec<Msr>,
+    #[serde(skip_serializing)]
     vcpu_features: Option<IgnoredAny>,
+    #[serde(skip_serializing)]
     reg_modifiers: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Leaf {
     leaf: String,
@@ -35,14 +37,14 @@ struct Leaf {
     modifiers: Vec<Modifier>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Modifier {
     register: Register,
     bitmap: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Msr {
     addr: String,
@@ -63,6 +65,37 @@ impl TryFrom<Template> for CpuTemplate {
             cpuid: each(&json.cpuid_modifiers, "cpuid_modifiers", cpuid_modifier)?,
             msrs: each(&json.msr_modifiers, "msr_modifiers", msr_modifier)?,
         })
+    }
+}
+
+/// What it was read from, but for how its numbers were written: numbers in hexadecimal, bitmaps in full width.
+impl From<CpuTemplate> for Template {
+    fn from(template: CpuTemplate) -> Self {
+        let capability = |check: CapabilityCheck| match check {
+            CapabilityCheck::Add(number) => number.to_string(),
+            CapabilityCheck::Remove(number) => format!("!{number}"),
+        };
+        let modifier = |RegisterModifier { register, mask, value }| Modifier {
+            register,
+            bitmap: bitmap_text(u64::from(mask), u64::from(value), u32::BITS),
+        };
+        let leaf = |CpuidModifier { leaf, subleaf, flags, registers }: CpuidModifier| Leaf {
+            leaf: format!("{leaf:#x}"),
+            subleaf: format!("{subleaf:#x}"),
+            flags,
+            modifiers: registers.into_iter().map(modifier).collect(),
+        };
+        let msr = |MsrModifier { index, mask, value }| Msr {
+            addr: format!("{index:#x}"),
+            bitmap: bitmap_text(mask, value, u64::BITS),
+        };
+        Self {
+            kvm_capabilities: template.capabilities.into_iter().map(capability).collect(),
+            cpuid_modifiers: template.cpuid.into_iter().map(leaf).collect(),
+            msr_modifiers: template.msrs.into_iter().map(msr).collect(),
+            vcpu_features: None,
+            reg_modifiers: None,
+        }
     }
 }
 
@@ -146,4 +179,14 @@ fn bitmap(text: &str, width: u32, place: &str) -> Result<(u64, u64), CpuTemplate
         value = value << 1 | set;
     }
     if count == 0 { Err(wrong()) } else { Ok((mask, value)) }
+}
+
+/// The reverse of [`bitmap`], with all bits.
+fn bitmap_text(mask: u64, value: u64, width: u32) -> String {
+    let bit = |place: u32| match (mask >> place & 1, value >> place & 1) {
+        (0, _) => 'x',
+        (_, 0) => '0',
+        _ => '1',
+    };
+    "0b".chars().chain((0..width).rev().map(bit)).collect()
 }

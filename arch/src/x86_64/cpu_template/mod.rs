@@ -8,16 +8,16 @@ mod error;
 mod json;
 
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::cpuid::{self, Register};
 
 pub use error::CpuTemplateError;
 
-/// A CPU template, read from JSON: `kvm_capabilities`, `cpuid_modifiers` and `msr_modifiers`, each of which may be left
+/// A CPU template, read from JSON and told back in it: `kvm_capabilities`, `cpuid_modifiers` and `msr_modifiers`, each of which may be left
 /// out. Its modifiers are applied in their order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "json::Template")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "json::Template", into = "json::Template")]
 pub struct CpuTemplate {
     capabilities: Vec<CapabilityCheck>,
     cpuid: Vec<CpuidModifier>,

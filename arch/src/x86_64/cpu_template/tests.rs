@@ -66,6 +66,20 @@ const TEMPLATE: &str = r#"{
 }"#;
 
 #[test]
+fn a_template_is_told_back_as_what_it_was_read_from() {
+    for template in ["{}", TEMPLATE] {
+        let read = parse(template).unwrap();
+        let told = serde_json::to_string(&read).unwrap();
+        assert_eq!(parse(&told), Ok(read), "{told}");
+    }
+    let told = serde_json::to_value(changing("0x1", "0b11", "ebx", "0b1x0")).unwrap();
+    assert_eq!(told["cpuid_modifiers"][0]["subleaf"], "0x3");
+    let bitmap = format!("0b{}1x0", "x".repeat(29));
+    assert_eq!(told["cpuid_modifiers"][0]["modifiers"][0]["bitmap"], bitmap.as_str());
+    assert_eq!(told.as_object().unwrap().len(), 3, "{told}");
+}
+
+#[test]
 fn a_template_changes_the_bits_it_names_and_no_others() {
     let template = parse(TEMPLATE).unwrap();
     assert_eq!(template.capabilities(), [CapabilityCheck::Remove(56), CapabilityCheck::Add(171)]);

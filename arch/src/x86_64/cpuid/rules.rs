@@ -4,7 +4,7 @@
 use std::fmt;
 
 use kvm_bindings::kvm_cpuid_entry2;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Cpu;
 
@@ -32,7 +32,7 @@ impl Scope {
 }
 
 /// A register that CPUID answers in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Register {
     /// EAX.

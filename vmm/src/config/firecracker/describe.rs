@@ -1,12 +1,14 @@
 //! A [`VmConfig`] in Firecracker's terms, as far as they reach. What only husk knows is left out.
 
+use serde_json::Value;
+
 use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, IoEngine, MachineConfiguration, NetworkInterface,
     RateLimiter, SerialDevice, TokenBucket,
 };
 use crate::config::{
-    BootConfig, CacheMode, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig, NetSource, Rate,
-    RootDevice, SerialTarget, VmConfig,
+    BootConfig, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig,
+    NetSource, Rate, RootDevice, SerialTarget, VmConfig,
 };
 
 /// The whole machine, without what is the process's own: where logs and metrics go.
@@ -15,7 +17,7 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
     FullVmConfiguration {
         boot_source: config.boot.as_ref().map(boot_source),
         machine_config: machine(config),
-        cpu_config: None,
+        cpu_config: config.cpu_template.as_ref().map(cpu_config),
         drives: config.disks.iter().map(drive).collect(),
         network_interfaces: config.nets.iter().map(network_interface).collect(),
         entropy: config.has_entropy().then(EntropyDevice::default),
@@ -33,6 +35,10 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
         memory_hotplug: None,
         pmem: Vec::new(),
     }
+}
+
+fn cpu_config(template: &CpuTemplate) -> Value {
+    serde_json::to_value(template).expect("lists of numbers and text have a form in JSON")
 }
 
 /// Its `MachineConfiguration`.

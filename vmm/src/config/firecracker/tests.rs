@@ -177,6 +177,7 @@ fn a_machine_described_by_bodies_is_told_in_them() {
     put(&mut config, drive(&format!(r#""drive_id": "root", "is_root_device": true, "rate_limiter": {limiter}"#)));
     put(&mut config, Change::NetworkInterface(Box::new(body(r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#))));
     put(&mut config, Change::Entropy(body("{}")));
+    put(&mut config, Change::CpuConfig(Box::new(body(r#"{"kvm_capabilities": ["!56"]}"#))));
     let told = serde_json::to_value(describe::full(&config)).unwrap();
     assert_eq!(told["machine-config"]["vcpu_count"], 2);
     assert_eq!(told["machine-config"]["mem_size_mib"], 512);
@@ -188,6 +189,7 @@ fn a_machine_described_by_bodies_is_told_in_them() {
     assert_eq!(told["drives"][0]["rate_limiter"], body::<Value>(limiter));
     assert_eq!(told["network-interfaces"][0]["host_dev_name"], "tap0");
     assert_eq!(told["entropy"]["rate_limiter"], Value::Null);
+    assert_eq!(told["cpu-config"]["kvm_capabilities"], body::<Value>(r#"["!56"]"#));
 }
 
 #[test]
