@@ -55,6 +55,25 @@ fn an_nmi_reaches_the_guest() {
 }
 
 #[test]
+fn clients_that_follow_leave_room_for_others() {
+    let mut vm = Vm::echoing();
+    let follow = common::http::request("GET", "/husk/v1/events", "");
+    let mut followers: Vec<_> = (0..8).map(|_| vm.connect()).collect();
+    for follower in &mut followers {
+        follower.send(follow.as_bytes());
+        follower.wait_for("running");
+    }
+    let refused = vm.connect().ask("GET", "/husk/v1/events", "");
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("too_many_followers")));
+    drop(followers.pop());
+    vm.patch("/vm", &json!({ "state": "Paused" })).done();
+    // The place is free when the server has seen that the other hung up.
+    let mut ninth = vm.connect();
+    while ninth.ask("GET", "/husk/v1/events?after=1000", "").status == 503 {}
+    vm.stop();
+}
+
+#[test]
 fn what_is_not_there_is_said_in_husks_own_form() {
     let mut vm = Vm::new();
     for (method, target, body, status, code) in [

@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep_until};
-use vmm::control::EventLog;
 
 use super::Context;
 use super::answer::{Answer, Fault, stream};
@@ -27,6 +27,8 @@ use super::routes::{self, Plan};
 
 /// How long a request may take to arrive, from its first byte to its last.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
+/// Clients that follow the events: they hold their connections, and others need some too.
+const FOLLOWERS_MAX: usize = 8;
 /// Batches of events that wait for a client before it misses some.
 const EVENT_BATCHES_MAX: usize = 4;
 
@@ -217,9 +219,10 @@ async fn answer(
                 Ok(say(context.ask(command).await??, context))
             }
             Plan::Follow(after) => {
+                let follower = Follower::enter(context)?;
                 // It has a request in progress for as long as it follows.
                 std::mem::forget(answering);
-                Ok(stream("application/x-ndjson", follow(context.news.clone(), after, news, end)))
+                Ok(stream("application/x-ndjson", follow(follower, after, news, end)))
             }
         }
     };
@@ -249,7 +252,7 @@ async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usiz
 /// The events after `after`, one JSON object a line, as they come. A client that does not read them misses some, which their
 /// numbers tell.
 fn follow(
-    log: EventLog,
+    follower: Follower,
     mut after: u64,
     mut news: watch::Receiver<()>,
     mut end: watch::Receiver<bool>,
@@ -260,7 +263,7 @@ fn follow(
             let last = *end.borrow_and_update();
             news.mark_unchanged();
             let mut batch = String::new();
-            for event in log.after(after) {
+            for event in follower.0.news.after(after) {
                 after = event.seq;
                 batch.push_str(&serde_json::to_string(&event).expect("an event has string keys and serialises"));
                 batch.push('\n');
@@ -276,6 +279,26 @@ fn follow(
         }
     });
     Lines(body).boxed_unsync()
+}
+
+/// A client that follows the events, counted.
+struct Follower(Arc<Context>);
+
+impl Follower {
+    fn enter(context: &Arc<Context>) -> Result<Self, Fault> {
+        if context.followers.fetch_add(1, Ordering::Relaxed) < FOLLOWERS_MAX {
+            return Ok(Self(Arc::clone(context)));
+        }
+        context.followers.fetch_sub(1, Ordering::Relaxed);
+        let message = format!("{FOLLOWERS_MAX} clients follow the events already");
+        Err(Fault::with(hyper::StatusCode::SERVICE_UNAVAILABLE, "too_many_followers", message))
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Lines(mpsc::Receiver<Bytes>);

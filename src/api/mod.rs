@@ -23,6 +23,7 @@ mod server;
 mod socket;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -54,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// How long requests took.
     pub(crate) latency: Latency,
+    /// Clients that follow the events.
+    pub(crate) followers: AtomicUsize,
 }
 
 /// The control loop has ended: the process is about to.

@@ -85,7 +85,9 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
             ("500", "The host does not do it."),
         ],
     };
-    for (status, description) in faults {
+    let crowded = matches!(route.success, Success::Text("application/x-ndjson"));
+    let crowded = crowded.then_some(("503", "Too many clients follow the events."));
+    for (status, description) in faults.iter().copied().chain(crowded) {
         let schema = json!({ "$ref": format!("#/components/schemas/{name}") });
         answer(status, description, Some(("application/json", schema)));
     }

@@ -1,6 +1,7 @@
 //! A machine with or without its control socket.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use vmm::config::VmConfig;
@@ -29,7 +30,8 @@ pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<
     let (commands, received) = command_queue().map_err(host)?;
     let session = Session::open(manners, Some(received))?;
     let (news, state, latency) = (session.news(), session.state(), Latency::default());
-    let context = Context { id, commands, news, state, request_bytes_max, started, latency };
+    let context =
+        Context { id, commands, news, state, request_bytes_max, started, latency, followers: AtomicUsize::new(0) };
     let _server = Server::start(listener, context)?;
     session.run(config, begin)
 }
