@@ -149,7 +149,9 @@ fn ctl_drives_a_vm_and_says_what_it_does() {
     assert_eq!(ctl(&vm, &["pause"]).text(), "");
     assert_eq!(ctl_json(&vm, &["--json", "status"])["state"], "paused");
     assert_eq!(ctl_json(&vm, &["resume", "--json"])["kind"], "resume");
-    assert_eq!(ctl_json(&vm, &["config", "--json"])["machine-config"]["mem_size_mib"], 64);
+    let config = ctl_json(&vm, &["config", "--json"]);
+    assert_eq!((config["memory_bytes"].as_u64(), config["tables"].as_str()), (Some(64 << 20), Some("acpi+mp")));
+    assert_eq!(config["cmdline"], "check=serial end=poweroff");
     assert!(ctl(&vm, &["jobs"]).text().starts_with("ELAPSED_MS  ID  KIND    PROGRESS  STATE\n"));
     let refused = ctl(&vm, &["start"]);
     assert_eq!(refused.code(), Some(1));

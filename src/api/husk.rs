@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vmm::config::ConfigReport;
 use vmm::control::{Command, DiskChange, JobId, JobReport, Reply};
 use vmm::machine::DeviceReport;
 use vmm::metrics::{ProcessFigures, prometheus};
@@ -120,6 +121,19 @@ pub(super) fn routes() -> Vec<Route> {
             optional::<Stop>(),
             Success::Accepted,
             stop,
+        ),
+        route(
+            get.clone(),
+            "/husk/v1/config",
+            "The whole VM in husk's own terms, defaults filled in.",
+            None,
+            Success::Json(schema::<ConfigReport>),
+            |_, _| {
+                Ok(Plan::Ask(Command::ReadConfig, |reply, _| match reply {
+                    Reply::Config(config) => json_answer(StatusCode::OK, &ConfigReport::from(&*config)),
+                    _ => no_content(),
+                }))
+            },
         ),
         route(
             get.clone(),

@@ -47,7 +47,7 @@ enum Verb {
     Nmi,
     /// Type Ctrl-Alt-Delete.
     CtrlAltDel,
-    /// Its configuration, in Firecracker's terms.
+    /// Its configuration.
     Config,
     /// Its virtio devices.
     Devices,
@@ -128,7 +128,7 @@ impl CtlArgs {
                 let body = json!({ "grace_ms": u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) });
                 say(act(&client, "stop", Some(&body), json)?);
             }
-            Verb::Config => say(render(&client.request("GET", "/vm/config", None)?, json)),
+            Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json)),
             Verb::Devices => say(render(&client.request("GET", "/husk/v1/devices", None)?, json)),
             Verb::Disk(verb) => verb.run(&client)?,
             Verb::Net(NetVerb::Link { id, state }) => {

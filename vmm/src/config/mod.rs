@@ -6,6 +6,7 @@ mod disk;
 pub mod firecracker;
 mod host;
 mod net;
+mod report;
 mod size;
 
 use std::fs::File;
@@ -28,6 +29,7 @@ pub use disk::{
 };
 pub use host::HostFacts;
 pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};
+pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
 
 /// Bytes in one MiB.
