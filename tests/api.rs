@@ -98,6 +98,18 @@ fn a_wrong_body_is_refused_by_its_field_and_changes_nothing() {
         ("PATCH", "/machine-config", r#"{"mem_size_mib": 0}"#, &["mem_size_mib", "0 bytes"]),
         ("PUT", "/boot-source", "{}", &["kernel_image_path"]),
         ("PUT", "/boot-source", "", &["the body is empty"]),
+        (
+            "PUT",
+            "/boot-source",
+            r#"{"kernel_image_path": "/nowhere/k"}"#,
+            &["kernel_image_path", "/nowhere/k", "No such file"],
+        ),
+        (
+            "PUT",
+            "/drives/a",
+            r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "/nowhere/d"}"#,
+            &["path_on_host", "/nowhere/d"],
+        ),
         ("PUT", "/boot-source", "nonsense", &["line 1"]),
         ("PUT", "/boot-source", r#"{"kernel_image_path": "k"} {}"#, &["trailing"]),
         (

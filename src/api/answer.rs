@@ -61,9 +61,11 @@ impl From<CommandError> for Fault {
             CommandError::Refused(_) => (StatusCode::CONFLICT, "state"),
             CommandError::NoSuchJob(_) => (StatusCode::NOT_FOUND, "no_such_job"),
             CommandError::JobEnded(_) => (StatusCode::CONFLICT, "job_ended"),
-            CommandError::Start(_) | CommandError::Body(_) | CommandError::Disk(_) | CommandError::MetricsGo(_) => {
-                (StatusCode::BAD_REQUEST, "bad_request")
-            }
+            CommandError::Start(_)
+            | CommandError::File { .. }
+            | CommandError::Body(_)
+            | CommandError::Disk(_)
+            | CommandError::MetricsGo(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             CommandError::Kvm(_) | CommandError::Held(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
         };
         Self { status, code, message: exit::describe(&error), state: error.state().map(vmm::control::State::name) }

@@ -101,6 +101,16 @@ pub enum CommandError {
     /// The machine cannot be so.
     #[error(transparent)]
     Body(#[from] BodyError),
+    /// A file that the machine shall have cannot be opened.
+    #[error("{field}: cannot open {}: {cause}: check the path, its owner and mode", path.display())]
+    File {
+        /// The field that names it.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the host said.
+        cause: io::Error,
+    },
     /// The machine cannot be assembled. The program, which assembles it, has said why.
     #[error("cannot start the machine: {0}")]
     Start(String),

@@ -1,12 +1,15 @@
 //! The time before a machine: it is described, command by command, until somebody starts it.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{Command, CommandError, CommandResult, Reply, ReplyTo};
 use super::{Action, ControlError, ControlPlane, State};
+use crate::config::firecracker::Change;
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
 
@@ -106,10 +109,7 @@ impl ControlPlane {
         };
         let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
         match command {
-            Command::Configure(change) => {
-                let done = change.apply(config, HostFacts::read());
-                Step::GoOn(done.map(|()| Reply::Done).map_err(Into::into))
-            }
+            Command::Configure(change) => Step::GoOn(configure(change, config)),
             Command::Start => match config.validate(HostFacts::read()) {
                 Ok(()) => Step::Start,
                 Err(error) => Step::GoOn(Err(CommandError::Start(error.to_string()))),
@@ -131,6 +131,17 @@ impl ControlPlane {
             }
         }
     }
+}
+
+/// Applies a change whose files can be opened.
+fn configure(change: Change, config: &mut VmConfig) -> CommandResult {
+    for (field, path) in change.files() {
+        // A pipe would keep us waiting; what kind of file it may be is found at the start.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+        opened.map_err(|cause| CommandError::File { field, path: path.to_owned(), cause })?;
+    }
+    change.apply(config, HostFacts::read())?;
+    Ok(Reply::Done)
 }
 
 const SIGNAL: u64 = 0;

@@ -1,5 +1,7 @@
 //! One change to the description of a machine that is not assembled yet: a body applied to a [`VmConfig`].
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::bodies::{
@@ -45,6 +47,19 @@ impl Change {
         changed.validate_parts(host).map_err(BodyError::limit)?;
         *config = changed;
         Ok(())
+    }
+
+    /// Files of the host that the change names, each with its field. As Firecracker does, husk refuses one that cannot be
+    /// opened when it is named, and not first at the start.
+    pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
+        match self {
+            Self::BootSource(boot) => {
+                let initrd = boot.initrd_path.as_deref().map(|path| ("initrd_path", path));
+                [Some(("kernel_image_path", boot.kernel_image_path.as_path())), initrd].into_iter().flatten().collect()
+            }
+            Self::Drive(drive) => drive.path_on_host.iter().map(|path| ("path_on_host", path.as_path())).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Applies the change, unchecked. `place` stands before the names of its fields in messages.
