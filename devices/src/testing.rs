@@ -4,7 +4,9 @@
 //! Whatever it waits for, it waits for with a deadline, and panics when that passes.
 
 mod driver;
+pub mod hostile;
 mod namespace;
+mod recorder;
 mod ring;
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use vm_memory::GuestAddress;
 
 pub use driver::FakeDriver;
 pub use namespace::{in_network_namespace, ip};
+pub use recorder::{Event, Record, Recorder};
 pub use ring::{Buffer, Descriptor, DriverRing, Used};
 
 /// How long a test waits for something that must happen.

@@ -34,13 +34,23 @@ impl Descriptor {
     /// The buffer is a table of descriptors.
     pub const INDIRECT: u16 = descriptor::INDIRECT;
 
-    fn to_bytes(self) -> [u8; 16] {
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
         bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
         bytes[14..].copy_from_slice(&self.next.to_le_bytes());
         bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = bytes;
+        Self {
+            address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        }
     }
 }
 
@@ -54,7 +64,7 @@ pub enum Buffer {
 }
 
 impl Buffer {
-    fn descriptor(self) -> Descriptor {
+    pub(crate) fn descriptor(self) -> Descriptor {
         match self {
             Self::Readable(address, len) => Descriptor { address: address.0, len, ..Descriptor::default() },
             Self::Writable(address, len) => {

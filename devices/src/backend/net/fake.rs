@@ -67,6 +67,17 @@ impl Wire {
         self.socket.send(frame).expect("the device takes frames in time");
     }
 
+    /// Puts a frame on the wire, header included, if there is room. Whether there was.
+    ///
+    /// # Panics
+    /// If the socket fails.
+    pub fn try_send(&self, frame: &[u8]) -> bool {
+        self.socket.set_nonblocking(true).expect("a socket can be made so");
+        let sent = self.socket.send(frame).is_ok();
+        self.socket.set_nonblocking(false).expect("a socket can be made so");
+        sent
+    }
+
     /// Takes the next frame off the wire, header included.
     ///
     /// # Panics

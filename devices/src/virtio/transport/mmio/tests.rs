@@ -1,7 +1,7 @@
 use super::*;
-use crate::testing::{Buffer, DriverRing, FakeDriver, memory_with_hole};
-use crate::virtio::queue::{QueueState, ReadyQueue};
-use crate::virtio::{Activation, DeviceType, Identity, StartError};
+use crate::testing::{Buffer, DriverRing, Event, FakeDriver, Record, Recorder, memory_with_hole};
+use crate::virtio::queue::QueueState;
+use crate::virtio::{DeviceType, Identity};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
@@ -16,81 +16,17 @@ const FAILED: u32 = 0x80;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const FEATURE: u64 = 1 << 3;
 
-/// What a device was told, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Event {
-    Start { features: u64, queues: Vec<(u16, u16, QueueState)> },
-    Stop,
-    Reset,
-    WriteConfig(u64, Vec<u8>),
-}
-
-#[derive(Default)]
-struct Log {
-    events: Vec<Event>,
-    refuse_start: bool,
-    queues: Vec<ReadyQueue>,
-    running: bool,
-}
-
-struct Recorder {
-    identity: Identity,
-    log: Arc<Mutex<Log>>,
-}
-
-impl VirtioDevice for Recorder {
-    fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        crate::virtio::read_config_bytes(&[1, 2, 3, 4, 5, 6, 7, 8], offset, data);
-    }
-
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.log.lock().unwrap().events.push(Event::WriteConfig(offset, data.to_vec()));
-    }
-
-    fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let mut log = self.log.lock().unwrap();
-        assert!(!log.running, "contract 3: start only when stopped");
-        let queues = activation.queues.iter();
-        let queues = queues.map(|queue| (queue.ring.index(), queue.ring.size(), queue.ring.state())).collect();
-        log.events.push(Event::Start { features: activation.features, queues });
-        if log.refuse_start {
-            return Err(StartError::QueueMissing(0));
-        }
-        log.queues = activation.queues.into_iter().map(|queue| queue.ring).collect();
-        log.running = true;
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Vec<(u16, QueueState)> {
-        let mut log = self.log.lock().unwrap();
-        if std::mem::take(&mut log.running) {
-            log.events.push(Event::Stop);
-        }
-        log.queues.drain(..).map(|queue| (queue.index(), queue.state())).collect()
-    }
-
-    fn reset(&mut self) {
-        let mut log = self.log.lock().unwrap();
-        assert!(!log.running, "contract 6: reset only when stopped");
-        log.events.push(Event::Reset);
-    }
-}
-
-fn bench() -> (FakeDriver, Arc<Mutex<Log>>) {
-    let log = Arc::<Mutex<Log>>::default();
+fn bench() -> (FakeDriver, Arc<Mutex<Record>>) {
+    let log = Arc::<Mutex<Record>>::default();
     let features = FEATURE | (1 << 40);
     let identity = Identity { device_type: DeviceType::Block, features, queue_sizes: vec![64, 8] };
     let memory = memory_with_hole(1 << 20);
-    let device = Recorder { identity, log: log.clone() };
+    let device = Recorder::new(identity, log.clone());
     let transport = MmioTransport::new("test", Box::new(device), memory.clone()).unwrap();
     (FakeDriver::new(transport, memory), log)
 }
 
-fn events(log: &Mutex<Log>) -> Vec<Event> {
+fn events(log: &Mutex<Record>) -> Vec<Event> {
     std::mem::take(&mut log.lock().unwrap().events)
 }
 
