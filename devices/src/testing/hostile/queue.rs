@@ -17,8 +17,10 @@ struct Bench {
     queue: ReadyQueue,
     features: u64,
     chain: Chain,
-    /// Heads that the device has.
+    /// Heads that the device has, oldest first.
     held: Vec<u16>,
+    /// The last pop is among them, and may be taken back.
+    newest_is_held: bool,
     retired: bool,
 }
 
@@ -35,7 +37,16 @@ pub fn queue(bytes: &[u8]) {
     let ring = Ledger::new(0, ENTRIES_MAX >> (choice >> 4 & 3));
     territory.offer(ring.addresses()[2], ring.used_bytes());
     let queue = ready(&ring, &territory, features, QueueState::default());
-    let mut bench = Bench { territory, ring, queue, features, chain: Chain::new(), held: Vec::new(), retired: false };
+    let mut bench = Bench {
+        territory,
+        ring,
+        queue,
+        features,
+        chain: Chain::new(),
+        held: Vec::new(),
+        newest_is_held: false,
+        retired: false,
+    };
     while !input.is_empty() {
         bench.act(&mut input);
         assert_eq!(usize::from(bench.queue.in_flight()), bench.held.len(), "each pop is in flight until it is used");
@@ -96,6 +107,7 @@ impl Bench {
             Ok(false) => {}
             Ok(true) => {
                 self.held.push(self.chain.head());
+                self.newest_is_held = true;
                 self.check_chain();
             }
         }
@@ -121,7 +133,8 @@ impl Bench {
     fn use_one(&mut self, input: &mut Input<'_>) {
         if !self.held.is_empty() {
             let at = usize::from(input.byte()) % self.held.len();
-            let head = self.held.swap_remove(at);
+            let head = self.held.remove(at);
+            self.newest_is_held &= at < self.held.len();
             self.queue.add_used(head, input.word());
         }
     }
@@ -142,7 +155,8 @@ impl Bench {
     /// The last pop is taken back, or the queue is stopped and started again where it was.
     fn turn_back(&mut self, input: &mut Input<'_>) {
         if input.byte() % 2 == 0 {
-            if self.held.pop().is_some() && !self.retired {
+            if std::mem::take(&mut self.newest_is_held) {
+                self.held.pop();
                 self.queue.unpop(1);
                 // It comes again, unless the driver has changed it meanwhile.
                 self.pop();
@@ -154,6 +168,7 @@ impl Bench {
     }
 
     fn give_all_back(&mut self) {
+        self.newest_is_held = false;
         for head in self.held.drain(..) {
             self.queue.add_used(head, 0);
         }
