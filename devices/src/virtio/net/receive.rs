@@ -39,6 +39,7 @@ pub(super) struct ReceiveWorker {
     gather_bytes: usize,
     chain: Chain,
     room: ReceiveRoom,
+    room_order: RoomOrder,
     waits_for: WaitsFor,
     tally: Tally,
     counters: Arc<NetCounters>,
@@ -50,6 +51,15 @@ pub(super) struct ReceiveWorker {
 enum BuffersPerFrame {
     One,
     Any,
+}
+
+/// How the room's chains stand among those that were popped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RoomOrder {
+    /// They are the last ones, so that the pops can be taken back.
+    Newest,
+    /// One behind them, which was no receive buffer, has come back already.
+    Overtaken,
 }
 
 /// What the worker cannot go on without.
@@ -75,6 +85,7 @@ impl ReceiveWorker {
             gather_bytes: if large { LARGE_FRAME_BYTES } else { SMALL_FRAME_BYTES },
             chain: Chain::new(),
             room: ReceiveRoom::new(Arc::clone(queue.ring.memory())),
+            room_order: RoomOrder::Newest,
             waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
@@ -134,12 +145,16 @@ impl ReceiveWorker {
         while self.wants_chains(wanted) && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
             // A driver offers nothing but room, for a header at least (virtio 1.3 §5.1.6.3.1).
             if self.chain.readable_len() == 0 && self.chain.writable_len() >= HEADER_LEN {
+                if self.room.chains() == 0 {
+                    self.room_order = RoomOrder::Newest;
+                }
                 self.room.push(&self.chain);
             } else {
                 budget -= 1;
                 self.log.report(format_args!("a receive buffer that is none"));
                 self.counters.received.count_error();
                 self.queue.ring.add_used(self.chain.head(), 0);
+                self.room_order = RoomOrder::Overtaken;
             }
         }
         Ok(())
@@ -231,12 +246,20 @@ impl Worker for ReceiveWorker {
         self.waits_for == WaitsFor::Frames
     }
 
-    /// Chains without a frame are as if they had never been popped. The driver does not miss a frame whose end still
-    /// waits for room: it is counted as dropped.
+    /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back
+    /// before them. The driver does not miss a frame whose end still waits for room: it is counted as dropped.
     fn drain(&mut self) {
         if self.room.spilled().is_some() {
             self.counters.received.count_dropped();
         }
-        self.queue.ring.unpop(self.room.clear());
+        let ring = &mut self.queue.ring;
+        match std::mem::replace(&mut self.room_order, RoomOrder::Newest) {
+            RoomOrder::Overtaken if self.room.chains() > 0 => {
+                self.room.forget_spilled();
+                self.room.take(self.room.bytes(), |head, _room| ring.add_used(head, 0));
+                self.publish();
+            }
+            _ => ring.unpop(self.room.clear()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a hostile driver does to a network device's rings.
 
 use super::*;
+use crate::testing::Used;
 
 fn broken(bench: &mut Bench, queue: usize) {
     bench.driver.kick(queue);
@@ -66,6 +67,25 @@ fn receive_buffers_that_are_none_come_back_empty_and_do_not_stop_the_rest() {
     assert_eq!(bench.driver.wait_used(RX).written, 72);
     assert_eq!(bench.driver.bytes_at(good, 72), delivered(&frame(60, 1), 1));
     assert_eq!(bench.driver.bytes_at(room, 64), [UNWRITTEN; 64]);
+}
+
+#[test]
+fn a_buffer_that_is_none_behind_good_ones_makes_no_chain_come_back_twice() {
+    let mut bench = Bench::new(ALL);
+    let good = bench.room(256);
+    let (good, bad) = (Buffer::Writable(good, 256), Buffer::Writable(good, 1));
+    let heads = [good, bad, good].map(|buffer| bench.driver.queues[RX].add(&[buffer]));
+    bench.driver.kick(RX);
+    assert_eq!(bench.driver.wait_used(RX), Used { head: heads[1], written: 0 });
+    // Gathered ones would have been taken back, and with them the wrong one.
+    bench.pause();
+    bench.resume();
+    let given_back = [0, 2].map(|_| bench.driver.wait_used(RX));
+    assert_eq!(given_back, [0, 2].map(|at| Used { head: heads[at], written: 0 }));
+    let room = bench.post(2048);
+    bench.wire.send(&frame(60, 1));
+    assert_eq!(bench.driver.wait_used(RX).written, 72);
+    assert_eq!(bench.driver.bytes_at(room, 72), delivered(&frame(60, 1), 1));
 }
 
 #[test]
