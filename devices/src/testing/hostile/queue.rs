@@ -154,7 +154,7 @@ impl Bench {
 
     /// The last pop is taken back, or the queue is stopped and started again where it was.
     fn turn_back(&mut self, input: &mut Input<'_>) {
-        if input.byte() % 2 == 0 {
+        if input.byte().is_multiple_of(2) {
             if std::mem::take(&mut self.newest_is_held) {
                 self.held.pop();
                 self.queue.unpop(1);
