@@ -25,6 +25,9 @@ const VECTORS_MAX: usize = 1024;
 const SPILL_BYTES: usize = 66 << 10;
 const _: () = assert!(SPILL_BYTES > HEADER_BYTES + 14 + 4 + 65536);
 
+/// Frames after which little is left of the expectation of a larger one.
+const EXPECTATION_FADES: usize = 16;
+
 /// The shortest frame with its header.
 const SHORTEST_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MIN as usize;
 
@@ -32,8 +35,9 @@ const IN_MEMORY: &str = "the chain was checked to be in memory";
 
 /// Chains in which frames are received, oldest first.
 ///
-/// A frame is read into as much as there is of them, and what does not fit goes to a buffer of our own, the spill:
-/// it is moved on when more chains come, so no frame is ever cut.
+/// A frame is read into as many of them as frames took of late, since a system call pays for each piece that it is
+/// shown. What does not fit goes to a buffer of our own, the spill, and is moved on to the other chains, or to more when
+/// they come: so no frame is ever cut.
 pub struct ReceiveRoom {
     memory: Arc<GuestMemory>,
     chains: VecDeque<RoomChain>,
@@ -43,6 +47,10 @@ pub struct ReceiveRoom {
     start: usize,
     /// Bytes in all chains.
     bytes: usize,
+    /// Bytes that the next frame is expected to have.
+    expected: usize,
+    /// What the last read was shown of the chains.
+    offered: usize,
     spill: Box<[u8]>,
     spilled: Option<Spilled>,
 }
@@ -90,6 +98,8 @@ impl ReceiveRoom {
             vectors: Vec::new(),
             start: 0,
             bytes: 0,
+            expected: 0,
+            offered: 0,
             spill: vec![0; SPILL_BYTES].into_boxed_slice(),
             spilled: None,
         }
@@ -105,7 +115,7 @@ impl ReceiveRoom {
         self.chains.len()
     }
 
-    /// Whether one read can fill all chains.
+    /// Whether no read can fill more chains.
     pub(super) fn is_crowded(&self) -> bool {
         self.vectors.len() - self.start >= VECTORS_MAX - 1
     }
@@ -134,7 +144,7 @@ impl ReceiveRoom {
     /// # Errors
     /// Those of readv.
     pub(crate) fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
-        let count = self.offered().len();
+        let count = self.offer();
         let end = self.start + count;
         self.vectors.push(libc::iovec { iov_base: self.spill.as_mut_ptr().cast(), iov_len: self.spill.len() });
         let last = self.vectors.len() - 1;
@@ -152,10 +162,9 @@ impl ReceiveRoom {
 
     /// Says how a frame of `len` bytes, just read, fits.
     pub(super) fn settle(&mut self, len: usize) -> Fit {
-        let offered = match self.is_crowded() {
-            true => self.offered().iter().map(|vector| vector.iov_len).sum(),
-            false => self.bytes,
-        };
+        let offered = self.offered;
+        // Down slowly: small frames among large ones are as usual as one size only.
+        self.expected = len.max(self.expected - self.expected / EXPECTATION_FADES);
         let is_frame = len >= SHORTEST_BYTES && len < offered + self.spill.len();
         if is_frame && len <= offered {
             return Fit::Whole;
@@ -242,10 +251,18 @@ impl ReceiveRoom {
         chains
     }
 
-    /// The pieces that the next read fills, before the spill.
-    fn offered(&self) -> &[libc::iovec] {
-        let pieces = &self.vectors[self.start..];
-        &pieces[..pieces.len().min(VECTORS_MAX - 1)]
+    /// How many pieces the next read fills before the spill: enough for a frame as expected, and one at least.
+    fn offer(&mut self) -> usize {
+        let mut count = 0;
+        self.offered = 0;
+        for vector in self.vectors[self.start..].iter().take(VECTORS_MAX - 1) {
+            if count > 0 && self.offered >= self.expected {
+                break;
+            }
+            self.offered += vector.iov_len;
+            count += 1;
+        }
+        count
     }
 
     fn mark(&self, len: usize) {

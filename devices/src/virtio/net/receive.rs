@@ -1,8 +1,8 @@
 //! Puts frames into the driver's buffers, on the device's I/O thread.
 //!
-//! No allocation after warm-up, no copy of a frame that has room: chains for the largest frame are gathered first, one
-//! system call reads the frame into them, and those that it did not need are for the next. While the driver has left no
-//! room, the backend is not listened to.
+//! No allocation after warm-up, no copy of a frame that has room and is no larger than those before it: chains for the
+//! largest frame are gathered first, one system call reads the frame into them, and those that it did not need are for
+//! the next. While the driver has left no room, the backend is not listened to.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -183,6 +183,7 @@ impl ReceiveWorker {
         let len = self.backend.receive(&mut self.room)?;
         match self.room.settle(len) {
             Fit::Whole => self.deliver(len),
+            Fit::Partial if self.room.unspill() => self.deliver(len),
             Fit::Partial if self.buffers == BuffersPerFrame::One => self.drop_spilled(),
             Fit::Partial => {}
             Fit::Never => {
