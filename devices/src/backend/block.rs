@@ -10,6 +10,8 @@ mod file;
 mod image;
 mod job;
 mod probe;
+#[cfg(any(test, feature = "testing"))]
+mod scripted;
 mod uring;
 
 use std::io;
@@ -20,6 +22,8 @@ pub use file::FileBackend;
 #[cfg(test)]
 pub(crate) use image::try_lock_whole;
 pub use image::{BlockSize, DiskImage, DiskImageError, DiskOptions, FileIdentity};
+#[cfg(any(test, feature = "testing"))]
+pub use scripted::{Answer, Script, ScriptedBackend, Told};
 pub use uring::{RingError, UringBackend};
 
 use crate::virtio::GuestBuffers;
