@@ -439,3 +439,34 @@ fn a_block_device_takes_discards_and_zeroes() {
         }
     }
 }
+
+/// What the kernel counts of a block device: sectors written, and flushes (Documentation/block/stat.rst).
+fn device_counts(device: &Path) -> (u64, u64) {
+    let name = device.file_name().unwrap().to_str().unwrap();
+    let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+    let fields: Vec<u64> = text.split_ascii_whitespace().map(|field| field.parse().unwrap()).collect();
+    (fields[6], fields[15])
+}
+
+#[test]
+fn a_device_has_the_writes_and_then_a_flush_before_the_driver_is_told() {
+    for setup in all_setups().into_iter().filter(|setup| setup.folder == "/tmp") {
+        let file = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let device = LoopDevice::over(file.path());
+        let image = File::options().read(true).write(true).open(&device.0).unwrap();
+        let mut bench = Bench::over(&setup, image);
+        let before = device_counts(&device.0);
+        assert_eq!(bench.write(0, &[0x5a; 8 * SECTOR]).0, OK);
+        let written = device_counts(&device.0);
+        assert_eq!(bench.request(FLUSH_REQUEST, 0, &[]).0, OK);
+        let flushed = device_counts(&device.0);
+        let cache = setup.options.cache;
+        // Without a flush to offer, each write is durable by itself.
+        assert_eq!(written.1 > before.1, cache == CacheMode::Writethrough, "{setup:?}");
+        assert_eq!(flushed.1 > written.1, cache != CacheMode::Unsafe, "{setup:?}");
+        if cache != CacheMode::Unsafe {
+            assert!(flushed.0 >= before.0 + 8, "the data went first: {setup:?}");
+        }
+    }
+}
