@@ -1,12 +1,13 @@
 //! Rates that a device may not exceed.
 //!
 //! A [`Limiter`] holds the buckets, for one device or for a group of them. Each queue is a [`Member`]: it asks before
-//! it begins a request, and if it has to wait it stops popping and sleeps. Members of a group are served in the order
-//! in which they began to wait, so a large request is not overtaken for ever. Nobody who asks is a vCPU.
+//! it begins a request, and if it has to wait it stops popping and sleeps. Members that wait for the same bucket are
+//! served in the order in which they began to, so a large request is not overtaken for ever; a flow that waits for its
+//! own limit does not hold up the other. Nobody who asks is a vCPU.
 
 mod bucket;
+mod line;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::lock;
 use bucket::Bucket;
 pub use bucket::Rate;
+use line::{Lack, Line, MemberId};
 
 /// Which way a request's bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,19 +81,21 @@ pub struct Limiter {
 struct State {
     buckets: Buckets,
     members: Vec<(MemberId, Weak<EventFd>)>,
-    /// Who waits, in order of arrival; the first one knows for how long.
-    line: VecDeque<MemberId>,
+    line: Line,
     next_id: u64,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct MemberId(u64);
 
 /// The buckets of one [`Limits`].
 #[derive(Debug)]
 struct Pair {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
+}
+
+/// Why a request cannot begin.
+struct Shortage {
+    wait_ns: u64,
+    lack: Lack,
 }
 
 #[derive(Debug)]
@@ -112,23 +116,21 @@ pub struct Member {
 impl Limiter {
     /// A limiter whose buckets are full.
     pub fn new(config: LimiterConfig) -> Arc<Self> {
-        let state = State { buckets: Buckets::new(config), members: Vec::new(), line: VecDeque::new(), next_id: 0 };
+        let state = State { buckets: Buckets::new(config), members: Vec::new(), line: Line::default(), next_id: 0 };
         let limited = AtomicBool::new(!config.is_unlimited());
         Arc::new(Self { start: Instant::now(), limited, state: Mutex::new(state) })
     }
 
-    /// Replaces the limits. The buckets are full again, and whoever waits asks again.
+    /// Replaces the limits. The buckets are full again, and all who wait ask again.
     pub fn change(&self, config: LimiterConfig) {
         let mut state = lock(&self.state);
         state.buckets = Buckets::new(config);
         // A flag alone: who sees the old one asks a moment earlier. Who waits is told below.
         self.limited.store(!config.is_unlimited(), Ordering::Relaxed);
+        state.line.all().for_each(|waiting| state.nudge(waiting));
         if config.is_unlimited() {
             // Nobody will come to leave the line.
-            state.line.iter().for_each(|waiting| state.nudge(*waiting));
             state.line.clear();
-        } else {
-            state.nudge_first();
         }
     }
 
@@ -183,23 +185,19 @@ impl Drop for Member {
 
 impl State {
     fn admit(&mut self, id: MemberId, flow: Flow, bytes: u64, now_ns: u64) -> Admission {
-        match self.line.front() {
-            Some(first) if *first != id => {
-                if !self.line.contains(&id) {
-                    self.line.push_back(id);
-                }
-                return Admission::InLine;
-            }
-            _ => {}
+        if self.line.blocks(id, flow) {
+            self.line.join(id, flow, None);
+            return Admission::InLine;
         }
         match self.buckets.take(flow, bytes, now_ns) {
             Ok(()) => {
                 self.leave_line(id);
                 Admission::Granted
             }
-            Err(wait_ns) => {
-                if self.line.is_empty() {
-                    self.line.push_back(id);
+            Err(Shortage { wait_ns, lack }) => {
+                self.line.join(id, flow, Some(lack));
+                if lack == Lack::OfFlow {
+                    self.nudge_unblocked();
                 }
                 Admission::After(Duration::from_nanos(wait_ns))
             }
@@ -207,19 +205,13 @@ impl State {
     }
 
     fn leave_line(&mut self, id: MemberId) {
-        let Some(place) = self.line.iter().position(|waiting| *waiting == id) else {
-            return;
-        };
-        self.line.remove(place);
-        if place == 0 {
-            self.nudge_first();
+        if self.line.leave(id) {
+            self.nudge_unblocked();
         }
     }
 
-    fn nudge_first(&self) {
-        if let Some(first) = self.line.front() {
-            self.nudge(*first);
-        }
+    fn nudge_unblocked(&self) {
+        self.line.unblocked().for_each(|waiting| self.nudge(waiting));
     }
 
     fn nudge(&self, member: MemberId) {
@@ -242,30 +234,36 @@ impl Buckets {
     }
 
     /// Takes a request's share from all buckets that apply, or from none; then how long until it can.
-    fn take(&mut self, flow: Flow, bytes: u64, now_ns: u64) -> Result<(), u64> {
+    fn take(&mut self, flow: Flow, bytes: u64, now_ns: u64) -> Result<(), Shortage> {
         let directed = match flow {
             Flow::In => &mut self.inward,
             Flow::Out => &mut self.outward,
         };
-        let mut applying = [
-            (self.total.operations.as_mut(), 1),
-            (directed.operations.as_mut(), 1),
-            (self.total.bytes.as_mut(), bytes),
-            (directed.bytes.as_mut(), bytes),
-        ];
-        let wait = |(bucket, cost): &mut (Option<&mut Bucket>, u64)| {
-            bucket.as_mut().map_or(0, |bucket| bucket.wait_ns(*cost, now_ns))
-        };
-        match applying.iter_mut().map(wait).max() {
-            Some(wait_ns) if wait_ns > 0 => return Err(wait_ns),
-            _ => {}
+        let (of_total, of_flow) = (self.total.wait_ns(bytes, now_ns), directed.wait_ns(bytes, now_ns));
+        match of_total.max(of_flow) {
+            0 => {
+                self.total.take(bytes);
+                directed.take(bytes);
+                Ok(())
+            }
+            wait_ns => Err(Shortage { wait_ns, lack: if of_total > 0 { Lack::OfTotal } else { Lack::OfFlow } }),
         }
-        for (bucket, cost) in applying {
+    }
+}
+
+impl Pair {
+    /// How long until a request of so many bytes can begin; 0 means now.
+    fn wait_ns(&mut self, bytes: u64, now_ns: u64) -> u64 {
+        let wait = |bucket: &mut Option<Bucket>, cost| bucket.as_mut().map_or(0, |bucket| bucket.wait_ns(cost, now_ns));
+        wait(&mut self.bytes, bytes).max(wait(&mut self.operations, 1))
+    }
+
+    fn take(&mut self, bytes: u64) {
+        for (bucket, cost) in [(&mut self.bytes, bytes), (&mut self.operations, 1)] {
             if let Some(bucket) = bucket {
                 bucket.take(cost);
             }
         }
-        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ mod counters;
 pub mod net;
 pub mod queue;
 pub mod rng;
+mod throttle;
 pub mod transport;
 pub mod worker;
 

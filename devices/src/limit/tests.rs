@@ -63,9 +63,9 @@ fn a_group_is_served_in_the_order_of_waiting() {
     assert!(matches!(two.admit(Flow::In, 0), Admission::After(_)));
     assert_eq!(three.admit(Flow::In, 0), Admission::InLine);
     assert_eq!(one.admit(Flow::In, 0), Admission::InLine);
-    // New limits: the first in line is told, and passes it on.
+    // New limits: all are told, and stay in line.
     limiter.change(hourly(2));
-    assert_eq!([nudged(&one), nudged(&two), nudged(&three)], [false, true, false]);
+    assert_eq!([nudged(&one), nudged(&two), nudged(&three)], [true; 3]);
     assert_eq!(one.admit(Flow::In, 0), Admission::InLine, "not before the others");
     assert_eq!(two.admit(Flow::In, 0), Admission::Granted);
     assert_eq!([nudged(&one), nudged(&three)], [false, true]);
@@ -76,6 +76,21 @@ fn a_group_is_served_in_the_order_of_waiting() {
     // Who leaves lets the next one ask.
     drop(one);
     assert!(nudged(&two));
+}
+
+#[test]
+fn a_flow_that_waits_for_its_own_limit_does_not_hold_up_the_other() {
+    let hourly = |size| Limits { operations: Rate::new(size, 0, 3_600_000), bytes: None };
+    let limiter = Limiter::new(LimiterConfig { inward: hourly(1), total: hourly(4), ..LimiterConfig::default() });
+    let (receive, transmit) = (limiter.join().unwrap(), limiter.join().unwrap());
+    assert_eq!(receive.admit(Flow::In, 0), Admission::Granted);
+    assert!(matches!(receive.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!([(); 3].map(|()| transmit.admit(Flow::Out, 0)), [Admission::Granted; 3]);
+    // What both need is another matter: who lacks that holds up everybody behind it.
+    assert!(matches!(receive.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(transmit.admit(Flow::Out, 0), Admission::InLine);
+    drop(receive);
+    assert!(nudged(&transmit));
 }
 
 #[test]

@@ -26,9 +26,10 @@ pub use control::{DiskControl, ReplaceError, ResizeError};
 pub use request::SERIAL_BYTES;
 use request::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
 use slots::{Idle, QueueSlot, QueueSlots};
-use worker::{BlkWorker, Throttle};
+use worker::BlkWorker;
 
 use super::queue::QueueState;
+use super::throttle::Throttle;
 use super::worker::IoThreadHandle;
 use super::{Activation, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};

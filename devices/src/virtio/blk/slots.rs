@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::worker::{BlkWorker, Throttle};
+use super::worker::BlkWorker;
 use crate::backend::block::BlockBackend;
 use crate::virtio::queue::QueueState;
+use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{AttachError, Attachment, IoThreadHandle};
 

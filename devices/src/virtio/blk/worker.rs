@@ -3,8 +3,6 @@
 //! No allocation after warm-up, no copy of data: an operation carries the guest's own buffers to the backend. What
 //! completes is published in batches, one interrupt a batch at most.
 
-mod throttle;
-
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -12,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
-
-pub(super) use throttle::Throttle;
 
 use super::control::Shared;
 use super::request::{self, Disk, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
@@ -25,6 +21,7 @@ use crate::backend::block::{
 use crate::fault::FaultLog;
 use crate::limit::Flow;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
+use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
 use crate::virtio::{Activation, ActiveQueue, DeviceCounters, GuestBuffers};

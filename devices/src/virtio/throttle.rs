@@ -6,18 +6,18 @@ use std::sync::Arc;
 
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::worker::Source;
 use crate::limit::{Admission, Flow, Limiter, Member};
-use crate::virtio::worker::Source;
 
 /// Asks the limiter for one queue.
-pub(in crate::virtio::blk) struct Throttle {
+pub(super) struct Throttle {
     member: Member,
     timer: TimerFd,
     waiting: bool,
 }
 
 impl Throttle {
-    pub(in crate::virtio::blk) fn new(limiter: &Arc<Limiter>) -> io::Result<Self> {
+    pub(super) fn new(limiter: &Arc<Limiter>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
         Ok(Self { member: limiter.join()?, timer, waiting: false })
     }
