@@ -32,3 +32,19 @@ pub fn memory_with_hole(region_bytes: usize) -> Arc<GuestMemory> {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), region_bytes), (upper, region_bytes)]);
     Arc::new(memory.expect("the host has memory for a test"))
 }
+
+/// How often the thread of this process called `name` has gone to sleep.
+///
+/// # Panics
+/// If there is none.
+pub fn sleeps_of(name: &str) -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("a process has threads");
+    let mut sleeps = tasks.filter_map(|task| {
+        let task = task.ok()?.path();
+        let comm = std::fs::read_to_string(task.join("comm")).ok()?;
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        (comm.trim_end() == name).then(|| line.trim().parse().expect("it is a number"))
+    });
+    sleeps.next().unwrap_or_else(|| panic!("there is no thread {name}"))
+}

@@ -15,6 +15,7 @@ pub mod queue;
 pub mod rng;
 mod throttle;
 pub mod transport;
+mod voice;
 pub mod worker;
 
 use std::io;

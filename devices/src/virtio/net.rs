@@ -7,64 +7,68 @@ mod counters;
 mod features;
 mod frames;
 mod header;
+mod link;
+mod pair;
 mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use virtio_bindings::virtio_net::VIRTIO_NET_F_STATUS;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 pub use counters::{DirectionCounters, NetCounters};
 pub use frames::{ReceiveRoom, TransmitFrame};
 pub(crate) use header::HEADER_BYTES;
-use receive::ReceiveWorker;
-use transmit::TransmitWorker;
+use link::Link;
+pub use link::{LinkState, NetControl};
+pub use pair::NetQueue;
+use pair::Pair;
 
-use super::abi::NET_LINK_UP;
 use super::queue::{QueueError, QueueState};
 use super::transport::Interrupt;
-use super::worker::{AttachError, Attachment, IoThreadHandle, Worker};
 use super::{Activation, ActiveQueue, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::net::{NetBackend, Offloads};
 use crate::fault::FaultLog;
+use crate::limit::Limiter;
 
-const RECEIVE_QUEUE: u16 = 0;
-const TRANSMIT_QUEUE: u16 = 1;
 const QUEUE_SIZE: u16 = 256;
 
 /// Offsets in the configuration space (virtio 1.3 §5.1.4).
-const CONFIG_BYTES: usize = 8;
+const CONFIG_BYTES: usize = 12;
 const CONFIG_MAC: usize = 0;
 const CONFIG_STATUS: usize = 6;
+const CONFIG_MTU: usize = 10;
 
 /// Bytes of an Ethernet address.
 pub const MAC_BYTES: usize = 6;
 
+/// The smallest MTU of a device: what IPv4 asks of every link (RFC 791).
+pub const MTU_MIN: u16 = 68;
+
+/// How a network device presents itself.
+#[derive(Clone, Debug, Default)]
+pub struct NetOptions {
+    /// Its address. Without one the guest chooses its own.
+    pub mac: Option<[u8; MAC_BYTES]>,
+    /// The largest packet of an untagged frame, in bytes, at least [`MTU_MIN`]. Without one the guest is told nothing.
+    pub mtu: Option<u16>,
+    /// What all its queues are held to.
+    pub limiter: Option<Arc<Limiter>>,
+}
+
 /// A virtio network device.
 pub struct Net {
     identity: Identity,
-    mac: Option<[u8; MAC_BYTES]>,
-    backend: Arc<dyn NetBackend>,
-    thread: IoThreadHandle,
+    options: NetOptions,
+    pairs: Vec<Pair>,
     counters: Arc<NetCounters>,
     link: Arc<Link>,
-    run: Option<Running>,
     log: FaultLog,
-}
-
-/// The workers, in the order in which they are started and stopped.
-struct Running {
-    receive: Attachment<ReceiveWorker>,
-    transmit: Attachment<TransmitWorker>,
-}
-
-/// What both workers and the device share. The wire is up until the backend turns out to be gone.
-struct Link {
-    up: AtomicBool,
 }
 
 /// What a worker needs beside its queue.
@@ -75,20 +79,26 @@ struct Ends {
     interrupt: Arc<Interrupt>,
     link: Arc<Link>,
     counters: Arc<NetCounters>,
+    mtu: Option<u16>,
+    /// The number of the pair.
+    pair: usize,
 }
 
 impl Net {
-    /// A network device over `backend`, `id` in the log, whose queues are served on `thread`. Without a `mac` the guest
-    /// chooses its own address.
-    pub fn new(id: &str, mac: Option<[u8; MAC_BYTES]>, backend: Arc<dyn NetBackend>, thread: IoThreadHandle) -> Self {
+    /// A network device, `id` in the log, with one pair of queues.
+    ///
+    /// # Errors
+    /// No descriptor is left for the limiter's timers or the link's events.
+    pub fn new(id: &str, queue: NetQueue, options: NetOptions) -> io::Result<Self> {
         let identity = Identity {
             device_type: DeviceType::Network,
-            features: features::offered(backend.offloads(), mac.is_some()),
+            features: features::offered(queue.backend.offloads(), &options),
             queue_sizes: vec![QUEUE_SIZE; 2],
         };
+        let pairs = vec![Pair::new(queue, options.limiter.as_ref())?];
+        let link = Arc::new(Link::new(pairs.len())?);
         let log = FaultLog::new(id);
-        let link = Arc::new(Link { up: AtomicBool::new(true) });
-        Self { identity, mac, backend, thread, counters: Arc::default(), link, run: None, log }
+        Ok(Self { identity, options, pairs, counters: Arc::default(), link, log })
     }
 
     /// What happens in the device.
@@ -96,8 +106,13 @@ impl Net {
         Arc::clone(&self.counters)
     }
 
-    fn attach<W: Worker>(&self, worker: W) -> Result<Attachment<W>, StartError> {
-        self.thread.attach(worker).map_err(|AttachError { error, .. }| StartError::Attach(error))
+    /// The device for the machine's owner.
+    pub fn control(&self) -> NetControl {
+        NetControl { link: Arc::clone(&self.link), counters: self.counters() }
+    }
+
+    fn backend(&self) -> &dyn NetBackend {
+        &*self.pairs[0].queue.backend
     }
 }
 
@@ -108,9 +123,10 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; CONFIG_BYTES];
-        config[CONFIG_MAC..CONFIG_MAC + MAC_BYTES].copy_from_slice(&self.mac.unwrap_or_default());
-        let status = if self.link.up.load(Ordering::Relaxed) { NET_LINK_UP } else { 0 };
-        config[CONFIG_STATUS..CONFIG_STATUS + 2].copy_from_slice(&status.to_le_bytes());
+        let mut put = |offset: usize, bytes: &[u8]| config[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(CONFIG_MAC, &self.options.mac.unwrap_or_default());
+        put(CONFIG_STATUS, &self.link.status().to_le_bytes());
+        put(CONFIG_MTU, &self.options.mtu.unwrap_or_default().to_le_bytes());
         read_config_bytes(&config, offset, data);
     }
 
@@ -121,49 +137,41 @@ impl VirtioDevice for Net {
         let Activation { features, queues, interrupt, .. } = activation;
         let mut queues = queues.into_iter();
         let mut take = |index| queues.find(|queue| queue.ring.index() == index).ok_or(StartError::QueueMissing(index));
-        let (receive, transmit) = (take(RECEIVE_QUEUE)?, take(TRANSMIT_QUEUE)?);
-        self.backend.set_offloads(features::offloads(features)).map_err(StartError::Backend)?;
-        self.link.up.store(true, Ordering::Relaxed);
+        let queues = [take(0)?, take(1)?];
+        self.backend().set_offloads(features::offloads(features)).map_err(StartError::Backend)?;
+        self.link.mend();
+        let pair = &mut self.pairs[0];
         let ends = Ends {
             log: self.log.clone(),
             features,
-            backend: Arc::clone(&self.backend),
-            interrupt,
+            backend: Arc::clone(&pair.queue.backend),
+            interrupt: Arc::clone(&interrupt),
             link: Arc::clone(&self.link),
             counters: Arc::clone(&self.counters),
+            mtu: self.options.mtu.filter(|_| features & (1 << VIRTIO_NET_F_MTU) != 0),
+            pair: 0,
         };
-        let receive = self.attach(ReceiveWorker::new(receive, &ends))?;
-        match self.attach(TransmitWorker::new(transmit, &ends)) {
-            Ok(transmit) => self.run = Some(Running { receive, transmit }),
-            Err(error) => {
-                receive.detach();
-                return Err(error);
-            }
+        if let Err(error) = pair.start(queues, &ends) {
+            self.stop();
+            return Err(error);
+        }
+        if features & (1 << VIRTIO_NET_F_STATUS) != 0 {
+            self.link.started(interrupt);
         }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
-        let Some(Running { receive, transmit }) = self.run.take() else { return Vec::new() };
-        let (receive, transmit) = (receive.detach(), transmit.detach());
-        vec![(RECEIVE_QUEUE, receive.queue_state()), (TRANSMIT_QUEUE, transmit.queue_state())]
+        self.link.stopped();
+        let states = self.pairs.iter_mut().flat_map(Pair::stop);
+        (0..).zip(states).filter_map(|(index, state)| Some((index, state?))).collect()
     }
 
     /// Frames that come from now on are for a driver that may know nothing.
     fn reset(&mut self) {
-        self.link.up.store(true, Ordering::Relaxed);
-        if let Err(error) = self.backend.set_offloads(Offloads::default()) {
+        self.link.reset();
+        if let Err(error) = self.backend().set_offloads(Offloads::default()) {
             self.log.report(format_args!("cannot clear offloads: {error}"));
-        }
-    }
-}
-
-impl Link {
-    /// The backend is gone: the driver hears of it, once, if it wants to.
-    fn cut(&self, features: u64, interrupt: &Interrupt) {
-        let was_up = self.up.swap(false, Ordering::Relaxed);
-        if was_up && features & (1 << VIRTIO_NET_F_STATUS) != 0 {
-            interrupt.config_changed();
         }
     }
 }

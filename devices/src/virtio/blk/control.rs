@@ -11,9 +11,9 @@ use thiserror::Error;
 use super::OnFull;
 use super::slots::QueueSlots;
 use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
-use crate::bus::lock;
 use crate::virtio::DeviceCounters;
 use crate::virtio::transport::Interrupt;
+use crate::virtio::voice::{Changed, ConfigVoice};
 
 /// Why a disk cannot have another size.
 #[derive(Debug, Error)]
@@ -83,21 +83,11 @@ pub(super) struct Shared {
     geometry: DiskGeometry,
     /// Written by the owner, read for every request.
     sectors: AtomicU64,
-    voice: Mutex<Voice>,
+    voice: ConfigVoice,
     counters: Arc<DeviceCounters>,
     on_full: OnFull,
     /// A request is kept for want of space.
     full: AtomicBool,
-}
-
-/// How the driver is told of a new size.
-#[derive(Debug)]
-enum Voice {
-    /// Nobody listens.
-    Stopped,
-    /// Nobody listens, and there is news.
-    News,
-    Running(Arc<Interrupt>),
 }
 
 impl DiskControl {
@@ -179,7 +169,7 @@ impl Shared {
         Arc::new(Self {
             geometry,
             sectors: AtomicU64::new(geometry.sectors),
-            voice: Mutex::new(Voice::Stopped),
+            voice: ConfigVoice::new(),
             counters: Arc::default(),
             on_full,
             full: AtomicBool::new(false),
@@ -218,37 +208,26 @@ impl Shared {
 
     /// Changes the size and tells the driver.
     fn set_sectors(&self, sectors: u64) {
-        let mut voice = lock(&self.voice);
-        // Ordered before the driver's look by `config_changed`, or by the lock.
-        self.sectors.store(sectors, Ordering::Relaxed);
-        match &*voice {
-            Voice::Running(interrupt) => interrupt.config_changed(),
-            Voice::Stopped | Voice::News => *voice = Voice::News,
-        }
+        self.voice.tell(|| {
+            self.sectors.store(sectors, Ordering::Relaxed);
+            Changed::Yes
+        });
     }
 
     pub(super) fn counters(&self) -> &Arc<DeviceCounters> {
         &self.counters
     }
 
-    /// The device runs, and tells at once what came up while it did not.
     pub(super) fn started(&self, interrupt: Arc<Interrupt>) {
-        let mut voice = lock(&self.voice);
-        if matches!(*voice, Voice::News) {
-            interrupt.config_changed();
-        }
-        *voice = Voice::Running(interrupt);
+        self.voice.started(interrupt);
     }
 
     pub(super) fn stopped(&self) {
-        let mut voice = lock(&self.voice);
-        if matches!(*voice, Voice::Running(_)) {
-            *voice = Voice::Stopped;
-        }
+        self.voice.stopped();
     }
 
     /// The next driver reads the size anyway.
     pub(super) fn reset(&self) {
-        *lock(&self.voice) = Voice::Stopped;
+        self.voice.reset();
     }
 }

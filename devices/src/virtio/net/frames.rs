@@ -225,6 +225,26 @@ impl ReceiveRoom {
         assert!(rest.is_empty(), "a frame is written beyond the room that it was said to fit");
     }
 
+    /// Reads what is in the chains, `offset` bytes behind their beginning. The guest may change it at any time.
+    pub(super) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let (mut bytes, mut done, mut offset) = ([0; N], 0, offset);
+        for piece in &self.pieces[self.start..] {
+            let len = usize::try_from(piece.len()).expect("32 bits fit");
+            if offset >= len {
+                offset -= len;
+                continue;
+            }
+            let part = (N - done).min(len - offset);
+            let address = piece.address().0 + u64::try_from(offset).expect("64 bits fit");
+            self.memory.read_slice(&mut bytes[done..done + part], GuestAddress(address)).expect(IN_MEMORY);
+            (offset, done) = (0, done + part);
+            if done == N {
+                break;
+            }
+        }
+        bytes
+    }
+
     /// Takes the chains that hold a frame of `len` bytes out, marks what was written, and passes on each chain's head
     /// and bytes.
     pub(super) fn take(&mut self, len: usize, mut used: impl FnMut(u16, u32)) {

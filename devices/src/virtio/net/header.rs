@@ -13,12 +13,21 @@ pub(super) const HEADER_LEN: u32 = 12;
 
 /// Offsets in the header.
 pub(super) const FLAGS: usize = 0;
-const GSO_TYPE: usize = 1;
+pub(super) const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
 const GSO_SIZE: usize = 4;
 const CSUM_START: usize = 6;
 const CSUM_OFFSET: usize = 8;
 pub(super) const NUM_BUFFERS: usize = 10;
+
+/// Bytes of an Ethernet header without tags; the last two are its type.
+pub(super) const ETHERNET_BYTES: usize = 14;
+/// Bytes of a VLAN tag, which goes before the type.
+pub(super) const VLAN_TAG_BYTES: usize = 4;
+/// The types that say that a tag follows: 802.1Q, 802.1ad and the one of QinQ before that.
+pub(super) const VLAN_TYPES: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+/// Tags that are looked through.
+pub(super) const VLAN_TAGS_MAX: usize = 2;
 
 /// The shortest frame that a tap takes: an Ethernet header.
 pub(super) const FRAME_BYTES_MIN: u32 = 14;

@@ -12,12 +12,19 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBU
 
 use super::counters::Tally;
 use super::frames::{Fit, ReceiveRoom};
-use super::header::{FLAGS, FRAME_BYTES_MAX, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS};
+use super::header::{
+    ETHERNET_BYTES, FLAGS, FRAME_BYTES_MAX, GSO_TYPE, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS, VLAN_TAG_BYTES,
+    VLAN_TAGS_MAX, VLAN_TYPES,
+};
+use super::pair::Retired;
 use super::{Ends, Link, NetCounters, Publishing, features, publish};
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
+use crate::limit::Flow;
 use crate::virtio::ActiveQueue;
+use crate::virtio::abi::net_header::{GSO_ECN, GSO_NONE};
 use crate::virtio::queue::{Chain, QueueError, QueueState};
+use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
 
@@ -32,6 +39,10 @@ pub(super) struct ReceiveWorker {
     interrupt: Arc<Interrupt>,
     backend: Arc<dyn NetBackend>,
     link: Arc<Link>,
+    pair: usize,
+    throttle: Option<Throttle>,
+    /// The MTU that the driver knows.
+    mtu: Option<u16>,
     features: u64,
     buffers: BuffersPerFrame,
     publishing: Publishing,
@@ -67,18 +78,23 @@ enum RoomOrder {
 enum WaitsFor {
     Frames,
     Buffers,
+    /// A frame of so many bytes, header included, is in the room and may not be delivered yet: the throttle wakes us.
+    Admission(usize),
     /// The backend is gone.
     Reset,
 }
 
 impl ReceiveWorker {
-    pub(super) fn new(queue: ActiveQueue, ends: &Ends) -> Self {
+    pub(super) fn new(queue: ActiveQueue, throttle: Option<Throttle>, ends: &Ends) -> Self {
         let merges = ends.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
         let large = features::offloads(ends.features).makes_large_frames();
         Self {
             interrupt: Arc::clone(&ends.interrupt),
             backend: Arc::clone(&ends.backend),
             link: Arc::clone(&ends.link),
+            pair: ends.pair,
+            throttle,
+            mtu: ends.mtu,
             features: ends.features,
             buffers: if merges { BuffersPerFrame::Any } else { BuffersPerFrame::One },
             publishing: Publishing::new(ends.features),
@@ -94,22 +110,26 @@ impl ReceiveWorker {
         }
     }
 
-    pub(super) fn queue_state(&self) -> QueueState {
-        self.queue.ring.state()
-    }
-
     /// Moves at most a wake's worth of frames.
     fn serve(&mut self) -> Result<Progress, QueueError> {
         if self.waits_for == WaitsFor::Reset {
             return Ok(Progress::Idle);
         }
-        self.waits_for = WaitsFor::Frames;
+        if !self.link.is_plugged() {
+            return Ok(self.lose());
+        }
+        if let WaitsFor::Admission(len) = std::mem::replace(&mut self.waits_for, WaitsFor::Frames) {
+            self.admit(len);
+        }
         for turn in 1..=CHAINS_PER_WAKE_MAX {
+            if self.waits_for != WaitsFor::Frames {
+                return Ok(Progress::Idle);
+            }
             self.gather()?;
             if let Some(len) = self.room.spilled()
                 && self.room.unspill()
             {
-                self.deliver(len);
+                self.admit(len);
                 continue;
             }
             if self.needs_buffers() {
@@ -117,7 +137,6 @@ impl ReceiveWorker {
                 self.publish();
                 if !self.queue.ring.enable_notification()? {
                     self.waits_for = WaitsFor::Buffers;
-                    return Ok(Progress::Idle);
                 }
                 continue;
             }
@@ -134,7 +153,31 @@ impl ReceiveWorker {
                 }
             }
         }
-        Ok(Progress::More)
+        Ok(if self.waits_for == WaitsFor::Frames { Progress::More } else { Progress::Idle })
+    }
+
+    /// The cable is out: what comes is lost. The driver's chains are as if they had never been popped.
+    fn lose(&mut self) -> Progress {
+        if self.room.spilled().is_some() || matches!(self.waits_for, WaitsFor::Admission(_)) {
+            self.counters.received.count_dropped();
+        }
+        self.queue.ring.unpop(self.room.clear());
+        self.waits_for = WaitsFor::Frames;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.stop();
+        }
+        for _ in 0..CHAINS_PER_WAKE_MAX {
+            match self.backend.receive(&mut self.room) {
+                Ok(_) => self.counters.received.count_dropped(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Idle,
+                Err(error) => {
+                    self.fail(&error);
+                    return Progress::Idle;
+                }
+            }
+        }
+        Progress::More
     }
 
     /// Pops chains until there is room for the largest frame, or for the one that waits in the spill.
@@ -182,8 +225,8 @@ impl ReceiveWorker {
     fn receive(&mut self) -> io::Result<()> {
         let len = self.backend.receive(&mut self.room)?;
         match self.room.settle(len) {
-            Fit::Whole => self.deliver(len),
-            Fit::Partial if self.room.unspill() => self.deliver(len),
+            Fit::Whole => self.admit(len),
+            Fit::Partial if self.room.unspill() => self.admit(len),
             Fit::Partial if self.buffers == BuffersPerFrame::One => self.drop_spilled(),
             Fit::Partial => {}
             Fit::Never => {
@@ -198,6 +241,18 @@ impl ReceiveWorker {
         self.log.report(format_args!("a received frame that is larger than the driver's buffers"));
         self.counters.received.count_dropped();
         self.room.forget_spilled();
+    }
+
+    /// Delivers the frame of `len` bytes, header included, that the room begins with, or has it wait there.
+    fn admit(&mut self, len: usize) {
+        if self.mtu.is_some_and(|mtu| is_longer(&self.room, len, mtu)) {
+            self.log.report(format_args!("a received frame of {len} bytes, header included, for a smaller MTU"));
+            self.counters.received.count_dropped();
+            return;
+        }
+        let bytes = u64::try_from(len - HEADER_BYTES).expect("64 bits fit");
+        let granted = self.throttle.as_mut().is_none_or(|throttle| throttle.admit(Flow::In, bytes));
+        if granted { self.deliver(len) } else { self.waits_for = WaitsFor::Admission(len) }
     }
 
     /// Gives the chains that hold a frame of `len` bytes back to the driver, all at once when they are published.
@@ -219,7 +274,7 @@ impl ReceiveWorker {
         self.log.report(format_args!("cannot receive: {error}"));
         self.counters.received.count_error();
         self.waits_for = WaitsFor::Reset;
-        self.link.cut(self.features, &self.interrupt);
+        self.link.cut();
     }
 
     fn publish(&mut self) {
@@ -230,7 +285,12 @@ impl ReceiveWorker {
 
 impl Worker for ReceiveWorker {
     fn sources(&self) -> Vec<Source> {
-        vec![Source::Edge(self.queue.doorbell.as_raw_fd()), Source::Level(self.backend.receive_fd())]
+        let ends = [
+            Source::Edge(self.queue.doorbell.as_raw_fd()),
+            Source::Level(self.backend.receive_fd()),
+            Source::Edge(self.link.wake_fd(self.pair)),
+        ];
+        ends.into_iter().chain(self.throttle.iter().flat_map(Throttle::sources)).collect()
     }
 
     fn wake(&mut self) -> Progress {
@@ -247,12 +307,23 @@ impl Worker for ReceiveWorker {
         self.waits_for == WaitsFor::Frames
     }
 
+<<<<<<< HEAD
     /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back
     /// before them. The driver does not miss a frame whose end still waits for room: it is counted as dropped.
+=======
+    /// Chains without a frame are as if they had never been popped. A frame that may not be delivered yet is, since it
+    /// could not be kept. The driver does not miss one whose end still waits for room: it is counted as dropped.
+>>>>>>> fd2c0d5 (virtio-net: rate limits, a link that goes down and up, MTU)
     fn drain(&mut self) {
-        if self.room.spilled().is_some() {
-            self.counters.received.count_dropped();
+        match self.waits_for {
+            WaitsFor::Admission(len) => {
+                self.deliver(len);
+                self.publish();
+            }
+            _ if self.room.spilled().is_some() => self.counters.received.count_dropped(),
+            _ => {}
         }
+<<<<<<< HEAD
         let ring = &mut self.queue.ring;
         match std::mem::replace(&mut self.room_order, RoomOrder::Newest) {
             RoomOrder::Overtaken if self.room.chains() > 0 => {
@@ -261,6 +332,38 @@ impl Worker for ReceiveWorker {
                 self.publish();
             }
             _ => ring.unpop(self.room.clear()),
+=======
+        self.waits_for = WaitsFor::Frames;
+        self.queue.ring.unpop(self.room.clear());
+        if let Some(throttle) = &mut self.throttle {
+            throttle.stop();
+>>>>>>> fd2c0d5 (virtio-net: rate limits, a link that goes down and up, MTU)
         }
     }
+}
+
+impl Retired for ReceiveWorker {
+    fn into_parts(self) -> (QueueState, Option<Throttle>) {
+        (self.queue.ring.state(), self.throttle)
+    }
+}
+
+/// Whether a frame is not segmented and its packet larger than `mtu` (virtio 1.3 §5.1.4.1). VLAN tags belong to the
+/// frame, not to the packet.
+fn is_longer(room: &ReceiveRoom, len: usize, mtu: u16) -> bool {
+    let mut ethernet = HEADER_BYTES + ETHERNET_BYTES;
+    if len <= ethernet + usize::from(mtu) {
+        return false;
+    }
+    let [gso] = room.read(GSO_TYPE);
+    if gso & !GSO_ECN != GSO_NONE {
+        return false;
+    }
+    for _ in 0..VLAN_TAGS_MAX {
+        if !VLAN_TYPES.contains(&u16::from_be_bytes(room.read(ethernet - 2))) {
+            break;
+        }
+        ethernet += VLAN_TAG_BYTES;
+    }
+    len > ethernet + usize::from(mtu)
 }

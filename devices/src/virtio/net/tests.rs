@@ -2,6 +2,8 @@
 
 mod hostile;
 mod lifecycle;
+mod limits;
+mod link;
 mod model;
 mod receive;
 mod tap;
@@ -36,20 +38,31 @@ struct Bench {
     driver: FakeDriver,
     wire: Wire,
     counters: Arc<NetCounters>,
+    control: NetControl,
     _thread: IoThread,
 }
 
 impl Bench {
     /// A device with queues of 32 entries and what is offered of `wanted`.
     fn new(wanted: u64) -> Self {
+        Self::with_options(wanted, NetOptions::default())
+    }
+
+    /// As [`Self::new`], of a device that has an address and `options`.
+    fn with_options(wanted: u64, options: NetOptions) -> Self {
+        Self::build(wanted, options, "husk-io-test")
+    }
+
+    fn build(wanted: u64, options: NetOptions, thread: &str) -> Self {
         let (backend, wire) = FakeNet::new(Offloads::ALL);
-        let thread = IoThread::spawn("husk-io-test").unwrap();
-        let net = Net::new("net0", Some(MAC), Arc::new(backend), thread.handle());
-        let counters = net.counters();
+        let thread = IoThread::spawn(thread).unwrap();
+        let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
+        let net = Net::new("net0", queue, NetOptions { mac: Some(MAC), ..options }).unwrap();
+        let (counters, control) = (net.counters(), net.control());
         let memory = memory_with_hole(16 << 20);
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
         let driver = FakeDriver::new(transport, memory);
-        let mut bench = Self { driver, wire, counters, _thread: thread };
+        let mut bench = Self { driver, wire, counters, control, _thread: thread };
         bench.initialize(wanted);
         bench
     }
@@ -139,7 +152,8 @@ fn the_configuration_space_has_address_and_status() {
 fn without_an_address_the_guest_chooses() {
     let (backend, _wire) = FakeNet::new(Offloads::default());
     let thread = IoThread::spawn("husk-io-test").unwrap();
-    let net = Net::new("net0", None, Arc::new(backend), thread.handle());
+    let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
+    let net = Net::new("net0", queue, NetOptions::default()).unwrap();
     assert_eq!(net.identity().features & (1 << 5), 0);
     let mut config = [9; 6];
     net.read_config(0, &mut config);

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use super::counters::Tally;
 use super::frames::TransmitFrame;
 use super::header::TransmitRules;
+use super::pair::Retired;
 use super::{Ends, Link, NetCounters, Publishing, publish};
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
+use crate::limit::Flow;
 use crate::virtio::ActiveQueue;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
+use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
 
@@ -24,30 +27,39 @@ pub(super) struct TransmitWorker {
     interrupt: Arc<Interrupt>,
     backend: Arc<dyn NetBackend>,
     link: Arc<Link>,
-    features: u64,
+    throttle: Option<Throttle>,
     rules: TransmitRules,
     publishing: Publishing,
     chain: Chain,
     frame: TransmitFrame,
-    /// The chain is popped and its frame loaded, and the backend had no room for it. Nothing is popped meanwhile.
-    stalled: bool,
+    waits_for: WaitsFor,
     tally: Tally,
     counters: Arc<NetCounters>,
     log: FaultLog,
 }
 
+/// What the worker cannot go on without. Nothing is popped meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    Frames,
+    /// The chain is popped and its frame loaded, and the backend had no room for it.
+    Room,
+    /// The frame may not go yet: its chain is back in its ring, and the throttle wakes us.
+    Admission,
+}
+
 impl TransmitWorker {
-    pub(super) fn new(queue: ActiveQueue, ends: &Ends) -> Self {
+    pub(super) fn new(queue: ActiveQueue, throttle: Option<Throttle>, ends: &Ends) -> Self {
         Self {
             interrupt: Arc::clone(&ends.interrupt),
             backend: Arc::clone(&ends.backend),
             link: Arc::clone(&ends.link),
-            features: ends.features,
+            throttle,
             rules: TransmitRules::new(ends.features),
             publishing: Publishing::new(ends.features),
             chain: Chain::new(),
             frame: TransmitFrame::new(Arc::clone(queue.ring.memory())),
-            stalled: false,
+            waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
             log: ends.log.clone(),
@@ -55,19 +67,16 @@ impl TransmitWorker {
         }
     }
 
-    pub(super) fn queue_state(&self) -> QueueState {
-        self.queue.ring.state()
-    }
-
     /// Serves at most a wake's worth of chains.
     fn serve(&mut self) -> Result<Progress, QueueError> {
         let mut budget = CHAINS_PER_WAKE_MAX;
-        if self.stalled {
-            self.send();
+        match self.waits_for {
+            WaitsFor::Room => self.send(),
+            WaitsFor::Frames | WaitsFor::Admission => self.waits_for = WaitsFor::Frames,
         }
         loop {
             self.queue.ring.disable_notification();
-            while !self.stalled && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
+            while self.waits_for == WaitsFor::Frames && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
                 budget -= 1;
                 self.begin();
                 if self.publishing == Publishing::Early {
@@ -75,8 +84,8 @@ impl TransmitWorker {
                 }
             }
             self.publish();
-            if self.stalled {
-                // The backend wakes us when it has room. Until then a doorbell would change nothing.
+            if self.waits_for != WaitsFor::Frames {
+                // The backend or the throttle wakes us. Until then a doorbell would change nothing.
                 return Ok(Progress::Idle);
             }
             if budget == 0 {
@@ -104,12 +113,26 @@ impl TransmitWorker {
             self.queue.ring.add_used(self.chain.head(), 0);
             return;
         }
+        // What is lost anyway waits for nothing.
+        if self.link.is_plugged()
+            && let Some(throttle) = &mut self.throttle
+            && !throttle.admit(Flow::Out, bytes.into())
+        {
+            self.queue.ring.unpop(1);
+            self.waits_for = WaitsFor::Admission;
+            return;
+        }
         self.send();
     }
 
     /// Sends the loaded frame, or finds that it must wait.
     fn send(&mut self) {
-        self.stalled = false;
+        self.waits_for = WaitsFor::Frames;
+        if !self.link.is_plugged() {
+            self.counters.transmitted.count_dropped();
+            self.queue.ring.add_used(self.chain.head(), 0);
+            return;
+        }
         let result = loop {
             match self.backend.transmit(&mut self.frame) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -119,7 +142,7 @@ impl TransmitWorker {
         match result {
             Ok(()) => self.tally.add(self.frame.bytes().into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.stalled = true;
+                self.waits_for = WaitsFor::Room;
                 return;
             }
             Err(error) => self.lose(&error),
@@ -133,7 +156,7 @@ impl TransmitWorker {
         self.counters.transmitted.count_error();
         // The interface was deleted.
         if error.raw_os_error() == Some(libc::EBADFD) {
-            self.link.cut(self.features, &self.interrupt);
+            self.link.cut();
         }
     }
 
@@ -143,9 +166,16 @@ impl TransmitWorker {
     }
 }
 
+impl Retired for TransmitWorker {
+    fn into_parts(self) -> (QueueState, Option<Throttle>) {
+        (self.queue.ring.state(), self.throttle)
+    }
+}
+
 impl Worker for TransmitWorker {
     fn sources(&self) -> Vec<Source> {
-        vec![Source::Edge(self.queue.doorbell.as_raw_fd()), Source::LevelWritable(self.backend.transmit_fd())]
+        let ends = [Source::Edge(self.queue.doorbell.as_raw_fd()), Source::LevelWritable(self.backend.transmit_fd())];
+        ends.into_iter().chain(self.throttle.iter().flat_map(Throttle::sources)).collect()
     }
 
     fn wake(&mut self) -> Progress {
@@ -160,13 +190,17 @@ impl Worker for TransmitWorker {
     }
 
     fn is_listening(&self) -> bool {
-        self.stalled
+        self.waits_for == WaitsFor::Room
     }
 
     /// A frame that waits for room is not waited for: its chain is as if it had never been popped.
     fn drain(&mut self) {
-        if std::mem::take(&mut self.stalled) {
+        if self.waits_for == WaitsFor::Room {
             self.queue.ring.unpop(1);
+        }
+        self.waits_for = WaitsFor::Frames;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.stop();
         }
     }
 }

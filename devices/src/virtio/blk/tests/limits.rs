@@ -1,7 +1,7 @@
 //! A disk that is held to a rate.
 
 use super::*;
-use crate::testing::DEADLINE;
+use crate::testing::{DEADLINE, sleeps_of};
 use std::time::Instant;
 
 fn operations(rate: Option<Rate>) -> LimiterConfig {
@@ -109,19 +109,6 @@ fn disks_of_a_group_share_its_rate() {
     for bench in &mut disks {
         wait_until_used(bench, 5);
     }
-}
-
-/// How often the thread of that name went to sleep.
-fn sleeps_of(name: &str) -> u64 {
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let task = task.unwrap().path();
-        if std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
-            let status = std::fs::read_to_string(task.join("status")).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
-            return line.trim().parse().unwrap();
-        }
-    }
-    panic!("there is no thread {name}");
 }
 
 #[test]

@@ -1,0 +1,121 @@
+//! The wire: whether frames go over it, which the machine's owner and the backend decide, and the driver is told.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::NetCounters;
+use crate::virtio::abi::NET_LINK_UP;
+use crate::virtio::transport::Interrupt;
+use crate::virtio::voice::{Changed, ConfigVoice};
+
+/// Whether a network device's cable is plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// It is.
+    Up,
+    /// It is not: frames of either direction are lost, and counted as dropped.
+    Down,
+}
+
+/// A network device that is in use, for the machine's owner.
+#[derive(Clone, Debug)]
+pub struct NetControl {
+    pub(super) link: Arc<Link>,
+    pub(super) counters: Arc<NetCounters>,
+}
+
+/// What the workers, the device and its owner share.
+#[derive(Debug)]
+pub(super) struct Link {
+    plugged: AtomicBool,
+    /// Until the backend turns out to be gone.
+    backed: AtomicBool,
+    voice: ConfigVoice,
+    /// One for each receive queue, which may be asleep while frames come that must be lost.
+    wakes: Vec<EventFd>,
+}
+
+impl NetControl {
+    /// Plugs the cable in, or out, and tells the driver.
+    pub fn set_link(&self, state: LinkState) {
+        self.link.plug(state);
+    }
+
+    /// Whether frames go through: the cable is plugged in, and the backend is there.
+    pub fn link(&self) -> LinkState {
+        if self.link.status() == NET_LINK_UP { LinkState::Up } else { LinkState::Down }
+    }
+
+    /// What happens in the device.
+    pub fn counters(&self) -> &NetCounters {
+        &self.counters
+    }
+}
+
+impl Link {
+    /// A link that is up, of a device of so many receive queues.
+    pub(super) fn new(queues: usize) -> io::Result<Self> {
+        let wakes = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
+        Ok(Self { plugged: AtomicBool::new(true), backed: AtomicBool::new(true), voice: ConfigVoice::new(), wakes })
+    }
+
+    /// The field of the configuration space (virtio 1.3 §5.1.4).
+    pub(super) fn status(&self) -> u16 {
+        let up = self.is_plugged() && self.backed.load(Ordering::Relaxed);
+        if up { NET_LINK_UP } else { 0 }
+    }
+
+    /// Asked for every frame. A flag alone: whoever sees the old one is as good as a moment earlier.
+    pub(super) fn is_plugged(&self) -> bool {
+        self.plugged.load(Ordering::Relaxed)
+    }
+
+    /// Signalled, for the receive queue of that pair, when the cable was plugged in or out.
+    pub(super) fn wake_fd(&self, pair: usize) -> RawFd {
+        self.wakes[pair].as_raw_fd()
+    }
+
+    fn plug(&self, state: LinkState) {
+        self.change(|| self.plugged.store(state == LinkState::Up, Ordering::Relaxed));
+        for wake in &self.wakes {
+            // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
+            let _pending = wake.write(1);
+        }
+    }
+
+    /// The backend is gone.
+    pub(super) fn cut(&self) {
+        self.change(|| self.backed.store(false, Ordering::Relaxed));
+    }
+
+    /// The backend is tried again: by a driver that starts, and reads the status anyway.
+    pub(super) fn mend(&self) {
+        self.backed.store(true, Ordering::Relaxed);
+    }
+
+    fn change(&self, make: impl FnOnce()) {
+        self.voice.tell(|| {
+            let before = self.status();
+            make();
+            if self.status() == before { Changed::No } else { Changed::Yes }
+        });
+    }
+
+    /// The device runs, for a driver that wants to hear of the link.
+    pub(super) fn started(&self, interrupt: Arc<Interrupt>) {
+        self.voice.started(interrupt);
+    }
+
+    pub(super) fn stopped(&self) {
+        self.voice.stopped();
+    }
+
+    pub(super) fn reset(&self) {
+        self.voice.reset();
+        self.mend();
+    }
+}

@@ -1,0 +1,96 @@
+//! A pair of queues, stopped or on its I/O thread.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Ends;
+use super::receive::ReceiveWorker;
+use super::transmit::TransmitWorker;
+use crate::backend::net::NetBackend;
+use crate::limit::Limiter;
+use crate::virtio::queue::QueueState;
+use crate::virtio::throttle::Throttle;
+use crate::virtio::worker::{AttachError, Attachment, IoThreadHandle, Worker};
+use crate::virtio::{ActiveQueue, StartError};
+
+/// What serves one pair of queues of a device.
+pub struct NetQueue {
+    /// All pairs of a device have backends of one interface.
+    pub backend: Arc<dyn NetBackend>,
+    /// The thread of both workers.
+    pub thread: IoThreadHandle,
+}
+
+/// One pair of queues.
+pub(super) struct Pair {
+    pub(super) queue: NetQueue,
+    receive: Lane<ReceiveWorker>,
+    transmit: Lane<TransmitWorker>,
+}
+
+/// One queue.
+enum Lane<W> {
+    /// What it keeps while it is not served.
+    Stopped(Option<Throttle>),
+    Running(Attachment<W>),
+    /// The I/O thread ended and took the throttle along: the machine is coming down.
+    Lost,
+}
+
+/// What becomes of a worker that is off its thread.
+pub(super) trait Retired: Worker {
+    fn into_parts(self) -> (QueueState, Option<Throttle>);
+}
+
+impl Pair {
+    pub(super) fn new(queue: NetQueue, limiter: Option<&Arc<Limiter>>) -> io::Result<Self> {
+        let throttle = || limiter.map(Throttle::new).transpose();
+        Ok(Self { queue, receive: Lane::Stopped(throttle()?), transmit: Lane::Stopped(throttle()?) })
+    }
+
+    /// Begins to serve both queues. After an error [`Self::stop`] is due.
+    pub(super) fn start(&mut self, [receive, transmit]: [ActiveQueue; 2], ends: &Ends) -> Result<(), StartError> {
+        let thread = &self.queue.thread;
+        self.receive.start(thread, |throttle| ReceiveWorker::new(receive, throttle, ends))?;
+        self.transmit.start(thread, |throttle| TransmitWorker::new(transmit, throttle, ends))
+    }
+
+    /// Stops serving them, and says where those that were served have come to.
+    pub(super) fn stop(&mut self) -> [Option<QueueState>; 2] {
+        [self.receive.stop(), self.transmit.stop()]
+    }
+}
+
+impl<W: Retired> Lane<W> {
+    fn start(&mut self, thread: &IoThreadHandle, worker: impl FnOnce(Option<Throttle>) -> W) -> Result<(), StartError> {
+        let Self::Stopped(throttle) = std::mem::replace(self, Self::Lost) else {
+            return Err(StartError::Attach(io::Error::other("the I/O thread has ended")));
+        };
+        match thread.attach(worker(throttle)) {
+            Ok(attachment) => {
+                *self = Self::Running(attachment);
+                Ok(())
+            }
+            Err(AttachError { error, worker }) => {
+                if let Some(worker) = worker {
+                    *self = Self::Stopped(worker.into_parts().1);
+                }
+                Err(StartError::Attach(error))
+            }
+        }
+    }
+
+    fn stop(&mut self) -> Option<QueueState> {
+        match std::mem::replace(self, Self::Lost) {
+            Self::Running(attachment) => {
+                let (state, throttle) = attachment.detach().into_parts();
+                *self = Self::Stopped(throttle);
+                Some(state)
+            }
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A network that is held to rates.
+
+use super::*;
+use crate::limit::{LimiterConfig, Limits, Rate};
+use crate::testing::{DEADLINE, sleeps_of};
+use std::time::{Duration, Instant};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// So many frames at once, and hardly more.
+fn frames(count: u64) -> Limits {
+    Limits { operations: Rate::new(count, 0, HOUR_MS), bytes: None }
+}
+
+fn inward(limits: Limits) -> LimiterConfig {
+    LimiterConfig { inward: limits, ..LimiterConfig::default() }
+}
+
+fn outward(limits: Limits) -> LimiterConfig {
+    LimiterConfig { outward: limits, ..LimiterConfig::default() }
+}
+
+fn limited(config: LimiterConfig) -> (Bench, Arc<Limiter>) {
+    let limiter = Limiter::new(config);
+    (in_group(&limiter), limiter)
+}
+
+fn in_group(limiter: &Arc<Limiter>) -> Bench {
+    Bench::with_options(ALL, NetOptions { limiter: Some(Arc::clone(limiter)), ..NetOptions::default() })
+}
+
+/// Makes frames available that are different each, and kicks.
+fn add_frames(bench: &mut Bench, count: usize) -> Vec<Vec<u8>> {
+    let frames: Vec<_> = (0..count).map(|seed| frame(100, seed)).collect();
+    for frame in &frames {
+        let place = bench.driver.place(frame);
+        bench.driver.queues[TX].add(&[Buffer::Readable(place, 112)]);
+    }
+    bench.driver.kick(TX);
+    frames
+}
+
+fn wait_for_used(bench: &mut Bench, queue: usize, count: u16) {
+    bench.driver.wait_for("used chains", |driver| (driver.queues[queue].device_used_index() == count).then_some(()));
+}
+
+#[test]
+fn transmitted_frames_wait_in_the_ring_and_none_is_lost() {
+    // 10 at once, then one each 10 ms.
+    let (mut bench, _) = limited(outward(Limits { operations: Rate::new(10, 0, 100), bytes: None }));
+    let start = Instant::now();
+    for sent in add_frames(&mut bench, 20) {
+        assert_eq!(bench.wire.receive(), sent);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
+    assert_eq!(bench.count(|all| &all.transmitted.frames), 20);
+    assert_eq!(bench.wire.try_receive(), None);
+}
+
+#[test]
+fn received_frames_wait_in_the_tap_and_none_is_lost() {
+    for wanted in [0, MERGE, ALL] {
+        let limiter = Limiter::new(inward(Limits { operations: Rate::new(5, 0, 50), bytes: None }));
+        let options = NetOptions { limiter: Some(limiter), ..NetOptions::default() };
+        let mut bench = Bench::with_options(wanted, options);
+        let rooms: Vec<_> = (0..15).map(|_| bench.post(128)).collect();
+        let start = Instant::now();
+        for seed in 0..15 {
+            bench.wire.send(&frame(100, seed));
+        }
+        for (seed, room) in rooms.into_iter().enumerate() {
+            bench.driver.wait_used(RX);
+            assert_eq!(bench.driver.bytes_at(room, 112), delivered(&frame(100, seed), 1));
+        }
+        assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
+        assert_eq!(bench.count(|all| &all.received.dropped), 0);
+    }
+}
+
+#[test]
+fn bytes_are_those_of_frames_without_their_headers() {
+    let hourly = |bytes| Limits { bytes: Rate::new(bytes, 0, HOUR_MS), operations: None };
+    let config = LimiterConfig { inward: hourly(300), outward: hourly(200), ..LimiterConfig::default() };
+    let (mut bench, limiter) = limited(config);
+    let sent = add_frames(&mut bench, 3);
+    for seed in 0..4 {
+        bench.post(128);
+        bench.wire.send(&frame(100, seed));
+    }
+    wait_for_used(&mut bench, TX, 2);
+    wait_for_used(&mut bench, RX, 3);
+    limiter.change(LimiterConfig::default());
+    wait_for_used(&mut bench, TX, 3);
+    wait_for_used(&mut bench, RX, 4);
+    assert_eq!([(); 3].map(|()| bench.wire.receive()), sent[..]);
+}
+
+#[test]
+fn a_direction_that_waits_does_not_hold_up_the_other() {
+    let (mut bench, _) = limited(inward(frames(1)));
+    for seed in 0..3 {
+        bench.post(128);
+        bench.wire.send(&frame(100, seed));
+    }
+    wait_for_used(&mut bench, RX, 1);
+    for sent in add_frames(&mut bench, 20) {
+        assert_eq!(bench.wire.receive(), sent);
+    }
+    assert_eq!(bench.driver.queues[RX].device_used_index(), 1);
+}
+
+#[test]
+fn both_directions_share_what_is_in_total() {
+    let (mut bench, limiter) = limited(LimiterConfig { total: frames(8), ..LimiterConfig::default() });
+    let sent = add_frames(&mut bench, 5);
+    sent.iter().for_each(|sent| assert_eq!(bench.wire.receive(), *sent));
+    for seed in 0..5 {
+        bench.post(128);
+        bench.wire.send(&frame(100, seed));
+    }
+    wait_for_used(&mut bench, RX, 3);
+    limiter.change(LimiterConfig { total: frames(2), ..LimiterConfig::default() });
+    wait_for_used(&mut bench, RX, 5);
+}
+
+#[test]
+fn networks_of_a_group_share_its_rate() {
+    let limiter = Limiter::new(outward(frames(6)));
+    let mut benches = [in_group(&limiter), in_group(&limiter)];
+    for bench in &mut benches {
+        add_frames(bench, 5);
+    }
+    let used = || benches.iter().map(|bench| bench.driver.queues[TX].device_used_index()).sum::<u16>();
+    let wait_for = |count| {
+        let deadline = Instant::now() + DEADLINE;
+        while used() < count {
+            assert!(Instant::now() < deadline, "{count} frames go in time");
+            std::thread::yield_now();
+        }
+        assert_eq!(used(), count);
+    };
+    wait_for(6);
+    limiter.change(outward(frames(3)));
+    wait_for(9);
+    limiter.change(LimiterConfig::default());
+    wait_for(10);
+}
+
+#[test]
+fn a_network_that_waits_pauses_at_once_and_loses_nothing() {
+    let config = LimiterConfig { inward: frames(2), outward: frames(2), ..LimiterConfig::default() };
+    let (mut bench, limiter) = limited(config);
+    let sent = add_frames(&mut bench, 6);
+    let rooms: Vec<_> = (0..6).map(|_| bench.post(128)).collect();
+    for seed in 0..6 {
+        bench.wire.send(&frame(100, seed));
+    }
+    wait_for_used(&mut bench, TX, 2);
+    wait_for_used(&mut bench, RX, 2);
+    bench.pause();
+    assert_eq!(bench.driver.queues[TX].device_used_index(), 2);
+    // What was read already is not given back to the wire.
+    assert!(bench.driver.queues[RX].device_used_index() <= 3);
+    bench.resume();
+    limiter.change(LimiterConfig::default());
+    sent.iter().for_each(|sent| assert_eq!(bench.wire.receive(), *sent));
+    for (seed, room) in rooms.into_iter().enumerate() {
+        bench.driver.wait_used(RX);
+        assert_eq!(bench.driver.bytes_at(room, 112), delivered(&frame(100, seed), 1));
+    }
+}
+
+#[test]
+fn a_network_that_waits_is_reset_like_any_other() {
+    let (mut bench, limiter) = limited(outward(frames(1)));
+    for _ in 0..10 {
+        add_frames(&mut bench, 3);
+        bench.initialize(ALL);
+    }
+    limiter.change(LimiterConfig::default());
+    while bench.wire.try_receive().is_some() {}
+    bench.send(&[&frame(60, 99)]);
+    assert_eq!(bench.wire.receive(), frame(60, 99));
+}
+
+#[test]
+fn a_network_that_waits_costs_no_cpu() {
+    let limiter = Limiter::new(LimiterConfig { inward: frames(1), outward: frames(1), ..LimiterConfig::default() });
+    let thread = "husk-io-netwait";
+    let mut bench = Bench::build(ALL, NetOptions { limiter: Some(limiter), ..NetOptions::default() }, thread);
+    add_frames(&mut bench, 5);
+    for seed in 0..5 {
+        bench.post(128);
+        bench.wire.send(&frame(100, seed));
+    }
+    wait_for_used(&mut bench, TX, 1);
+    wait_for_used(&mut bench, RX, 1);
+    // It may still be on its way to sleep; then nobody wakes it.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = sleeps_of(thread);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(sleeps_of(thread), before);
+}
