@@ -2,16 +2,10 @@
 
 use std::fmt;
 
-use thiserror::Error;
-
 pub use devices::backend::block::{BlockSize, CacheMode};
-pub use devices::limit::{LimiterConfig, Limits, Rate};
 use devices::virtio::blk::{QUEUE_SIZE_DEFAULT, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
 
-use super::ID_LENGTH_MAX;
-
-/// The longest that an I/O thread looks for work before it sleeps, in microseconds: longer burns a CPU for nothing.
-pub const POLL_US_MAX: u32 = 1000;
+use super::tuning::{LimiterConfig, POLL_US_MAX, TuningError, validate_name};
 
 /// How a disk is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,42 +82,6 @@ impl Default for DiskTuning {
     }
 }
 
-/// What is wrong with how a disk is to be served.
-#[derive(Debug, Clone, Error, PartialEq, Eq)]
-pub enum TuningError {
-    /// None, or too many.
-    #[error("queues={0}: use 1 to {QUEUES_MAX}")]
-    Queues(usize),
-    /// No size that a queue has.
-    #[error("queue_size={0}: use a power of two from {QUEUE_SIZE_MIN} to {QUEUE_SIZE_MAX}")]
-    QueueSize(u16),
-    /// A thread that would have nothing to do, or none at all.
-    #[error("iothreads={threads}: use 1 to {queues}, its number of queues")]
-    Threads {
-        /// Threads.
-        threads: usize,
-        /// Queues.
-        queues: usize,
-    },
-    /// No name for a thread or a group.
-    #[error("{what}={name}: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
-    Name {
-        /// Whose name.
-        what: &'static str,
-        /// The name.
-        name: String,
-    },
-    /// No serial number.
-    #[error("serial={0}: use 1 to {SERIAL_BYTES} printable ASCII characters")]
-    Serial(String),
-    /// Too long.
-    #[error("poll_us={0}: use at most {POLL_US_MAX}")]
-    Poll(u32),
-    /// Two disks of a group say different things.
-    #[error("limit_group={0}: its disks have different limits: give each the same")]
-    GroupDiffers(String),
-}
-
 impl DiskTuning {
     pub(super) fn validate(&self) -> Result<(), TuningError> {
         let Self { queues, queue_size, poll_us, .. } = *self;
@@ -152,20 +110,6 @@ impl DiskTuning {
         }
         if poll_us > POLL_US_MAX { Err(TuningError::Poll(poll_us)) } else { Ok(()) }
     }
-
-    /// Disks that are held to their limits together have the same ones.
-    pub(super) fn validate_groups<'a>(disks: impl Iterator<Item = &'a Self> + Clone) -> Result<(), TuningError> {
-        for disk in disks.clone().filter(|disk| disk.limit_group.is_some()) {
-            if disks.clone().any(|other| other.limit_group == disk.limit_group && other.limits != disk.limits) {
-                return Err(TuningError::GroupDiffers(disk.limit_group.clone().unwrap_or_default()));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn validate_name(what: &'static str, name: &str) -> Result<(), TuningError> {
-    if super::is_plain_name(name) { Ok(()) } else { Err(TuningError::Name { what, name: name.to_owned() }) }
 }
 
 impl fmt::Display for DiskEngine {
@@ -213,18 +157,5 @@ mod tests {
         for (serial, fits) in [("", false), ("QM 00001", true), ("é", false), ("123456789012345678901", false)] {
             assert_eq!(verdict(|tuning| tuning.serial = Some(serial.to_owned())).is_ok(), fits, "{serial}");
         }
-    }
-
-    #[test]
-    fn a_group_has_the_same_limits_everywhere() {
-        let disk = |group: Option<&str>, per_second| {
-            let total = Limits { operations: Rate::per_second(per_second), bytes: None };
-            let limits = LimiterConfig { total, ..LimiterConfig::default() };
-            DiskTuning { limits, limit_group: group.map(str::to_owned), ..DiskTuning::default() }
-        };
-        let verdict = |disks: &[DiskTuning]| DiskTuning::validate_groups(disks.iter());
-        assert_eq!(verdict(&[disk(Some("g"), 5), disk(Some("g"), 5), disk(None, 7), disk(Some("h"), 9)]), Ok(()));
-        let differ = verdict(&[disk(Some("g"), 5), disk(Some("g"), 6)]);
-        assert_eq!(differ, Err(TuningError::GroupDiffers("g".to_owned())));
     }
 }

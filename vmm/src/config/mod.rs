@@ -8,6 +8,7 @@ mod host;
 mod net;
 mod report;
 mod size;
+mod tuning;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -23,14 +24,12 @@ use self::cmdline::{Additions, Root};
 
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
-pub use disk::{
-    BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, LimiterConfig, Limits, OnEnospc, POLL_US_MAX, Rate,
-    TuningError,
-};
+pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
 pub use host::HostFacts;
-pub use net::{MacAddress, MacAddressError, NetConfig, NetSource};
+pub use net::{MacAddress, MacAddressError, NetConfig, NetSource, NetTuning};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
+pub use tuning::{LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
 
 /// Bytes in one MiB.
 pub const MIB: u64 = 1 << 20;
@@ -222,14 +221,17 @@ pub enum ConfigError {
         /// The id.
         id: String,
     },
-    /// A disk cannot be served in this way.
-    #[error("disk `{id}`: {problem}")]
+    /// A device cannot be served in this way.
+    #[error("device `{id}`: {problem}")]
     Tuning {
-        /// The disk.
+        /// The device.
         id: String,
         /// What is wrong.
         problem: TuningError,
     },
+    /// The devices of a group have different limits.
+    #[error(transparent)]
+    Group(TuningError),
     /// A MAC address that cannot be one.
     #[error("network `{id}`: mac")]
     Mac {
@@ -344,11 +346,19 @@ impl VmConfig {
                 return Err(ConfigError::DoubleId { id: (*id).to_owned() });
             }
         }
-        for DiskConfig { id, tuning, .. } in &self.disks {
-            tuning.validate().map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
-            let both = self.disks.iter().map(|disk| &disk.tuning);
-            DiskTuning::validate_groups(both).map_err(|problem| ConfigError::Tuning { id: id.clone(), problem })?;
+        let tuning = |id: &str| {
+            let id = id.to_owned();
+            move |problem| ConfigError::Tuning { id, problem }
+        };
+        for disk in &self.disks {
+            disk.tuning.validate().map_err(tuning(&disk.id))?;
         }
+        for net in &self.nets {
+            net.tuning.validate().map_err(tuning(&net.id))?;
+        }
+        let disks = self.disks.iter().map(|disk| (disk.tuning.limits, disk.tuning.limit_group.as_deref()));
+        let nets = self.nets.iter().map(|net| (net.tuning.limits, net.tuning.limit_group.as_deref()));
+        tuning::validate_groups(disks.chain(nets)).map_err(ConfigError::Group)?;
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),

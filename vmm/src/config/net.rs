@@ -4,7 +4,10 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
+use devices::virtio::net::MTU_MIN;
 use thiserror::Error;
+
+use super::tuning::{LimiterConfig, TuningError, validate_name};
 
 /// One virtio-net device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,28 @@ pub struct NetConfig {
     pub source: NetSource,
     /// Its address. Without one the guest chooses its own.
     pub mac: Option<MacAddress>,
+    /// How it is served.
+    pub tuning: NetTuning,
+}
+
+/// How a network device is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetTuning {
+    /// The MTU that the guest is told. Its tap's must not be smaller.
+    pub mtu: Option<u16>,
+    /// What it is held to: inward is what it receives, outward what it transmits.
+    pub limits: LimiterConfig,
+    /// The devices of the same name are held to their limits together.
+    pub limit_group: Option<String>,
+}
+
+impl NetTuning {
+    pub(super) fn validate(&self) -> Result<(), TuningError> {
+        match self.mtu {
+            Some(mtu) if mtu < MTU_MIN => Err(TuningError::Mtu(mtu)),
+            _ => self.limit_group.iter().try_for_each(|name| validate_name("limit_group", name)),
+        }
+    }
 }
 
 /// Where a network device's frames go.

@@ -104,7 +104,7 @@ fn ids_are_plain_and_unique() {
 }
 
 fn net(id: &str, tap: &str) -> NetConfig {
-    NetConfig { id: id.to_owned(), source: NetSource::Tap(tap.to_owned()), mac: None }
+    NetConfig { id: id.to_owned(), source: NetSource::Tap(tap.to_owned()), mac: None, tuning: NetTuning::default() }
 }
 
 #[test]

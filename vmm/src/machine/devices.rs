@@ -11,11 +11,11 @@ use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
 use devices::backend::block::DiskImageError;
-use devices::backend::net::{InterfaceName, Tap, TapError};
+use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::virtio::blk::{ReplaceError, ResizeError};
-use devices::virtio::net::{DirectionCounters, Net, NetCounters};
+use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
@@ -30,7 +30,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::SerialOutput;
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
-use crate::config::{ENTROPY_ID, LimiterConfig, NetConfig, NetSource, VmConfig};
+use super::nets::{NetChangeError, Network};
+use super::pool::IoPool;
+use crate::config::{ENTROPY_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::metrics::{DeviceFigures, FlowFigures};
 use crate::vcpu::Buses;
@@ -63,6 +65,18 @@ pub enum DeviceError {
         id: String,
         /// Why.
         source: TapError,
+    },
+    /// A network's tap takes smaller packets than its guest would send.
+    #[error("network `{id}`: mtu={mtu} is more than the {tap_mtu} of {tap}: give at most that, or set the tap's")]
+    Mtu {
+        /// The device.
+        id: String,
+        /// What was asked for, in bytes.
+        mtu: u16,
+        /// The tap.
+        tap: NetSource,
+        /// What it takes, in bytes.
+        tap_mtu: u32,
     },
     /// The host gives no thread or descriptor.
     #[error("cannot create {what}")]
@@ -110,6 +124,7 @@ pub(super) struct Devices {
     power_button: PowerButton,
     console: Arc<SerialOutput>,
     disks: Vec<Disk>,
+    nets: Vec<Network>,
     io_threads: Vec<IoThread>,
 }
 
@@ -169,6 +184,19 @@ pub struct DeviceReport {
     /// Of a disk: its size in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// Of a network: whether frames go through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+}
+
+/// Whether a network's frames go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Link {
+    /// They do.
+    Up,
+    /// Its cable is out, or its tap is gone.
+    Down,
 }
 
 /// What a virtio device is.
@@ -225,33 +253,32 @@ impl Devices {
     /// attached before the first device is made.
     pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
         let images = super::disks::open_all(&config.disks)?;
-        let taps = config.nets.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
-        let mut maker = DiskMaker::new(wiring.events.clone());
+        let taps = config.nets.iter().map(super::nets::open).collect::<Result<Vec<_>, _>>()?;
+        let (mut pool, events) = (IoPool::default(), wiring.events.clone());
         let mut devices = Self::legacy(wiring)?;
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
         for (disk, image) in config.disks.iter().zip(images) {
-            let (block, disk) = maker.make(disk, image)?;
+            let (block, disk) = DiskMaker::new(events.clone(), &mut pool).make(disk, image)?;
             let counters = Counters::Requests(block.counters());
             let label = Label { id: disk.id.clone(), kind: DeviceKind::Disk, counters };
             devices.plug(label, next_window(), Box::new(block), memory)?;
             devices.disks.push(disk);
         }
-        devices.io_threads.extend(maker.into_threads());
-        for (NetConfig { id, mac, .. }, tap) in config.nets.iter().zip(taps) {
-            let thread = devices.io_thread(id)?;
-            let net = Net::new(id, mac.map(|mac| mac.bytes()), Arc::new(tap), thread);
-            let counters = Counters::Frames(net.counters());
-            let label = Label { id: id.clone(), kind: DeviceKind::Net, counters };
-            devices.plug(label, next_window(), Box::new(net), memory)?;
+        for (net, tap) in config.nets.iter().zip(taps) {
+            let (device, net) = super::nets::make(net, tap, &mut pool)?;
+            let counters = Counters::Frames(device.counters());
+            let label = Label { id: net.id.clone(), kind: DeviceKind::Net, counters };
+            devices.plug(label, next_window(), Box::new(device), memory)?;
+            devices.nets.push(net);
         }
         if config.has_entropy() {
-            let thread = devices.io_thread(ENTROPY_ID)?;
-            let rng = Rng::new(ENTROPY_ID, thread);
+            let rng = Rng::new(ENTROPY_ID, pool.spawn(ENTROPY_ID, Duration::ZERO)?);
             let counters = Counters::Requests(rng.counters());
             let label = Label { id: ENTROPY_ID.to_owned(), kind: DeviceKind::Entropy, counters };
             devices.plug(label, next_window(), Box::new(rng), memory)?;
         }
+        devices.io_threads = pool.into_threads();
         Ok(devices)
     }
 
@@ -314,6 +341,20 @@ impl Devices {
         self.disk(id).map(|disk| disk.limit(limits))
     }
 
+    /// Holds a network, and with it all of its group, to other limits.
+    pub(super) fn limit_net(&self, id: &str, limits: LimiterConfig) -> Result<(), NetChangeError> {
+        self.net(id).map(|net| net.limit(limits))
+    }
+
+    /// Plugs a network's cable in, or out.
+    pub(super) fn set_link(&self, id: &str, state: LinkState) -> Result<(), NetChangeError> {
+        self.net(id).map(|net| net.set_link(state))
+    }
+
+    fn net(&self, id: &str) -> Result<&Network, NetChangeError> {
+        self.nets.iter().find(|net| net.id == id).ok_or_else(|| NetChangeError::Unknown(id.to_owned()))
+    }
+
     pub(super) fn reports(&self) -> Vec<DeviceReport> {
         self.virtio.iter().map(|slot| self.report(slot)).collect()
     }
@@ -343,6 +384,10 @@ impl Devices {
             address: slot.window.base.0,
             driver,
             size_bytes: self.disk(&slot.id).ok().map(Disk::size_bytes),
+            link: self.net(&slot.id).ok().map(|net| match net.link() {
+                LinkState::Up => Link::Up,
+                LinkState::Down => Link::Down,
+            }),
         }
     }
 
@@ -426,16 +471,9 @@ impl Devices {
             power_button,
             console,
             disks: Vec::new(),
+            nets: Vec::new(),
             io_threads: Vec::new(),
         })
-    }
-
-    /// An I/O thread of a device's own.
-    fn io_thread(&mut self, id: &str) -> Result<devices::virtio::worker::IoThreadHandle, DeviceError> {
-        let thread = spawn_io_thread(id, Duration::ZERO)?;
-        let handle = thread.handle();
-        self.io_threads.push(thread);
-        Ok(handle)
     }
 
     fn plug(
@@ -489,21 +527,6 @@ impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.virtio.iter().map(|slot| (&slot.id, slot.window))).finish()
     }
-}
-
-/// A thread for the device or the group `name`, which looks for work for so long before it sleeps.
-pub(super) fn spawn_io_thread(name: &str, poll: Duration) -> Result<IoThread, DeviceError> {
-    let name = format!("husk-io-{name}");
-    IoThread::spawn_polling(&name, poll)
-        .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })
-}
-
-fn open_tap(net: &NetConfig) -> Result<Tap, DeviceError> {
-    let tap = match &net.source {
-        NetSource::Tap(name) => Tap::open(&InterfaceName::new(name).expect("validate() holds names to their form")),
-        NetSource::Fd(number) => Tap::from_fd(*number),
-    };
-    tap.map_err(|source| DeviceError::Net { id: net.id.clone(), source })
 }
 
 fn request_sink(events: EventSender) -> RequestSink {

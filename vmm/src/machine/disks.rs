@@ -1,6 +1,5 @@
 //! The machine's disks: opened, given an engine, threads and limits.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,10 +9,10 @@ use devices::backend::block::{
 };
 use devices::limit::Limiter;
 use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull, ResizeError};
-use devices::virtio::worker::{IoThread, IoThreadHandle};
 
-use super::devices::{DeviceError, DiskChangeError, lock, spawn_io_thread};
-use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, LimiterConfig, OnEnospc};
+use super::devices::{DeviceError, DiskChangeError, lock};
+use super::pool::IoPool;
+use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskTuning, LimiterConfig, OnEnospc};
 use crate::control::{EventSender, GuestEvent};
 
 /// A disk of a machine, for what is done to it while it is in use.
@@ -125,19 +124,17 @@ fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
 /// Stands for the path of a disk that came as an open file.
 const OPEN_FILE: &str = "(open file)";
 
-/// Makes disks, and what several of them share.
+/// Makes disks, which take threads and limiters from the pool.
 #[derive(Debug)]
-pub(super) struct DiskMaker {
+pub(super) struct DiskMaker<'a> {
     events: EventSender,
-    threads: Vec<IoThread>,
-    shared_threads: BTreeMap<String, IoThreadHandle>,
-    groups: BTreeMap<String, Arc<Limiter>>,
+    pool: &'a mut IoPool,
 }
 
-impl DiskMaker {
+impl<'a> DiskMaker<'a> {
     /// Disks that tell `events` what the machine has to know.
-    pub(super) fn new(events: EventSender) -> Self {
-        Self { events, threads: Vec::new(), shared_threads: BTreeMap::new(), groups: BTreeMap::new() }
+    pub(super) fn new(events: EventSender, pool: &'a mut IoPool) -> Self {
+        Self { events, pool }
     }
 
     pub(super) fn make(&mut self, disk: &DiskConfig, image: DiskImage) -> Result<(Blk, Disk), DeviceError> {
@@ -147,7 +144,7 @@ impl DiskMaker {
             move |source| DeviceError::Host { what, source }
         };
         let image = Arc::new(image);
-        let threads = self.threads(id, tuning)?;
+        let threads = self.pool.threads(id, &tuning.threads, Duration::from_micros(tuning.poll_us.into()))?;
         let engines = engines(id, tuning, &image)?;
         let queues = engines.into_iter().zip(threads.iter().cycle());
         let queues = queues.map(|(backend, thread)| DiskQueue { backend, thread: thread.clone() }).collect();
@@ -155,7 +152,7 @@ impl DiskMaker {
             None => DiskName::new(id),
             Some(serial) => DiskName::with_serial(id, serial),
         };
-        let limiter = self.limiter(tuning);
+        let limiter = self.pool.limiter(tuning.limits, tuning.limit_group.as_deref());
         let options = BlkOptions {
             queue_size: tuning.queue_size,
             limiter: Some(Arc::clone(&limiter)),
@@ -177,43 +174,6 @@ impl DiskMaker {
             OnEnospc::Stop => {
                 let (events, id) = (self.events.clone(), disk.id.clone());
                 OnFull::Keep(Arc::new(move || events.send(GuestEvent::DiskFull { id: id.clone() })))
-            }
-        }
-    }
-
-    /// The threads, to be ended by their owner.
-    pub(super) fn into_threads(self) -> Vec<IoThread> {
-        self.threads
-    }
-
-    fn threads(&mut self, id: &str, tuning: &DiskTuning) -> Result<Vec<IoThreadHandle>, DeviceError> {
-        let poll = Duration::from_micros(tuning.poll_us.into());
-        match &tuning.threads {
-            DiskThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
-            DiskThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
-            DiskThreads::Shared(name) => {
-                let known = self.shared_threads.get(name).cloned();
-                let handle = known.map_or_else(|| self.spawn(name, poll), Ok)?;
-                self.shared_threads.insert(name.clone(), handle.clone());
-                Ok(vec![handle])
-            }
-        }
-    }
-
-    fn spawn(&mut self, name: &str, poll: Duration) -> Result<IoThreadHandle, DeviceError> {
-        let thread = spawn_io_thread(name, poll)?;
-        let handle = thread.handle();
-        self.threads.push(thread);
-        Ok(handle)
-    }
-
-    /// The disk's own limiter, or that of its group.
-    fn limiter(&mut self, tuning: &DiskTuning) -> Arc<Limiter> {
-        match &tuning.limit_group {
-            None => Limiter::new(tuning.limits),
-            Some(group) => {
-                let limiter = self.groups.entry(group.clone()).or_insert_with(|| Limiter::new(tuning.limits));
-                Arc::clone(limiter)
             }
         }
     }

@@ -7,6 +7,8 @@ mod disks;
 mod irqchip;
 mod kvm;
 mod memory;
+mod nets;
+mod pool;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,11 +23,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
 pub use ::devices::legacy::ConsoleOutput as SerialOutput;
+pub use ::devices::virtio::net::LinkState;
 pub use build::{BuildError, Wiring};
 use devices::Devices;
-pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState};
+pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
 pub use kvm::KvmError;
 pub use memory::MemoryError;
+pub use nets::NetChangeError;
 
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};
@@ -153,6 +157,23 @@ impl Machine {
     /// There is no such disk.
     pub fn limit_disk(&self, id: &str, limits: LimiterConfig) -> Result<(), DiskChangeError> {
         self.devices.limit_disk(id, limits)
+    }
+
+    /// Holds the network `id`, and with it all of its group, to other limits from now on: inward is what the guest
+    /// receives, outward what it transmits.
+    ///
+    /// # Errors
+    /// There is no such network.
+    pub fn limit_net(&self, id: &str, limits: LimiterConfig) -> Result<(), NetChangeError> {
+        self.devices.limit_net(id, limits)
+    }
+
+    /// Plugs the cable of the network `id` in or out, and tells the guest. While it is out, frames are lost.
+    ///
+    /// # Errors
+    /// There is no such network.
+    pub fn set_link(&self, id: &str, state: LinkState) -> Result<(), NetChangeError> {
+        self.devices.set_link(id, state)
     }
 
     /// What each virtio device is and what its driver has done, in the order of their interrupts.

@@ -81,6 +81,7 @@ pub struct Tap {
     /// The same, under another number for the same epoll.
     transmit: OwnedFd,
     offloads: Offloads,
+    mtu: Option<u32>,
 }
 
 impl Tap {
@@ -106,7 +107,14 @@ impl Tap {
         if interfaces.index(name)? != index {
             return Err(TapError::Absent(name.clone()));
         }
-        Self::set_up(file.into(), name.as_str())
+        let mtu = interfaces.mtu(name)?;
+        Ok(Self { mtu: Some(mtu), ..Self::set_up(file.into(), name.as_str())? })
+    }
+
+    /// The interface's MTU when it was opened by its name. A descriptor's may be in another network namespace, where
+    /// nobody can be asked.
+    pub fn mtu(&self) -> Option<u32> {
+        self.mtu
     }
 
     /// A tap that somebody else attached, by the number of its descriptor, with IFF_NO_PI and IFF_VNET_HDR. Of that there is a copy afterwards, and it
@@ -146,7 +154,7 @@ impl Tap {
         set.map_err(host(tap, "set the header size"))?;
         let offloads = probe(&fd).map_err(host(tap, "set the offloads"))?;
         let transmit = fd.try_clone().map_err(host(tap, "duplicate the descriptor"))?;
-        Ok(Self { fd, transmit, offloads })
+        Ok(Self { fd, transmit, offloads, mtu: None })
     }
 }
 
@@ -242,6 +250,16 @@ impl Interfaces {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(TapError::Absent(name.clone())),
             Err(error) => Err(host(name.as_str(), "look up the name")(error)),
         }
+    }
+
+    fn mtu(&self, name: &InterfaceName) -> Result<u32, TapError> {
+        let mut request = request(name.field());
+        // SAFETY: SIOCGIFMTU reads and writes an ifreq = `request`, which is one and lives across the call.
+        let asked = check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) });
+        asked.map_err(host(name.as_str(), "get the MTU"))?;
+        // SAFETY: the union's mtu is read = SIOCGIFMTU wrote it.
+        let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+        Ok(u32::try_from(mtu).unwrap_or_default())
     }
 
     /// Asks the interface's driver what it is.

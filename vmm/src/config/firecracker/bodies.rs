@@ -156,13 +156,13 @@ pub struct NetworkInterface {
     pub guest_mac: Option<String>,
     /// The MTU that the guest is told, 68 to 65535 bytes.
     #[serde(default)]
-    pub mtu: Option<Value>,
+    pub mtu: Option<u16>,
     /// What frames to the guest are held to.
     #[serde(default)]
-    pub rx_rate_limiter: Option<Value>,
+    pub rx_rate_limiter: Option<RateLimiter>,
     /// What frames from the guest are held to.
     #[serde(default)]
-    pub tx_rate_limiter: Option<Value>,
+    pub tx_rate_limiter: Option<RateLimiter>,
 }
 
 /// `PartialNetworkInterface`: what `PATCH /network-interfaces/{iface_id}` changes.

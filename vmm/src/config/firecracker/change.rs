@@ -11,8 +11,8 @@ use super::bodies::{
 use super::{BodyError, DEFAULT_BOOT_ARGS, describe};
 use crate::config::{
     BootConfig, BootEntry, CacheMode, ConfigError, CpuTemplate, DiskConfig, DiskEngine, DiskSource, DiskTuning,
-    Entropy, HostFacts, KernelSource, LimiterConfig, Limits, MIB, NetConfig, NetSource, Rate, RootDevice, SerialTarget,
-    VmConfig,
+    Entropy, HostFacts, KernelSource, LimiterConfig, Limits, MIB, NetConfig, NetSource, NetTuning, Rate, RootDevice,
+    SerialTarget, TuningError, VmConfig,
 };
 
 /// A body that describes a part of a machine.
@@ -177,12 +177,16 @@ fn put_disk(disks: &mut Vec<DiskConfig>, disk: DiskConfig, field: &dyn Fn(&str) 
 
 impl NetworkInterface {
     fn into_config(self, field: &dyn Fn(&str) -> String) -> Result<NetConfig, BodyError> {
-        not_yet(&field("mtu"), self.mtu)?;
-        not_yet(&field("rx_rate_limiter"), self.rx_rate_limiter)?;
-        not_yet(&field("tx_rate_limiter"), self.tx_rate_limiter)?;
         let mac = self.guest_mac.map(|mac| mac.parse()).transpose();
         let mac = mac.map_err(|source| BodyError::Mac { path: field("guest_mac"), source })?;
-        Ok(NetConfig { id: self.iface_id, source: NetSource::Tap(self.host_dev_name), mac })
+        let limits = |limiter: Option<RateLimiter>| limiter.unwrap_or_default().limits();
+        let limits = LimiterConfig {
+            inward: limits(self.rx_rate_limiter),
+            outward: limits(self.tx_rate_limiter),
+            ..LimiterConfig::default()
+        };
+        let tuning = NetTuning { mtu: self.mtu, limits, ..NetTuning::default() };
+        Ok(NetConfig { id: self.iface_id, source: NetSource::Tap(self.host_dev_name), mac, tuning })
     }
 }
 
@@ -240,6 +244,7 @@ impl BodyError {
             }
             ConfigError::CmdlineTooLong { .. } | ConfigError::CmdlineNul { .. } => "boot_args",
             ConfigError::TapName { .. } | ConfigError::DoubleTap { .. } => "host_dev_name",
+            ConfigError::Tuning { problem: TuningError::Mtu(_), .. } => "mtu",
             _ => return Self::Limit(source),
         };
         Self::LimitAt { path, source }

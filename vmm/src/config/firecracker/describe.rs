@@ -98,9 +98,9 @@ fn network_interface(net: &NetConfig) -> NetworkInterface {
             NetSource::Fd(number) => format!("fd={number}"),
         },
         guest_mac: net.mac.map(|mac| mac.to_string()),
-        mtu: None,
-        rx_rate_limiter: None,
-        tx_rate_limiter: None,
+        mtu: net.tuning.mtu,
+        rx_rate_limiter: rate_limiter(net.tuning.limits.inward),
+        tx_rate_limiter: rate_limiter(net.tuning.limits.outward),
     }
 }
 

@@ -1,5 +1,7 @@
 use super::*;
-use crate::config::{CacheMode, DiskEngine, DiskTuning, HostFacts, LimiterConfig, Limits, NetSource, Rate, RootDevice};
+use crate::config::{
+    CacheMode, DiskEngine, DiskTuning, HostFacts, LimiterConfig, Limits, NetSource, NetTuning, Rate, RootDevice,
+};
 
 /// A file of the shape that Firecracker's users have, nulls and all.
 const FILE: &str = r#"{
@@ -145,13 +147,35 @@ fn a_network_interface_that_cannot_be_is_refused_by_its_field() {
     let group = parse(&interface(r#", "guest_mac": "01:00:00:00:00:01""#)).unwrap_err();
     assert_eq!(group.to_string(), "network-interfaces[0].guest_mac");
     assert!(matches!(group, BodyError::Mac { source: MacAddressError::Multicast { .. }, .. }));
-    for field in ["mtu", "rx_rate_limiter", "tx_rate_limiter"] {
-        let message = refused(&interface(&format!(r#", "{field}": {{"size": 1}}"#)));
-        assert_eq!(message, format!("network-interfaces[0].{field}: this section is not supported yet: remove it"));
-    }
+    let text = refused(&interface(r#", "mtu": "1500""#));
+    assert!(text.starts_with("network-interfaces[0].mtu: invalid type: string"), "{text}");
+    assert!(refused(&interface(r#", "mtu": 65536"#)).starts_with("network-interfaces[0].mtu: invalid value"));
     assert!(refused(&interface(r#", "mac": "x""#)).starts_with("network-interfaces[0]"));
     let missing = refused(&with(r#""network-interfaces": [{"iface_id": "eth0"}]"#));
     assert!(missing.contains("missing field `host_dev_name`"), "{missing}");
+}
+
+#[test]
+fn a_network_interfaces_mtu_and_limits_are_taken_and_told() {
+    let limiter = r#"{"bandwidth": {"size": 1000, "one_time_burst": 500, "refill_time": 100}, "ops": null}"#;
+    let interface = format!(
+        r#"{{"iface_id": "eth0", "host_dev_name": "tap0", "mtu": 9000, "rx_rate_limiter": {limiter},
+             "tx_rate_limiter": {{"ops": {{"size": 10, "refill_time": 1000}}}}}}"#
+    );
+    let config = parse(&with(&format!(r#""network-interfaces": [{interface}]"#))).unwrap();
+    let limits = LimiterConfig {
+        inward: Limits { bytes: Rate::new(1000, 500, 100), operations: None },
+        outward: Limits { bytes: None, operations: Rate::new(10, 0, 1000) },
+        total: Limits::default(),
+    };
+    assert_eq!(config.nets[0].tuning, NetTuning { mtu: Some(9000), limits, limit_group: None });
+    let told = serde_json::to_value(describe::full(&config)).unwrap();
+    assert_eq!(told["network-interfaces"][0]["mtu"], 9000);
+    assert_eq!(told["network-interfaces"][0]["rx_rate_limiter"], body::<Value>(limiter));
+    assert_eq!(told["network-interfaces"][0]["tx_rate_limiter"]["ops"]["size"], 10);
+    let small = Change::NetworkInterface(Box::new(body(r#"{"iface_id": "e", "host_dev_name": "t", "mtu": 67}"#)));
+    let refused = small.apply(&mut blank(), HOST).unwrap_err().to_string();
+    assert!(refused.starts_with("mtu: "), "{refused}");
 }
 
 const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30 };

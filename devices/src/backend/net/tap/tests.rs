@@ -49,6 +49,15 @@ fn a_tap_has_one_user_and_is_still_there_when_that_has_gone() {
 }
 
 #[test]
+fn a_taps_mtu_is_its_interfaces() {
+    in_network_namespace(|| {
+        ip("tuntap add tap7 mode tap");
+        ip("link set tap7 mtu 1300");
+        assert_eq!(Tap::open(&name("tap7")).unwrap().mtu(), Some(1300));
+    });
+}
+
+#[test]
 fn a_tap_of_several_queues_gives_one() {
     in_network_namespace(|| {
         ip("tuntap add tap7 mode tap multi_queue");

@@ -1,0 +1,88 @@
+//! How devices are served: what disks and networks have in common.
+
+pub use devices::limit::{LimiterConfig, Limits, Rate};
+use devices::virtio::blk::{QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
+use devices::virtio::net::MTU_MIN;
+use thiserror::Error;
+
+use super::{ID_LENGTH_MAX, is_plain_name};
+
+/// The longest that an I/O thread looks for work before it sleeps, in microseconds: longer burns a CPU for nothing.
+pub const POLL_US_MAX: u32 = 1000;
+
+/// What is wrong with how a device is to be served.
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
+pub enum TuningError {
+    /// None, or too many.
+    #[error("queues={0}: use 1 to {QUEUES_MAX}")]
+    Queues(usize),
+    /// No size that a queue has.
+    #[error("queue_size={0}: use a power of two from {QUEUE_SIZE_MIN} to {QUEUE_SIZE_MAX}")]
+    QueueSize(u16),
+    /// A thread that would have nothing to do, or none at all.
+    #[error("iothreads={threads}: use 1 to {queues}, its number of queues")]
+    Threads {
+        /// Threads.
+        threads: usize,
+        /// Queues.
+        queues: usize,
+    },
+    /// No name for a thread or a group.
+    #[error("{what}={name}: use 1 to {ID_LENGTH_MAX} letters, digits, `_` or `-`")]
+    Name {
+        /// Whose name.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// No serial number.
+    #[error("serial={0}: use 1 to {SERIAL_BYTES} printable ASCII characters")]
+    Serial(String),
+    /// Too long.
+    #[error("poll_us={0}: use at most {POLL_US_MAX}")]
+    Poll(u32),
+    /// Two devices of a group say different things.
+    #[error("limit_group={0}: its devices have different limits: give each the same")]
+    GroupDiffers(String),
+    /// No packet that is smaller than what IPv4 asks of every link.
+    #[error("mtu={0}: use {MTU_MIN} to 65535")]
+    Mtu(u16),
+}
+
+/// Devices that are held to their limits together have the same ones. `devices` are their limits and groups.
+pub(super) fn validate_groups<'a>(
+    devices: impl Iterator<Item = (LimiterConfig, Option<&'a str>)> + Clone,
+) -> Result<(), TuningError> {
+    for (limits, group) in devices.clone() {
+        if let Some(name) = group
+            && devices.clone().any(|(other, other_group)| other_group == group && other != limits)
+        {
+            return Err(TuningError::GroupDiffers(name.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn validate_name(what: &'static str, name: &str) -> Result<(), TuningError> {
+    if is_plain_name(name) { Ok(()) } else { Err(TuningError::Name { what, name: name.to_owned() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_the_same_limits_everywhere() {
+        let device = |group: Option<&'static str>, per_second| {
+            let total = Limits { operations: Rate::per_second(per_second), bytes: None };
+            (LimiterConfig { total, ..LimiterConfig::default() }, group)
+        };
+        let verdict = |devices: &[_]| validate_groups(devices.iter().copied());
+        assert_eq!(
+            verdict(&[device(Some("g"), 5), device(Some("g"), 5), device(None, 7), device(Some("h"), 9)]),
+            Ok(())
+        );
+        let differ = verdict(&[device(Some("g"), 5), device(Some("g"), 6)]);
+        assert_eq!(differ, Err(TuningError::GroupDiffers("g".to_owned())));
+    }
+}

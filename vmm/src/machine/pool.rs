@@ -1,0 +1,63 @@
+//! What devices share: I/O threads, and the limiters of groups.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::limit::Limiter;
+use devices::virtio::worker::{IoThread, IoThreadHandle};
+
+use super::devices::DeviceError;
+use crate::config::{DiskThreads, LimiterConfig};
+
+/// The threads and limiters of a machine that is being made.
+#[derive(Debug, Default)]
+pub(super) struct IoPool {
+    threads: Vec<IoThread>,
+    shared_threads: BTreeMap<String, IoThreadHandle>,
+    groups: BTreeMap<String, Arc<Limiter>>,
+}
+
+impl IoPool {
+    /// The threads, to be ended by their owner.
+    pub(super) fn into_threads(self) -> Vec<IoThread> {
+        self.threads
+    }
+
+    /// The threads of the device `id`, which look for work for so long before they sleep.
+    pub(super) fn threads(
+        &mut self,
+        id: &str,
+        threads: &DiskThreads,
+        poll: Duration,
+    ) -> Result<Vec<IoThreadHandle>, DeviceError> {
+        match threads {
+            DiskThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
+            DiskThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
+            DiskThreads::Shared(name) => {
+                let known = self.shared_threads.get(name).cloned();
+                let handle = known.map_or_else(|| self.spawn(name, poll), Ok)?;
+                self.shared_threads.insert(name.clone(), handle.clone());
+                Ok(vec![handle])
+            }
+        }
+    }
+
+    /// A thread for the device or the group `name`.
+    pub(super) fn spawn(&mut self, name: &str, poll: Duration) -> Result<IoThreadHandle, DeviceError> {
+        let name = format!("husk-io-{name}");
+        let thread = IoThread::spawn_polling(&name, poll)
+            .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })?;
+        let handle = thread.handle();
+        self.threads.push(thread);
+        Ok(handle)
+    }
+
+    /// A device's own limiter, or that of its group.
+    pub(super) fn limiter(&mut self, limits: LimiterConfig, group: Option<&str>) -> Arc<Limiter> {
+        match group {
+            None => Limiter::new(limits),
+            Some(group) => Arc::clone(self.groups.entry(group.to_owned()).or_insert_with(|| Limiter::new(limits))),
+        }
+    }
+}
