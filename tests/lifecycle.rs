@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, MIB, MemoryBacking, MemoryConfig,
-    SerialTarget, VmConfig,
+    BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, LimiterConfig, MIB, MemoryBacking,
+    MemoryConfig, SerialTarget, VmConfig,
 };
 use vmm::control::{Action, EventReceiver, GuestEvent, State, event_queue};
 use vmm::machine::{Machine, MachineError, Wiring, serial_output};
@@ -40,6 +40,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         disks: Vec::new(),
         nets: Vec::new(),
         entropy: Entropy::On,
+        entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Null,
     };

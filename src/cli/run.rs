@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use vmm::config::{BootConfig, BootEntry, ConfigError, Entropy, HardwareTables, KernelSource, SerialTarget, VmConfig};
+use vmm::config::{
+    BootConfig, BootEntry, ConfigError, Entropy, HardwareTables, KernelSource, LimiterConfig, SerialTarget, VmConfig,
+};
 use vmm::control::Escape;
 
 use super::api::Api;
@@ -105,6 +107,7 @@ impl RunArgs {
             disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
             nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
+            entropy_limits: LimiterConfig::default(),
             cpu_template: None,
             serial: self.serial,
         })

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, MIB,
-    MemoryBacking, MemoryConfig, RootDevice, SerialTarget, VmConfig,
+    BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, LimiterConfig,
+    MIB, MemoryBacking, MemoryConfig, RootDevice, SerialTarget, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
 use vmm::machine::Machine;
@@ -61,6 +61,7 @@ fn config(disk: File) -> VmConfig {
         }],
         nets: Vec::new(),
         entropy: Entropy::On,
+        entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
     }

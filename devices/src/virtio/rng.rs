@@ -9,12 +9,14 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::Bytes;
 
 use super::queue::{Chain, QueueError, QueueState};
+use super::throttle::Throttle;
 use super::transport::Interrupt;
 use super::worker::{AttachError, Attachment, CHAINS_PER_WAKE_MAX, IoThreadHandle, Progress, Source, Worker};
 use super::{
     Activation, ActiveQueue, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes,
 };
 use crate::fault::FaultLog;
+use crate::limit::{Flow, Limiter};
 
 const QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -27,19 +29,20 @@ pub struct Rng {
     log: FaultLog,
     identity: Identity,
     thread: IoThreadHandle,
+    limiter: Option<Arc<Limiter>>,
     counters: Arc<DeviceCounters>,
     run: Option<Attachment<RngWorker>>,
 }
 
 impl Rng {
-    /// An entropy source, `id` in the log, whose queue is served on `thread`.
-    pub fn new(id: &str, thread: IoThreadHandle) -> Self {
+    /// An entropy source, `id` in the log, whose queue is served on `thread` and held to `limiter`.
+    pub fn new(id: &str, limiter: Option<Arc<Limiter>>, thread: IoThreadHandle) -> Self {
         let identity = Identity {
             device_type: DeviceType::Entropy,
             features: (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC),
             queue_sizes: vec![QUEUE_SIZE],
         };
-        Self { log: FaultLog::new(id), identity, thread, counters: Arc::default(), run: None }
+        Self { log: FaultLog::new(id), identity, thread, limiter, counters: Arc::default(), run: None }
     }
 
     /// What happens in the device.
@@ -63,8 +66,10 @@ impl VirtioDevice for Rng {
     fn start(&mut self, mut activation: Activation) -> Result<(), StartError> {
         let at = activation.queues.iter().position(|queue| queue.ring.index() == QUEUE);
         let queue = activation.queues.swap_remove(at.ok_or(StartError::QueueMissing(QUEUE))?);
+        let throttle = self.limiter.as_ref().map(Throttle::new).transpose().map_err(StartError::Attach)?;
         let worker = RngWorker {
             queue,
+            throttle,
             interrupt: activation.interrupt,
             chain: Chain::new(),
             bytes: Box::new([0; BYTES_PER_REQUEST_MAX]),
@@ -86,6 +91,7 @@ impl VirtioDevice for Rng {
 
 struct RngWorker {
     queue: ActiveQueue,
+    throttle: Option<Throttle>,
     interrupt: Arc<Interrupt>,
     chain: Chain,
     bytes: Box<[u8; BYTES_PER_REQUEST_MAX]>,
@@ -101,6 +107,11 @@ impl RngWorker {
                 return Ok(Progress::Idle);
             }
             if self.queue.ring.in_flight() > 0 {
+                if !self.is_admitted() {
+                    // The throttle wakes us. Until then a doorbell would change nothing.
+                    self.queue.ring.unpop(1);
+                    return Ok(Progress::Idle);
+                }
                 let written = self.fill();
                 self.queue.ring.add_used(self.chain.head(), written);
             }
@@ -108,9 +119,20 @@ impl RngWorker {
         Ok(Progress::More)
     }
 
+    /// Whether the limits let the popped chain be served now.
+    fn is_admitted(&mut self) -> bool {
+        let bytes = u64::try_from(self.wanted()).expect("64 bits fit");
+        self.throttle.as_mut().is_none_or(|throttle| throttle.admit(Flow::In, bytes))
+    }
+
+    /// How many bytes the popped chain gets.
+    fn wanted(&self) -> usize {
+        usize::try_from(self.chain.writable_len()).expect("32 bits fit").min(self.bytes.len())
+    }
+
     /// Fills the chain's writable part, as far as one request goes.
     fn fill(&mut self) -> u32 {
-        let wanted = usize::try_from(self.chain.writable_len()).expect("32 bits fit").min(self.bytes.len());
+        let wanted = self.wanted();
         let bytes = &mut self.bytes[..wanted];
         if let Err(error) = fill_random(bytes) {
             self.log.report(format_args!("getrandom: {error}"));
@@ -139,7 +161,8 @@ impl RngWorker {
 
 impl Worker for RngWorker {
     fn sources(&self) -> Vec<Source> {
-        vec![Source::Edge(self.queue.doorbell.as_raw_fd())]
+        let doorbell = Source::Edge(self.queue.doorbell.as_raw_fd());
+        [doorbell].into_iter().chain(self.throttle.iter().flat_map(Throttle::sources)).collect()
     }
 
     fn wake(&mut self) -> Progress {
@@ -154,7 +177,11 @@ impl Worker for RngWorker {
     }
 
     /// Nothing is ever in flight between two wakes.
-    fn drain(&mut self) {}
+    fn drain(&mut self) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.stop();
+        }
+    }
 }
 
 /// Fills `bytes` from the host's generator.
@@ -179,10 +206,12 @@ fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::{LimiterConfig, Limits, Rate};
     use crate::testing::{Buffer, Descriptor, FakeDriver, memory_with_hole};
     use crate::virtio::transport::MmioTransport;
     use crate::virtio::worker::IoThread;
     use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
     use vm_memory::GuestAddress;
 
     struct Bench {
@@ -192,8 +221,12 @@ mod tests {
     }
 
     fn bench() -> Bench {
+        bench_limited(None)
+    }
+
+    fn bench_limited(limiter: Option<Arc<Limiter>>) -> Bench {
         let thread = IoThread::spawn("husk-io-test").unwrap();
-        let rng = Rng::new("rng0", thread.handle());
+        let rng = Rng::new("rng0", limiter, thread.handle());
         let counters = rng.counters();
         let memory = memory_with_hole(4 << 20);
         let transport = MmioTransport::new("rng0", Box::new(rng), memory.clone()).unwrap();
@@ -255,6 +288,29 @@ mod tests {
             }
         }
         assert_eq!(bench.counters.requests.load(Ordering::Relaxed), 48);
+    }
+
+    #[test]
+    fn what_exceeds_the_limit_waits_until_the_bucket_has_filled() {
+        const REFILL_MS: u64 = 200;
+        let operations = Rate::new(2, 0, REFILL_MS);
+        let total = Limits { bytes: None, operations };
+        let mut bench = bench_limited(Some(Limiter::new(LimiterConfig { total, ..LimiterConfig::default() })));
+        let data = bench.driver.allocate(16);
+        let start = Instant::now();
+        for _ in 0..4 {
+            bench.driver.queues[0].add(&[Buffer::Writable(data, 8)]);
+        }
+        bench.driver.kick(0);
+        let transport = bench.driver.transport().clone();
+        for _ in 0..4 {
+            assert_eq!(bench.driver.wait_used(0).written, 8);
+            // A pause in between neither serves a request nor loses it.
+            transport.lock().unwrap().core().pause();
+            transport.lock().unwrap().core().resume();
+        }
+        // Two are there at once, and two more come in a refill time; a tenth for the timer's own tolerance.
+        assert!(start.elapsed() >= Duration::from_millis(REFILL_MS * 9 / 10), "{:?}", start.elapsed());
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Whether the machine has a virtio-rng device.
     pub entropy: Entropy,
+    /// What that device is held to.
+    pub entropy_limits: LimiterConfig,
     /// What the user changes in CPUID and MSRs.
     pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.

@@ -16,6 +16,7 @@ fn config() -> VmConfig {
         disks: Vec::new(),
         nets: Vec::new(),
         entropy: Entropy::IfRoom,
+        entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
     }

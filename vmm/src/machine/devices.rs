@@ -14,6 +14,7 @@ use devices::backend::block::DiskImageError;
 use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
+use devices::limit::Limiter;
 use devices::virtio::blk::{ReplaceError, ResizeError};
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
@@ -273,7 +274,9 @@ impl Devices {
             devices.nets.push(net);
         }
         if config.has_entropy() {
-            let rng = Rng::new(ENTROPY_ID, pool.spawn(ENTROPY_ID, Duration::ZERO)?);
+            let limits = config.entropy_limits;
+            let limiter = (!limits.is_unlimited()).then(|| Limiter::new(limits));
+            let rng = Rng::new(ENTROPY_ID, limiter, pool.spawn(ENTROPY_ID, Duration::ZERO)?);
             let counters = Counters::Requests(rng.counters());
             let label = Label { id: ENTROPY_ID.to_owned(), kind: DeviceKind::Entropy, counters };
             devices.plug(label, next_window(), Box::new(rng), memory)?;

@@ -207,7 +207,7 @@ pub struct TokenBucket {
 #[serde(deny_unknown_fields, default)]
 pub struct EntropyDevice {
     /// What it is held to.
-    pub rate_limiter: Option<Value>,
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 /// `SerialDevice`.

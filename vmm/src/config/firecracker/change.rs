@@ -73,8 +73,8 @@ impl Change {
             Self::Drive(drive) => put_disk(&mut config.disks, drive.into_config(field)?, &field)?,
             Self::NetworkInterface(interface) => put_net(&mut config.nets, interface.into_config(&field)?, &field)?,
             Self::Entropy(entropy) => {
-                not_yet(&field("rate_limiter"), entropy.rate_limiter)?;
                 config.entropy = Entropy::On;
+                config.entropy_limits = entropy.rate_limiter.map(RateLimiter::into_config).unwrap_or_default();
             }
             Self::Serial(serial) => config.serial = serial.into_target(field)?,
         }

@@ -20,7 +20,9 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
         cpu_config: config.cpu_template.as_ref().map(cpu_config),
         drives: config.disks.iter().map(drive).collect(),
         network_interfaces: config.nets.iter().map(network_interface).collect(),
-        entropy: config.has_entropy().then(EntropyDevice::default),
+        entropy: config
+            .has_entropy()
+            .then(|| EntropyDevice { rate_limiter: rate_limiter(config.entropy_limits.total) }),
         serial: match &config.serial {
             SerialTarget::File(path) => {
                 Some(SerialDevice { serial_out_path: Some(path.clone()), ..SerialDevice::default() })

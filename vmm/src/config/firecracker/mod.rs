@@ -24,8 +24,8 @@ use thiserror::Error;
 use self::bodies::{BootSource, Drive, EntropyDevice, MachineConfiguration, NetworkInterface, SerialDevice};
 use self::change::not_yet;
 use super::{
-    ConfigError, CpuTemplate, Entropy, HardwareTables, MIB, MacAddressError, MemoryBacking, MemoryConfig, SerialTarget,
-    VmConfig,
+    ConfigError, CpuTemplate, Entropy, HardwareTables, LimiterConfig, MIB, MacAddressError, MemoryBacking,
+    MemoryConfig, SerialTarget, VmConfig,
 };
 
 pub use change::Change;
@@ -131,6 +131,7 @@ pub fn blank() -> VmConfig {
         disks: Vec::new(),
         nets: Vec::new(),
         entropy: Entropy::Off,
+        entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
     }

@@ -75,7 +75,6 @@ fn what_husk_cannot_honour_yet_is_refused_by_name() {
         (r#""vsock": {"guest_cid": 3, "uds_path": "v"}"#, "vsock"),
         (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""pmem": [{"id": "p"}]"#, "pmem"),
-        (r#""entropy": {"rate_limiter": {}}"#, "entropy.rate_limiter"),
         (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "huge_pages": "2M"}"#, "machine-config.huge_pages"),
         (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#, "machine-config.smt"),
         (
@@ -200,7 +199,8 @@ fn a_machine_described_by_bodies_is_told_in_them() {
     let limiter = r#"{"bandwidth": {"size": 1000, "one_time_burst": 5, "refill_time": 100}, "ops": null}"#;
     put(&mut config, drive(&format!(r#""drive_id": "root", "is_root_device": true, "rate_limiter": {limiter}"#)));
     put(&mut config, Change::NetworkInterface(Box::new(body(r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#))));
-    put(&mut config, Change::Entropy(body("{}")));
+    put(&mut config, Change::Entropy(body(&format!(r#"{{"rate_limiter": {limiter}}}"#))));
+    assert_eq!(config.entropy_limits, config.disks[0].tuning.limits);
     put(&mut config, Change::CpuConfig(Box::new(body(r#"{"kvm_capabilities": ["!56"]}"#))));
     let told = serde_json::to_value(describe::full(&config)).unwrap();
     assert_eq!(told["machine-config"]["vcpu_count"], 2);
@@ -212,7 +212,7 @@ fn a_machine_described_by_bodies_is_told_in_them() {
     assert_eq!(told["drives"][0]["io_engine"], "Sync");
     assert_eq!(told["drives"][0]["rate_limiter"], body::<Value>(limiter));
     assert_eq!(told["network-interfaces"][0]["host_dev_name"], "tap0");
-    assert_eq!(told["entropy"]["rate_limiter"], Value::Null);
+    assert_eq!(told["entropy"]["rate_limiter"], body::<Value>(limiter));
     assert_eq!(told["cpu-config"]["kvm_capabilities"], body::<Value>(r#"["!56"]"#));
 }
 
