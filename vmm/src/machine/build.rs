@@ -1,16 +1,20 @@
 //! The one way in which a machine comes to be.
 //!
-//! Three strands, since each waits for something else: this thread asks KVM for the VM, its memory, interrupt
-//! controllers and vCPUs; a second does all that needs no VM: it reads the kernel into guest memory, writes the tables,
-//! asks KVM what its CPUs can do and makes the devices; a third creates the timer, which waits for a grace period in the
-//! kernel. Each vCPU thread sets its own vCPU up.
+//! Strands, since each waits for something else: one asks KVM what CPUs it supports, which takes long where the host is
+//! virtual itself, since each of the host's CPUID instructions then leaves it; one asks KVM for the VM, its memory,
+//! interrupt controllers and vCPUs; one creates the timer, which waits for a grace period in the kernel. This thread
+//! meanwhile reads the kernel into guest memory, writes the tables and makes the devices. Then it sets the boot CPU up,
+//! beside the threads of the other vCPUs, each of which sets up its own.
+//!
+//! KVM_CREATE_VM locks the process's memory map for most of its time, and page faults beside it wait. The strand that asks
+//! for the CPUID is therefore started before it: by then it is inside its ioctl, which faults on nothing before its end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
@@ -28,7 +32,9 @@ use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
 use crate::config::{HardwareTables, KernelSource, VmConfig};
 use crate::control::{EventSender, State};
-use crate::vcpu::{ExitCounts, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler};
+use crate::vcpu::{
+    ExitCounts, FirstState, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler,
+};
 
 /// What a machine is connected to.
 #[derive(Debug)]
@@ -122,13 +128,14 @@ impl Machine {
                 return Err(error.into());
             }
         };
-        let (parts, created) = thread::scope(|scope| {
-            let parts = scope.spawn(|| Parts::make(&kvm, config, &memory, count, wiring));
-            let created = Created::make(&kvm, &memory, count);
-            (parts.join().expect("with panic = abort a thread returns or the process ends"), created)
+        let (parts, templates, created) = thread::scope(|scope| {
+            let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config.cpu_template.as_ref()));
+            let created = scope.spawn(|| Created::make(&kvm, &memory, count));
+            let parts = Parts::make(config, &memory, count, wiring);
+            (parts, joined(templates), joined(created))
         });
         // As above: the files first.
-        let (Parts { kernel, templates, devices }, Created { vm, fds }) = (parts?, created?);
+        let (Parts { kernel, devices }, templates, Created { vm, fds }) = (parts?, templates?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
         Ok(Self { vcpus, devices, vm, memory, state: State::NotStarted, first_entry: None, ended: None })
@@ -138,23 +145,24 @@ impl Machine {
 /// What is made without the VM.
 struct Parts {
     kernel: Kernel,
-    templates: CpuTemplates,
     devices: Devices,
 }
 
 impl Parts {
     fn make(
-        kvm: &Kvm,
         config: &VmConfig,
         memory: &Arc<GuestMemory>,
         count: VcpuCount,
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
         let kernel = load(config, memory, count)?;
-        let templates = CpuTemplates::read(kvm, count, config.cpu_template.as_ref())?;
         let devices = Devices::make(config, memory, wiring)?;
-        Ok(Self { kernel, templates, devices })
+        Ok(Self { kernel, devices })
     }
+}
+
+fn joined<T>(strand: ScopedJoinHandle<'_, T>) -> T {
+    strand.join().expect("with panic = abort a thread returns or the process ends")
 }
 
 /// Reads the kernel and what it is told into guest memory.
@@ -211,7 +219,7 @@ impl Created {
                 .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
                 .collect::<Result<_, _>>()
                 .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"));
-            pit.join().expect("with panic = abort a thread returns or the process ends")?;
+            joined(pit)?;
             fds
         })?;
         Ok(Self { vm, fds })
@@ -244,7 +252,7 @@ impl CpuTemplates {
         })
     }
 
-    /// What the thread of vCPU `index` does first. The boot CPU enters `kernel`; the others wait for its start-up IPI.
+    /// What brings vCPU `index` to its first state. The boot CPU enters `kernel`; the others wait for its start-up IPI.
     fn setup(&self, index: VcpuIndex, kernel: Kernel) -> Setup {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
         let (model, custom) = (self.model, self.custom.clone());
@@ -265,7 +273,8 @@ impl CpuTemplates {
     }
 }
 
-/// Starts every vCPU's thread, then waits until each has set its vCPU up.
+/// Starts every vCPU's thread and returns when each vCPU is set up. The boot CPU's is set up here, while the others set up
+/// theirs, and its thread comes last: a machine of one CPU waits for no other thread between its devices and its start.
 fn start_vcpus(
     fds: Vec<(VcpuIndex, VcpuFd)>,
     templates: &CpuTemplates,
@@ -273,20 +282,24 @@ fn start_vcpus(
     devices: &Devices,
     events: &EventSender,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
-    let handles = fds
-        .into_iter()
+    let context = |index| VcpuContext {
+        index,
+        buses: devices.buses(),
+        counts: Arc::new(ExitCounts::default()),
+        events: events.clone(),
+    };
+    let mut fds = fds.into_iter();
+    let (boot, boot_fd) = fds.next().expect("a machine has a boot CPU, and its index is the lowest");
+    let others = fds
         .map(|(index, fd)| {
-            let context = VcpuContext {
-                index,
-                buses: devices.buses(),
-                counts: Arc::new(ExitCounts::default()),
-                events: events.clone(),
-            };
-            VcpuHandle::spawn(fd, context, templates.setup(index, kernel))
+            let state = FirstState::ByThread(templates.setup(index, kernel));
+            VcpuHandle::spawn(fd, context(index), state)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    handles.iter().try_for_each(VcpuHandle::wait_set_up)?;
-    Ok(handles)
+    templates.setup(boot, kernel)(&boot_fd).map_err(VcpuThreadError::Setup)?;
+    let boot = VcpuHandle::spawn(boot_fd, context(boot), FirstState::Set)?;
+    others.iter().try_for_each(VcpuHandle::wait_set_up)?;
+    Ok(std::iter::once(boot).chain(others).collect())
 }
 
 /// Opens a regular file. Nothing else has a size to be held against guest memory, and a pipe would keep us waiting.

@@ -97,8 +97,16 @@ pub(crate) struct VcpuContext {
     pub(crate) events: EventSender,
 }
 
-/// What a thread does to its vCPU before the first ask: the boot registers, or a saved state.
+/// What brings a vCPU to its first state: the boot registers, or a saved state.
 pub(crate) type Setup = Box<dyn FnOnce(&VcpuFd) -> Result<(), SetupError> + Send>;
+
+/// Who sees to a vCPU's first state.
+pub(crate) enum FirstState {
+    /// Its owner has.
+    Set,
+    /// Its thread does, before the first ask, and answers.
+    ByThread(Setup),
+}
 
 /// The owner's end of a vCPU thread.
 #[derive(Debug)]
@@ -119,8 +127,8 @@ enum Answer {
 }
 
 impl VcpuHandle {
-    /// Starts the thread `husk-vcpuN`; it sets its vCPU up and then waits, parked.
-    pub(crate) fn spawn(fd: VcpuFd, context: VcpuContext, setup: Setup) -> Result<Self, VcpuThreadError> {
+    /// Starts the thread `husk-vcpuN`; it sets its vCPU up, unless that is done, and then waits, parked.
+    pub(crate) fn spawn(fd: VcpuFd, context: VcpuContext, state: FirstState) -> Result<Self, VcpuThreadError> {
         let index = context.index;
         let page = Arc::new(RunPage::map(&fd).map_err(|source| VcpuThreadError::Kick { index, source })?);
         let (asks, asked) = channel();
@@ -130,13 +138,13 @@ impl VcpuHandle {
         let thread = std::thread::Builder::new()
             .name(format!("husk-vcpu{index}"))
             .stack_size(VCPU_STACK_BYTES)
-            .spawn(move || vcpu.main(setup))
+            .spawn(move || vcpu.main(state))
             .map_err(|source| VcpuThreadError::Spawn { index, source })?;
         let kicker = Kicker::new(page, &thread);
         Ok(Self { kicker, asks, answers, owed: Cell::new(0), thread: Some(thread), counts })
     }
 
-    /// Waits until the vCPU is set up. To be called once, before any ask.
+    /// Waits until the thread has set its vCPU up. To be called once, before any ask, and only where the thread does that.
     pub(crate) fn wait_set_up(&self) -> Result<(), VcpuThreadError> {
         match self.answer() {
             Answer::SetUp(done) => done.map_err(VcpuThreadError::Setup),
@@ -241,11 +249,16 @@ struct Vcpu {
 }
 
 impl Vcpu {
-    fn main(mut self, setup: Setup) {
-        let set_up = setup(&self.fd);
-        let usable = set_up.is_ok();
-        self.reply(Answer::SetUp(set_up));
-        let mut phase = if usable { Phase::Parked } else { Phase::Ended };
+    fn main(mut self, state: FirstState) {
+        let mut phase = match state {
+            FirstState::Set => Phase::Parked,
+            FirstState::ByThread(setup) => {
+                let set_up = setup(&self.fd);
+                let phase = if set_up.is_ok() { Phase::Parked } else { Phase::Ended };
+                self.reply(Answer::SetUp(set_up));
+                phase
+            }
+        };
         while let Some(next) = self.step(phase) {
             phase = next;
         }
