@@ -65,6 +65,7 @@ impl From<CommandError> for Fault {
             | CommandError::File { .. }
             | CommandError::Body(_)
             | CommandError::Disk(_)
+            | CommandError::Net(_)
             | CommandError::MetricsGo(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             CommandError::Kvm(_) | CommandError::Held(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
         };

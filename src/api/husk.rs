@@ -7,8 +7,8 @@ use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm::config::ConfigReport;
-use vmm::control::{Command, DiskChange, JobId, JobReport, Reply};
-use vmm::machine::DeviceReport;
+use vmm::control::{Command, DiskChange, JobId, JobReport, NetChange, Reply};
+use vmm::machine::{DeviceReport, LinkState};
 use vmm::metrics::{ProcessFigures, prometheus};
 
 use super::answer::{Answer, Fault, accepted, json_answer, no_content, text_answer};
@@ -54,6 +54,18 @@ struct Stop {
 struct DevicePart {
     /// A disk's size in bytes, which its file or device must have already.
     size_bytes: Option<u64>,
+    /// A network's cable.
+    link: Option<Link>,
+}
+
+/// A network's cable.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Link {
+    /// Plugged in.
+    Up,
+    /// Pulled: what is sent is lost.
+    Down,
 }
 
 pub(super) fn routes() -> Vec<Route> {
@@ -193,11 +205,19 @@ fn stop(_: &Context, request: &Request) -> Result<Plan, Fault> {
 }
 
 fn patch_device(_: &Context, request: &Request) -> Result<Plan, Fault> {
-    let DevicePart { size_bytes } = request.parse()?;
-    let Some(size_bytes) = size_bytes else {
-        return Err(Fault::bad("nothing to change: give size_bytes"));
+    let id = request.argument.to_owned();
+    let command = match request.parse()? {
+        DevicePart { size_bytes: Some(bytes), link: None } => Command::Disk(id, Box::new(DiskChange::Resize(bytes))),
+        DevicePart { size_bytes: None, link: Some(link) } => {
+            let state = match link {
+                Link::Up => LinkState::Up,
+                Link::Down => LinkState::Down,
+            };
+            Command::Net(id, Box::new(NetChange::Link(state)))
+        }
+        DevicePart { .. } => return Err(Fault::bad("give one thing to change: size_bytes or link")),
     };
-    Ok(Plan::Ask(Command::Disk(request.argument.to_owned(), DiskChange::Resize(size_bytes)), |_, _| no_content()))
+    Ok(Plan::Ask(command, |_, _| no_content()))
 }
 
 fn job_id(request: &Request) -> Result<JobId, Fault> {

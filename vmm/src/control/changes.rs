@@ -1,9 +1,9 @@
 //! Changes to the devices of a machine that is in use. The machine takes them first; then its description follows, so that
 //! who reads that, and a restart of the guest, find what is.
 
-use super::command::{CommandError, DiskChange};
+use super::command::{CommandError, DiskChange, NetChange};
 use crate::config::{DiskSource, VmConfig};
-use crate::machine::{DiskChangeError, Machine};
+use crate::machine::{DiskChangeError, Machine, NetChangeError};
 
 /// Changes a disk, and says in what.
 pub(super) fn disk(
@@ -33,6 +33,31 @@ pub(super) fn disk(
                 disk.tuning.limits = changed;
             }
             Ok(what)
+        }
+    }
+}
+
+/// Changes a network, and says in what.
+pub(super) fn net(
+    machine: &Machine,
+    config: &mut VmConfig,
+    id: &str,
+    change: NetChange,
+) -> Result<&'static str, CommandError> {
+    let net = config.nets.iter_mut().find(|net| net.id == id);
+    let net = net.ok_or_else(|| NetChangeError::Unknown(id.to_owned()))?;
+    match change {
+        NetChange::Link(link) => {
+            machine.set_link(id, link)?;
+            Ok("link")
+        }
+        NetChange::Limits { receive, transmit } => {
+            let mut changed = net.tuning.limits;
+            changed.inward = receive.unwrap_or_default().onto(changed.inward);
+            changed.outward = transmit.unwrap_or_default().onto(changed.outward);
+            machine.limit_net(id, changed)?;
+            net.tuning.limits = changed;
+            Ok("limits")
         }
     }
 }

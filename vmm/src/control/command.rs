@@ -15,7 +15,7 @@ use super::{Refusal, State};
 use crate::config::VmConfig;
 use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::{BodyError, Change};
-use crate::machine::{DeviceReport, DiskChangeError, KvmError, MachineError};
+use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
 use crate::metrics::{FirecrackerFile, Snapshot};
 
 /// What a client asks.
@@ -42,7 +42,9 @@ pub enum Command {
         grace: Duration,
     },
     /// Change a disk in use.
-    Disk(String, DiskChange),
+    Disk(String, Box<DiskChange>),
+    /// Change a network in use.
+    Net(String, Box<NetChange>),
     /// Tell what the machine is.
     ReadConfig,
     /// Tell what its devices do.
@@ -73,6 +75,20 @@ pub enum DiskChange {
     },
     /// Its size, in bytes.
     Resize(u64),
+}
+
+/// What changes of a network.
+#[derive(Debug)]
+pub enum NetChange {
+    /// The buckets from now on: Firecracker's `PATCH /network-interfaces/{iface_id}`.
+    Limits {
+        /// Of frames to the guest.
+        receive: Option<RateLimiter>,
+        /// Of frames from the guest.
+        transmit: Option<RateLimiter>,
+    },
+    /// The cable.
+    Link(LinkState),
 }
 
 /// What the control loop answers to a command that it carried out.
@@ -117,6 +133,9 @@ pub enum CommandError {
     /// A disk does not take the change.
     #[error(transparent)]
     Disk(#[from] DiskChangeError),
+    /// A network does not take the change.
+    #[error(transparent)]
+    Net(#[from] NetChangeError),
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),

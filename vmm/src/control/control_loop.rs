@@ -282,7 +282,12 @@ impl<'a> ControlLoop<'a> {
             Command::CancelJob(id) => return self.cancel(id),
             Command::Disk(id, change) => {
                 self.machine.state().accepts(Action::ChangeDevice)?;
-                let what = changes::disk(&self.machine, self.config, &id, change)?;
+                let what = changes::disk(&self.machine, self.config, &id, *change)?;
+                return Ok(self.tell_change(id, what));
+            }
+            Command::Net(id, change) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                let what = changes::net(&self.machine, self.config, &id, *change)?;
                 return Ok(self.tell_change(id, what));
             }
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) | Command::Stop { .. } => {

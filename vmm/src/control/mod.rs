@@ -17,7 +17,7 @@ mod prepare;
 mod signals;
 
 pub use command::{
-    Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, Reply, command_queue,
+    Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, NetChange, Reply, command_queue,
 };
 pub use console::{Console, Escape};
 pub use control_loop::{ControlError, ControlLoop, Outcome};

@@ -124,7 +124,7 @@ impl ControlPlane {
             Command::PowerButton => refuse(Action::PowerButton),
             Command::CtrlAltDel => refuse(Action::CtrlAltDel),
             Command::Nmi => refuse(Action::Nmi),
-            Command::Disk(..) => refuse(Action::ChangeDevice),
+            Command::Disk(..) | Command::Net(..) => refuse(Action::ChangeDevice),
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) => {
                 unreachable!("answered without a machine")

@@ -130,7 +130,7 @@ impl Workload {
         let count = 1 + next(&mut self.random) % 6;
         for _ in 0..count {
             let status = self.bench.status_byte();
-            let chain = if promise == Promise::ByFlush && next(&mut self.random) % 4 == 0 {
+            let chain = if promise == Promise::ByFlush && next(&mut self.random).is_multiple_of(4) {
                 flushes += 1;
                 vec![self.bench.header(FLUSH_REQUEST, 0), Buffer::Writable(status, 1)]
             } else {
