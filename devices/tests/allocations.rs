@@ -52,7 +52,7 @@ fn driver(device: Box<dyn VirtioDevice>, queues: &[u16]) -> FakeDriver {
     let memory = memory_with_hole(16 << 20);
     let transport = MmioTransport::new("test", device, memory.clone()).unwrap();
     let mut driver = FakeDriver::new(transport, memory);
-    driver.initialize(u64::MAX & !(1 << 34), queues);
+    driver.initialize(!(1 << 34), queues);
     driver.queues.iter().for_each(devices::testing::DriverRing::want_interrupt);
     driver
 }

@@ -9,7 +9,7 @@ use super::input::Input;
 use super::territory::{DATA, Territory};
 use crate::backend::net::{FakeNet, NetFault, Offloads, Wire};
 use crate::testing::{Buffer, FakeDriver};
-use crate::virtio::net::Net;
+use crate::virtio::net::{Net, NetOptions, NetQueue};
 use crate::virtio::worker::IoThread;
 
 const RX: u16 = 0;
@@ -31,7 +31,9 @@ struct Card {
 pub fn net(bytes: &[u8]) {
     let (backend, wire) = FakeNet::new(Offloads::ALL);
     let thread = IoThread::spawn("husk-io-victim").expect("a test has threads");
-    let net = Net::new("victim", Some([2, 0, 0, 0, 0, 7]), Arc::new(backend), thread.handle());
+    let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
+    let options = NetOptions { mac: Some([2, 0, 0, 0, 0, 7]), ..NetOptions::default() };
+    let net = Net::new("victim", queue, options).expect("a fuzzer has descriptors");
     Attack::run(Box::new(net), Card { wire, _thread: thread }, Input::new(bytes));
 }
 

@@ -19,7 +19,7 @@ struct Entropy {
 /// If the attack gets anywhere.
 pub fn entropy(bytes: &[u8]) {
     let thread = IoThread::spawn("husk-io-victim").expect("a test has threads");
-    let rng = Rng::new("victim", thread.handle());
+    let rng = Rng::new("victim", None, thread.handle());
     Attack::run(Box::new(rng), Entropy { _thread: thread }, Input::new(bytes));
 }
 

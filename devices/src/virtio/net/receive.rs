@@ -307,13 +307,9 @@ impl Worker for ReceiveWorker {
         self.waits_for == WaitsFor::Frames
     }
 
-<<<<<<< HEAD
-    /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back
-    /// before them. The driver does not miss a frame whose end still waits for room: it is counted as dropped.
-=======
-    /// Chains without a frame are as if they had never been popped. A frame that may not be delivered yet is, since it
-    /// could not be kept. The driver does not miss one whose end still waits for room: it is counted as dropped.
->>>>>>> fd2c0d5 (virtio-net: rate limits, a link that goes down and up, MTU)
+    /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back before
+    /// them. A frame that may not be delivered yet is, since it could not be kept. The driver does not miss one whose end
+    /// still waits for room: it is counted as dropped.
     fn drain(&mut self) {
         match self.waits_for {
             WaitsFor::Admission(len) => {
@@ -323,7 +319,7 @@ impl Worker for ReceiveWorker {
             _ if self.room.spilled().is_some() => self.counters.received.count_dropped(),
             _ => {}
         }
-<<<<<<< HEAD
+        self.waits_for = WaitsFor::Frames;
         let ring = &mut self.queue.ring;
         match std::mem::replace(&mut self.room_order, RoomOrder::Newest) {
             RoomOrder::Overtaken if self.room.chains() > 0 => {
@@ -332,12 +328,9 @@ impl Worker for ReceiveWorker {
                 self.publish();
             }
             _ => ring.unpop(self.room.clear()),
-=======
-        self.waits_for = WaitsFor::Frames;
-        self.queue.ring.unpop(self.room.clear());
+        }
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
->>>>>>> fd2c0d5 (virtio-net: rate limits, a link that goes down and up, MTU)
         }
     }
 }
