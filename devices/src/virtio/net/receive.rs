@@ -161,7 +161,7 @@ impl ReceiveWorker {
         if self.room.spilled().is_some() || matches!(self.waits_for, WaitsFor::Admission(_)) {
             self.counters.received.count_dropped();
         }
-        self.queue.ring.unpop(self.room.clear());
+        self.give_chains_back();
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
@@ -277,6 +277,20 @@ impl ReceiveWorker {
         self.link.cut();
     }
 
+    /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back
+    /// before them.
+    fn give_chains_back(&mut self) {
+        let ring = &mut self.queue.ring;
+        match std::mem::replace(&mut self.room_order, RoomOrder::Newest) {
+            RoomOrder::Overtaken if self.room.chains() > 0 => {
+                self.room.forget_spilled();
+                self.room.take(self.room.bytes(), |head, _room| ring.add_used(head, 0));
+                self.publish();
+            }
+            _ => ring.unpop(self.room.clear()),
+        }
+    }
+
     fn publish(&mut self) {
         self.tally.flush(&self.counters.received);
         publish(&mut self.queue, &self.interrupt);
@@ -307,9 +321,8 @@ impl Worker for ReceiveWorker {
         self.waits_for == WaitsFor::Frames
     }
 
-    /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back before
-    /// them. A frame that may not be delivered yet is, since it could not be kept. The driver does not miss one whose end
-    /// still waits for room: it is counted as dropped.
+    /// A frame that may not be delivered yet is, since it could not be kept. The driver does not miss one whose end still
+    /// waits for room: it is counted as dropped.
     fn drain(&mut self) {
         match self.waits_for {
             WaitsFor::Admission(len) => {
@@ -320,15 +333,7 @@ impl Worker for ReceiveWorker {
             _ => {}
         }
         self.waits_for = WaitsFor::Frames;
-        let ring = &mut self.queue.ring;
-        match std::mem::replace(&mut self.room_order, RoomOrder::Newest) {
-            RoomOrder::Overtaken if self.room.chains() > 0 => {
-                self.room.forget_spilled();
-                self.room.take(self.room.bytes(), |head, _room| ring.add_used(head, 0));
-                self.publish();
-            }
-            _ => ring.unpop(self.room.clear()),
-        }
+        self.give_chains_back();
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
