@@ -125,7 +125,7 @@ fn firecrackers_flags_are_accepted_with_one_warning() {
     let path = config_file(&folder, "end=poweroff", "", "");
     let ended = husk(["--no-api", "--config-file", &path, "--id", "vm-1", "--level", "Info", "--no-seccomp"]).end();
     assert_eq!(ended.code(), Some(0), "{ended}");
-    assert!(ended.message().ends_with("--no-seccomp --level"), "{ended}");
+    assert!(ended.message().ends_with(": --no-seccomp"), "{ended}");
 }
 
 #[test]
