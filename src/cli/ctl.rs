@@ -182,7 +182,8 @@ fn act(client: &Client, what: &str, body: Option<&Value>, json: bool) -> Result<
 }
 
 fn event_line(event: &Value) -> String {
-    let mut text = format!("{:>6}  {}", event["seq"].as_u64().unwrap_or(0), event["event"].as_str().unwrap_or_default());
+    let mut text =
+        format!("{:>6}  {}", event["seq"].as_u64().unwrap_or(0), event["event"].as_str().unwrap_or_default());
     for (name, value) in event.as_object().into_iter().flatten() {
         if !matches!(name.as_str(), "seq" | "unix_ms" | "event") {
             write!(text, "  {name}={}", plain(value)).expect("a String takes every write");

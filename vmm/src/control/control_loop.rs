@@ -321,6 +321,10 @@ impl<'a> ControlLoop<'a> {
             match event {
                 GuestEvent::Crashed(crash) => return Some(Outcome::Crashed(crash)),
                 GuestEvent::Request(MachineRequest::PowerOff) => return Some(Outcome::PoweredOff),
+                // A guest that was asked to end has ended, in its way: nobody wants it started again.
+                GuestEvent::Request(MachineRequest::Reset) if self.stopping.is_some() => {
+                    return Some(Outcome::Stopped);
+                }
                 GuestEvent::Request(MachineRequest::Reset) => return Some(Outcome::Reset),
                 GuestEvent::DiskFull { id } => self.wait_for_space(id),
             }
