@@ -3,9 +3,9 @@
 //!
 //! | entry | attacks | what must hold |
 //! | --- | --- | --- |
-//! | [`queue`] | a queue, without a device | chains lie in memory and go back once; a retired queue stays silent |
-//! | [`registers`] | a transport | the status register is the specification's; the device's contract is kept |
-//! | [`disk`], [`net`], [`entropy`] | a device on its I/O thread | only memory that was offered is written; each chain comes back once; a reset mends all |
+//! | [`queue()`] | a queue, without a device | chains lie in memory and go back once; a retired queue stays silent |
+//! | [`registers()`] | a transport | the status register is the specification's; the device's contract is kept |
+//! | [`disk()`], [`net()`], [`entropy()`] | a device on its I/O thread | only memory that was offered is written; each chain comes back once; a reset mends all |
 //!
 //! Each takes any bytes and panics when something does not hold. Where bytes run out they read as zeroes, so that every
 //! prefix of an input means the same actions, and a shorter input is a simpler attack.
