@@ -4,12 +4,21 @@
 //! left out, however often the device is reset in between.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::bus::lock;
 
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// Lines that were left out since the process began.
+static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
+
+/// How many lines about faults were left out since the process began.
+pub fn suppressed_lines() -> u64 {
+    SUPPRESSED.load(Ordering::Relaxed)
+}
 
 /// One device's throttled log. Its clones, one for each thread that serves the device, share the throttle.
 #[derive(Clone, Debug)]
@@ -42,6 +51,7 @@ impl FaultLog {
             let mut throttle = lock(&self.throttle);
             if throttle.last.is_some_and(|last| now.duration_since(last) < PERIOD) {
                 throttle.suppressed = throttle.suppressed.saturating_add(1);
+                SUPPRESSED.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
             throttle.last = Some(now);
@@ -67,6 +77,8 @@ mod tests {
             // A clone, as each activation of the device makes one.
             assert_eq!(log.clone().line(format_args!("a"), start), None);
         }
+        // Other tests of this process may leave out some, too.
+        assert!(suppressed_lines() >= 1000);
         assert_eq!(log.line(format_args!("b"), start + PERIOD).unwrap(), "disk0: b (1000 more since the last line)");
     }
 }

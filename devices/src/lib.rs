@@ -10,11 +10,13 @@
 //! | [`virtio`] | what faces the guest, which is hostile |
 //! | [`backend`] | what faces the host, which can fail |
 //! | [`fault`] | log lines about a guest's or a host's faults, throttled |
+//! | [`latency`] | how long things took |
 //! | [`limit`] | rates that a device may not exceed |
 
 pub mod backend;
 pub mod bus;
 pub mod fault;
+pub mod latency;
 pub mod legacy;
 pub mod limit;
 mod machine;

@@ -4,6 +4,7 @@
 //! queue's backend while the device runs.
 
 mod control;
+mod counters;
 mod request;
 mod slots;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use control::Shared;
 pub use control::{DiskControl, ReplaceError, ResizeError};
+pub use counters::{DiskOperation, DiskQueueCounters, OperationCounters};
 pub use request::SERIAL_BYTES;
 use request::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
 use slots::{Idle, QueueSlot, QueueSlots};
@@ -172,7 +174,7 @@ impl Blk {
             name,
             identity: identity(geometry, count, queue_size),
             config: config(geometry, count, queue_size),
-            shared: Shared::new(geometry, on_full),
+            shared: Shared::new(geometry, count, on_full),
             queues: Arc::new(Mutex::new(QueueSlots { slots, interrupt: None })),
         })
     }

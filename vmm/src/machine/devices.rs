@@ -15,7 +15,7 @@ use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::limit::Limiter;
-use devices::virtio::blk::{ReplaceError, ResizeError};
+use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters, ReplaceError, ResizeError};
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioTransport, TransportError};
@@ -35,7 +35,7 @@ use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
 use crate::config::{ENTROPY_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
-use crate::metrics::{DeviceFigures, FlowFigures};
+use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
 
 /// What keeps a device from being made or connected.
@@ -229,6 +229,7 @@ pub enum DriverState {
 /// What a device counts.
 #[derive(Debug, Clone)]
 enum Counters {
+    Disk(DiskControl),
     Requests(Arc<DeviceCounters>),
     Frames(Arc<NetCounters>),
 }
@@ -261,7 +262,7 @@ impl Devices {
         let mut next_window = || windows.next().expect("windows() counts the same devices");
         for (disk, image) in config.disks.iter().zip(images) {
             let (block, disk) = DiskMaker::new(events.clone(), &mut pool).make(disk, image)?;
-            let counters = Counters::Requests(block.counters());
+            let counters = Counters::Disk(block.control());
             let label = Label { id: disk.id.clone(), kind: DeviceKind::Disk, counters };
             devices.plug(label, next_window(), Box::new(block), memory)?;
             devices.disks.push(disk);
@@ -499,17 +500,16 @@ impl Devices {
 impl VirtioSlot {
     fn figures(&self) -> DeviceFigures {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let requests = |counters: &DeviceCounters| FlowFigures {
+            direction: "both",
+            operations: read(&counters.requests),
+            bytes: read(&counters.bytes),
+            errors: read(&counters.errors),
+            dropped: 0,
+        };
         let (flows, retired) = match &self.counters {
-            Counters::Requests(counters) => {
-                let flow = FlowFigures {
-                    direction: "both",
-                    operations: read(&counters.requests),
-                    bytes: read(&counters.bytes),
-                    errors: read(&counters.errors),
-                    dropped: 0,
-                };
-                (vec![flow], &counters.retired_queues)
-            }
+            Counters::Disk(disk) => (vec![requests(disk.counters())], &disk.counters().retired_queues),
+            Counters::Requests(counters) => (vec![requests(counters)], &counters.retired_queues),
             Counters::Frames(counters) => {
                 let flow = |direction, counters: &DirectionCounters| FlowFigures {
                     direction,
@@ -522,7 +522,25 @@ impl VirtioSlot {
                 (flows, &counters.retired_queues)
             }
         };
-        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, retired_queues: read(retired) }
+        let queues = match &self.counters {
+            Counters::Disk(disk) => disk.queue_counters().iter().map(disk_queue).collect(),
+            Counters::Requests(_) | Counters::Frames(_) => Vec::new(),
+        };
+        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, retired_queues: read(retired) }
+    }
+}
+
+fn disk_queue(counters: &DiskQueueCounters) -> DiskQueueFigures {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let operation = |operation| {
+        let counters = counters.operation(operation);
+        (read(&counters.requests), read(&counters.bytes))
+    };
+    DiskQueueFigures {
+        operations: DiskOperation::ALL.map(|(kind, _)| operation(kind)),
+        batches: read(&counters.batches),
+        throttled: Duration::from_nanos(read(&counters.throttled_ns)),
+        latency: counters.latency.read(),
     }
 }
 

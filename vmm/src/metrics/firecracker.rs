@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use devices::virtio::blk::DiskOperation;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -111,7 +112,7 @@ fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<S
     figures.insert("vcpu".to_owned(), vcpu);
     let dropped = now.console_dropped_bytes.saturating_sub(last.console_dropped_bytes);
     figures.insert("uart".to_owned(), json!({ "missed_write_count": dropped }));
-    for (kind, name) in [(DeviceKind::Net, "net"), (DeviceKind::Entropy, "entropy")] {
+    for (kind, name) in [(DeviceKind::Disk, "block"), (DeviceKind::Net, "net"), (DeviceKind::Entropy, "entropy")] {
         let mut sums = Map::new();
         for device in now.devices.iter().filter(|device| device.kind == kind) {
             let before = last.devices.iter().find(|other| other.id == device.id);
@@ -120,9 +121,10 @@ fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<S
                 let sum = sums.get(*key).and_then(Value::as_u64).unwrap_or(0) + value;
                 sums.insert((*key).to_owned(), sum.into());
             }
-            if kind == DeviceKind::Net {
+            // There is one entropy device, and it has no name there.
+            if kind != DeviceKind::Entropy {
                 let own = own.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-                figures.insert(format!("net_{}", device.id), Value::Object(own));
+                figures.insert(format!("{name}_{}", device.id), Value::Object(own));
             }
         }
         if !sums.is_empty() {
@@ -152,8 +154,24 @@ fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static
                 ("entropy_bytes", bytes),
                 ("entropy_event_fails", errors),
             ]),
-            (DeviceKind::Disk, _) => {}
+            (DeviceKind::Disk, _) => keys.push(("execute_fails", errors)),
         }
+    }
+    if device.kind == DeviceKind::Disk {
+        let total = |device: &DeviceFigures, operation: DiskOperation| {
+            let all = device.queues.iter().map(|queue| queue.operations[operation as usize]);
+            all.fold((0, 0), |sum: (u64, u64), (requests, bytes)| (sum.0 + requests, sum.1 + bytes))
+        };
+        let since = |operation| {
+            let (now, before) =
+                (total(device, operation), before.map(|before| total(before, operation)).unwrap_or_default());
+            (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1))
+        };
+        let (reads, read_bytes) = since(DiskOperation::Read);
+        let (writes, write_bytes) = since(DiskOperation::Write);
+        keys.extend([("read_count", reads), ("read_bytes", read_bytes)]);
+        keys.extend([("write_count", writes), ("write_bytes", write_bytes)]);
+        keys.push(("flush_count", since(DiskOperation::Flush).0));
     }
     keys
 }
@@ -161,7 +179,7 @@ fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::VcpuFigures;
+    use crate::metrics::{DiskQueueFigures, VcpuFigures};
 
     fn snapshot(io_out: u64, frames: u64) -> Snapshot {
         let flow = |direction, operations| FlowFigures {
@@ -172,9 +190,27 @@ mod tests {
             dropped: 0,
         };
         let flows = vec![flow("receive", 2 * frames), flow("transmit", frames)];
-        let net = DeviceFigures { id: "eth0".to_owned(), kind: DeviceKind::Net, flows, retired_queues: 0 };
+        let net = DeviceFigures {
+            id: "eth0".to_owned(),
+            kind: DeviceKind::Net,
+            flows,
+            queues: Vec::new(),
+            retired_queues: 0,
+        };
+        let flow = FlowFigures { direction: "both", operations: frames, bytes: 0, errors: frames, dropped: 0 };
+        let queue = DiskQueueFigures {
+            operations: [(frames, 512 * frames), (0, 0), (1, 0), (0, 0)],
+            ..DiskQueueFigures::default()
+        };
+        let disk = DeviceFigures {
+            id: "root".to_owned(),
+            kind: DeviceKind::Disk,
+            flows: vec![flow],
+            queues: vec![queue.clone(), queue],
+            retired_queues: 0,
+        };
         let vcpu = VcpuFigures { exits: [0, io_out, 0, 0, 0, 0], ..VcpuFigures::default() };
-        Snapshot { vcpus: vec![vcpu.clone(), vcpu], devices: vec![net], ..Snapshot::of_no_machine() }
+        Snapshot { vcpus: vec![vcpu.clone(), vcpu], devices: vec![net, disk], ..Snapshot::of_no_machine() }
     }
 
     #[test]
@@ -186,7 +222,15 @@ mod tests {
         assert_eq!(json["net"]["rx_packets_count"], 4);
         assert_eq!(json["net_eth0"]["tx_bytes_count"], 120);
         assert_eq!(json["logger"]["missed_metrics_count"], 1);
-        assert_eq!(json.get("block"), None);
+        assert_eq!(
+            (json["block_root"]["read_count"].as_u64(), json["block"]["read_bytes"].as_u64()),
+            (Some(4), Some(2048))
+        );
+        assert_eq!(
+            (json["block"]["execute_fails"].as_u64(), json["block"]["flush_count"].as_u64()),
+            (Some(2), Some(0))
+        );
+        assert_eq!(json.get("entropy"), None);
     }
 
     #[test]

@@ -9,14 +9,15 @@
 //! | [`FirecrackerFile`] | the machine's as Firecracker writes them, a line of JSON at a time |
 
 mod firecracker;
-mod latency;
 pub mod process;
 mod prometheus;
 
 use std::time::Duration;
 
+use devices::virtio::blk::DiskOperation;
+
+pub use devices::latency::{Latency, LatencyFigures};
 pub use firecracker::{FirecrackerFile, MetricsFileError};
-pub use latency::{Latency, LatencyFigures};
 pub use process::ProcessFigures;
 pub use prometheus::prometheus;
 
@@ -57,6 +58,8 @@ pub struct DeviceFigures {
     pub kind: DeviceKind,
     /// Requests, or frames, by direction.
     pub flows: Vec<FlowFigures>,
+    /// Of a disk: its queues, in order.
+    pub queues: Vec<DiskQueueFigures>,
     /// Queues that a driver broke.
     pub retired_queues: u64,
 }
@@ -74,6 +77,19 @@ pub struct FlowFigures {
     pub errors: u64,
     /// Frames that were dropped.
     pub dropped: u64,
+}
+
+/// What a queue of a disk has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskQueueFigures {
+    /// Requests that were answered and their bytes of data, in the order of [`DiskOperation::ALL`].
+    pub operations: [(u64, u64); DiskOperation::ALL.len()],
+    /// How often answers were shown to the driver together.
+    pub batches: u64,
+    /// How long it waited for its limiter.
+    pub throttled: Duration,
+    /// From the time a request was noticed to the time its answer could be seen.
+    pub latency: LatencyFigures,
 }
 
 impl Snapshot {

@@ -11,13 +11,19 @@ pub struct ProcessFigures {
     pub threads: Vec<(String, Duration)>,
     /// Resident memory in bytes, by kind: `anonymous`, `file`, `shared`.
     pub resident: Vec<(&'static str, u64)>,
+    /// Log lines about faults that were left out, since a guest or the host repeated them.
+    pub suppressed_log_lines: u64,
 }
 
 impl ProcessFigures {
     /// Asks the kernel: a few small files of /proc.
     #[must_use]
     pub fn read() -> Self {
-        Self { threads: threads(Path::new("/proc/self/task")), resident: resident(Path::new("/proc/self/status")) }
+        Self {
+            threads: threads(Path::new("/proc/self/task")),
+            resident: resident(Path::new("/proc/self/status")),
+            suppressed_log_lines: devices::fault::suppressed_lines(),
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::{Display, Write};
 
-use super::{DeviceFigures, FlowFigures, LatencyFigures, ProcessFigures, Snapshot};
+use devices::virtio::blk::DiskOperation;
+
+use super::{DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, Snapshot};
 use crate::control::State;
 use crate::machine::DeviceKind;
 use crate::vcpu::ExitKind;
@@ -19,8 +21,11 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &LatencyFig
     page.sample("husk_guest_memory_bytes", &[], machine.memory_bytes);
     vcpus(&mut page, machine);
     devices(&mut page, &machine.devices);
+    disk_queues(&mut page, &machine.devices);
     page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that the console did not take.");
     page.sample("husk_console_dropped_bytes_total", &[], machine.console_dropped_bytes);
+    page.metric("husk_log_suppressed_lines_total", "counter", "Log lines about repeated faults that were left out.");
+    page.sample("husk_log_suppressed_lines_total", &[], process.suppressed_log_lines);
     page.metric("husk_log_lost_lines_total", "counter", "Lines of the log that could not be written.");
     page.sample("husk_log_lost_lines_total", &[], lost_log_lines);
     page.metric("husk_thread_cpu_seconds_total", "counter", "CPU time of husk's threads, by name.");
@@ -31,7 +36,8 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &LatencyFig
     for (kind, bytes) in &process.resident {
         page.sample("husk_resident_memory_bytes", &[("kind", kind)], bytes);
     }
-    page.histogram("husk_api_request_duration_seconds", "How long requests of the control socket took.", api);
+    page.metric("husk_api_request_duration_seconds", "histogram", "How long requests of the control socket took.");
+    page.histogram("husk_api_request_duration_seconds", &[], api);
     page.text
 }
 
@@ -75,6 +81,44 @@ fn devices(page: &mut Page, devices: &[DeviceFigures]) {
     }
 }
 
+fn disk_queues(page: &mut Page, devices: &[DeviceFigures]) {
+    let queues: Vec<(&str, String, &DiskQueueFigures)> = devices
+        .iter()
+        .flat_map(|device| {
+            let numbered = device.queues.iter().enumerate();
+            numbered.map(|(index, queue)| (device.id.as_str(), index.to_string(), queue))
+        })
+        .collect();
+    type Figure = fn(&(u64, u64)) -> u64;
+    let metrics: [(&str, &str, Figure); 2] = [
+        ("husk_disk_queue_requests_total", "Requests that a disk's queue answered.", |(requests, _)| *requests),
+        ("husk_disk_queue_bytes_total", "Bytes of data that they moved.", |(_, bytes)| *bytes),
+    ];
+    for (name, help, figure) in metrics {
+        page.metric(name, "counter", help);
+        for (device, index, queue) in &queues {
+            for ((_, operation), figures) in DiskOperation::ALL.iter().zip(&queue.operations) {
+                let labels = [("device", *device), ("queue", index), ("operation", operation)];
+                page.sample(name, &labels, figure(figures));
+            }
+        }
+    }
+    page.metric("husk_disk_queue_batches_total", "counter", "How often answers were shown to the driver together.");
+    for (device, index, queue) in &queues {
+        page.sample("husk_disk_queue_batches_total", &[("device", device), ("queue", index)], queue.batches);
+    }
+    let throttled = "husk_disk_queue_throttled_seconds_total";
+    page.metric(throttled, "counter", "Time that a disk's queue waited for its limiter.");
+    for (device, index, queue) in &queues {
+        page.sample(throttled, &[("device", device), ("queue", index)], queue.throttled.as_secs_f64());
+    }
+    let latency = "husk_disk_queue_latency_seconds";
+    page.metric(latency, "histogram", "Time from the notice of a disk's request until its answer could be seen.");
+    for (device, index, queue) in &queues {
+        page.histogram(latency, &[("device", device), ("queue", index)], &queue.latency);
+    }
+}
+
 fn kind(kind: DeviceKind) -> &'static str {
     match kind {
         DeviceKind::Disk => "disk",
@@ -103,14 +147,13 @@ impl Page {
         writeln!(self.text, "{name}{labels} {value}").expect("a String takes every write");
     }
 
-    fn histogram(&mut self, name: &str, help: &str, figures: &LatencyFigures) {
-        self.metric(name, "histogram", help);
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], figures: &LatencyFigures) {
         for (bound, count) in figures.cumulative() {
             let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
-            self.sample(&format!("{name}_bucket"), &[("le", &bound)], count);
+            self.sample(&format!("{name}_bucket"), &[labels, &[("le", bound.as_str())]].concat(), count);
         }
-        self.sample(&format!("{name}_sum"), &[], figures.sum().as_secs_f64());
-        self.sample(&format!("{name}_count"), &[], figures.count());
+        self.sample(&format!("{name}_sum"), labels, figures.sum().as_secs_f64());
+        self.sample(&format!("{name}_count"), labels, figures.count());
     }
 }
 
@@ -128,8 +171,21 @@ mod tests {
 
     fn page() -> String {
         let flow = FlowFigures { direction: "both", operations: 3, bytes: 4096, errors: 1, dropped: 0 };
-        let device =
-            DeviceFigures { id: "a\"b".to_owned(), kind: DeviceKind::Disk, flows: vec![flow], retired_queues: 0 };
+        let took = Latency::default();
+        took.add(Duration::from_micros(3));
+        let queue = DiskQueueFigures {
+            operations: [(2, 1024), (1, 512), (0, 0), (0, 0)],
+            batches: 3,
+            throttled: Duration::from_millis(250),
+            latency: took.read(),
+        };
+        let device = DeviceFigures {
+            id: "a\"b".to_owned(),
+            kind: DeviceKind::Disk,
+            flows: vec![flow],
+            queues: vec![queue],
+            retired_queues: 0,
+        };
         let vcpu = VcpuFigures { exits: [1, 2, 3, 4, 5, 6], outside: Duration::from_millis(1500) };
         let machine = Snapshot {
             state: State::Running,
@@ -143,6 +199,7 @@ mod tests {
         let process = ProcessFigures {
             threads: vec![("husk".to_owned(), Duration::from_millis(20))],
             resident: vec![("anonymous", 4096)],
+            suppressed_log_lines: 7,
         };
         prometheus(&machine, &process, &latency.read(), 2)
     }
@@ -162,6 +219,12 @@ mod tests {
             "husk_api_request_duration_seconds_bucket{le=\"+Inf\"} 1",
             "husk_api_request_duration_seconds_count 1",
             "husk_log_lost_lines_total 2",
+            "husk_log_suppressed_lines_total 7",
+            "husk_disk_queue_bytes_total{device=\"a\\\"b\",queue=\"0\",operation=\"read\"} 1024",
+            "husk_disk_queue_batches_total{device=\"a\\\"b\",queue=\"0\"} 3",
+            "husk_disk_queue_throttled_seconds_total{device=\"a\\\"b\",queue=\"0\"} 0.25",
+            "husk_disk_queue_latency_seconds_bucket{device=\"a\\\"b\",queue=\"0\",le=\"0.000004\"} 1",
+            "husk_disk_queue_latency_seconds_count{device=\"a\\\"b\",queue=\"0\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
         }

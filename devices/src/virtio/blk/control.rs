@@ -9,6 +9,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::OnFull;
+use super::counters::DiskQueueCounters;
 use super::slots::QueueSlots;
 use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
 use crate::virtio::DeviceCounters;
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     sectors: AtomicU64,
     voice: ConfigVoice,
     counters: Arc<DeviceCounters>,
+    /// By queue.
+    queue_counters: Box<[DiskQueueCounters]>,
     on_full: OnFull,
     /// A request is kept for want of space.
     full: AtomicBool,
@@ -162,15 +165,21 @@ impl DiskControl {
     pub fn counters(&self) -> &DeviceCounters {
         &self.shared.counters
     }
+
+    /// What happens in each of its queues.
+    pub fn queue_counters(&self) -> &[DiskQueueCounters] {
+        &self.shared.queue_counters
+    }
 }
 
 impl Shared {
-    pub(super) fn new(geometry: DiskGeometry, on_full: OnFull) -> Arc<Self> {
+    pub(super) fn new(geometry: DiskGeometry, queues: u16, on_full: OnFull) -> Arc<Self> {
         Arc::new(Self {
             geometry,
             sectors: AtomicU64::new(geometry.sectors),
             voice: ConfigVoice::new(),
             counters: Arc::default(),
+            queue_counters: (0..queues).map(|_| DiskQueueCounters::default()).collect(),
             on_full,
             full: AtomicBool::new(false),
         })
@@ -216,6 +225,10 @@ impl Shared {
 
     pub(super) fn counters(&self) -> &Arc<DeviceCounters> {
         &self.counters
+    }
+
+    pub(super) fn queue_counters(&self, index: u16) -> &DiskQueueCounters {
+        &self.queue_counters[usize::from(index)]
     }
 
     pub(super) fn started(&self, interrupt: Arc<Interrupt>) {

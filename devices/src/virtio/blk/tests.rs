@@ -214,6 +214,27 @@ fn what_is_read_is_what_the_disk_holds() {
 }
 
 #[test]
+fn each_queue_counts_what_it_was_asked_and_how_long_that_took() {
+    let mut bench = Bench::new();
+    bench.read(3, 2 * SECTOR);
+    bench.write(5, &[0xab; SECTOR]);
+    bench.request(FLUSH_REQUEST, 0, &[]);
+    bench.read(SECTORS, SECTOR);
+    let counters = &bench.control.queue_counters()[0];
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counts = DiskOperation::ALL.map(|(operation, _)| {
+        let counters = counters.operation(operation);
+        (read(&counters.requests), read(&counters.bytes))
+    });
+    // What lies beyond the end never came to the backend.
+    assert_eq!(counts, [(1, 1024), (1, 512), (1, 0), (1, 0)]);
+    assert_eq!((read(&counters.errors), read(&counters.batches), read(&counters.throttled_ns)), (1, 4, 0));
+    let latency = counters.latency.read();
+    assert_eq!(latency.count(), 3);
+    assert!(latency.sum() > Duration::ZERO);
+}
+
+#[test]
 fn what_is_written_is_on_the_disk_and_nothing_else_changed() {
     let mut bench = Bench::new();
     let mut expected = bench.disk();

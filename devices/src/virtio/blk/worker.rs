@@ -6,12 +6,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::control::Shared;
+use super::counters::{DiskOperation, DiskQueueCounters};
 use super::request::{self, Disk, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
 use super::slots::Idle;
 use super::{DiskName, SERIAL_BYTES};
@@ -53,6 +55,10 @@ pub(super) struct BlkWorker {
     batch: Batch,
     blocked: Blocked,
     intake: Intake,
+    /// When the chains that are popped now were noticed, once one needs to know.
+    noticed: Option<Instant>,
+    /// Since when the limiter lets nothing begin.
+    throttled: Option<Instant>,
     log: FaultLog,
 }
 
@@ -110,6 +116,8 @@ struct InFlight {
     status: GuestAddress,
     /// What the driver finds in its writable buffers if all goes well.
     written: u32,
+    /// When it was noticed.
+    since: Instant,
 }
 
 impl Policy {
@@ -140,6 +148,35 @@ struct Batch {
     requests: u64,
     bytes: u64,
     since: Option<Instant>,
+    /// Those that the backend served, by kind: requests and bytes.
+    served: [(u64, u64); DiskOperation::ALL.len()],
+    /// When those were noticed.
+    noticed: Vec<Instant>,
+}
+
+impl Batch {
+    /// Adds all of it to `counters`, and starts anew with the memory that it has. It costs one look at the clock.
+    fn count_into(&mut self, counters: &DiskQueueCounters) {
+        let add = |counter: &AtomicU64, count: u64| {
+            if count > 0 {
+                DeviceCounters::add(counter, count);
+            }
+        };
+        let mut other = self.requests;
+        for (operation, _) in DiskOperation::ALL {
+            let (requests, bytes) = std::mem::take(&mut self.served[operation as usize]);
+            add(&counters.operation(operation).requests, requests);
+            add(&counters.operation(operation).bytes, bytes);
+            other -= requests;
+        }
+        add(&counters.operation(DiskOperation::Other).requests, other);
+        add(&counters.batches, 1);
+        if !self.noticed.is_empty() {
+            let now = Instant::now();
+            self.noticed.drain(..).for_each(|since| counters.latency.add(now.duration_since(since)));
+        }
+        (self.requests, self.bytes, self.since) = (0, 0, None);
+    }
 }
 
 impl BlkWorker {
@@ -152,6 +189,7 @@ impl BlkWorker {
         activation: &Activation,
     ) -> Self {
         let Idle { backend, throttle } = idle;
+        let entries = usize::from(queue.ring.size());
         Self {
             queue,
             interrupt: Arc::clone(&activation.interrupt),
@@ -167,9 +205,11 @@ impl BlkWorker {
             spare_buffers: Vec::new(),
             completions: Vec::new(),
             stalled: None,
-            batch: Batch::default(),
+            batch: Batch { noticed: Vec::with_capacity(entries), ..Batch::default() },
             blocked: Blocked::No,
             intake: Intake::Open,
+            noticed: None,
+            throttled: None,
             log,
         }
     }
@@ -201,6 +241,7 @@ impl BlkWorker {
         let mut budget = CHAINS_PER_WAKE_MAX;
         let mut bytes = 0;
         loop {
+            self.noticed = None;
             self.queue.ring.disable_notification();
             let mut begun = Begun::Yes;
             while begun == Begun::Yes && self.may_pop() && budget > 0 {
@@ -257,11 +298,16 @@ impl BlkWorker {
             let (flow, bytes) = share(request);
             if !throttle.admit(flow, bytes) {
                 self.queue.ring.unpop(1);
+                self.throttled.get_or_insert_with(Instant::now);
                 return Begun::Throttled;
             }
+            self.end_throttling();
         }
         match request {
-            Ok(request) => self.perform(InFlight { head, status, written: 0 }, request),
+            Ok(request) => {
+                let since = *self.noticed.get_or_insert_with(Instant::now);
+                self.perform(InFlight { head, status, written: 0, since }, request);
+            }
             Err(refused) => {
                 self.log.report(format_args!("{}", refused.reason));
                 self.count_error();
@@ -339,11 +385,15 @@ impl BlkWorker {
         let BlockOperation { action, offset, buffers } = operation;
         let bytes = buffers.len();
         self.spare_buffers.push(buffers);
-        let InFlight { head, status, written } = request;
+        let InFlight { head, status, written, since } = request;
         match result {
-            Ok(()) => self.answer(head, status, Status::Ok, written, bytes),
+            Ok(()) => {
+                self.count_served(action, bytes, since);
+                self.answer(head, status, Status::Ok, written, bytes);
+            }
             Err(error) if self.keeps(action, &error) => self.keep(head),
             Err(error) => {
+                self.count_served(action, 0, since);
                 self.log.report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
                 self.count_error();
                 self.answer(head, status, Status::IoError, 0, 0);
@@ -420,6 +470,7 @@ impl BlkWorker {
             return;
         }
         let now = Instant::now();
+        self.noticed = Some(now);
         match self.batch.since {
             None => self.batch.since = Some(now),
             Some(since) if now.duration_since(since) >= PUBLISH_AFTER => self.publish(),
@@ -428,13 +479,14 @@ impl BlkWorker {
     }
 
     fn publish(&mut self) {
-        let Batch { requests, bytes, .. } = std::mem::take(&mut self.batch);
-        if requests == 0 {
+        if self.batch.requests == 0 {
             return;
         }
         let counters = self.shared.counters();
-        DeviceCounters::add(&counters.requests, requests);
-        DeviceCounters::add(&counters.bytes, bytes);
+        DeviceCounters::add(&counters.requests, self.batch.requests);
+        DeviceCounters::add(&counters.bytes, self.batch.bytes);
+        // Before the driver can see them: who hears from it of an answer finds that counted.
+        self.batch.count_into(self.shared.queue_counters(self.queue.ring.index()));
         if self.queue.ring.publish() {
             self.interrupt.queue_used();
         }
@@ -442,6 +494,20 @@ impl BlkWorker {
 
     fn count_error(&self) {
         DeviceCounters::add(&self.shared.counters().errors, 1);
+        DeviceCounters::add(&self.shared.queue_counters(self.queue.ring.index()).errors, 1);
+    }
+
+    fn count_served(&mut self, action: BlockAction, bytes: u64, since: Instant) {
+        let (requests, moved) = &mut self.batch.served[DiskOperation::of(action) as usize];
+        *requests += 1;
+        *moved += bytes;
+        self.batch.noticed.push(since);
+    }
+
+    fn end_throttling(&mut self) {
+        if let Some(since) = self.throttled.take() {
+            self.shared.queue_counters(self.queue.ring.index()).add_throttled(since.elapsed());
+        }
     }
 
     /// The driver broke its ring: nothing is popped any more, and what is in flight completes as ever.
@@ -509,6 +575,7 @@ impl Worker for BlkWorker {
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
+        self.end_throttling();
     }
 }
 

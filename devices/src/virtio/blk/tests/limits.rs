@@ -46,6 +46,8 @@ fn a_drained_bucket_lets_its_rate_through_and_no_more() {
     assert!(elapsed >= Duration::from_millis(99), "{elapsed:?}");
     assert!(statuses.into_iter().all(|status| bench.status(status) == OK));
     assert_eq!(bench.count(|all| &all.requests), 20);
+    let throttled = bench.control.queue_counters()[0].throttled_ns.load(Ordering::Relaxed);
+    assert!(throttled >= 90_000_000, "{throttled} ns");
 }
 
 #[test]

@@ -31,7 +31,6 @@ impl Latency {
     }
 
     /// What was added so far.
-    #[must_use]
     pub fn read(&self) -> LatencyFigures {
         let buckets = std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed));
         LatencyFigures { buckets, sum_ns: self.sum_ns.load(Ordering::Relaxed) }
@@ -40,7 +39,7 @@ impl Latency {
 
 impl LatencyFigures {
     /// The upper bounds in seconds, each with how many were not beyond it; the last has no bound.
-    pub(super) fn cumulative(&self) -> impl Iterator<Item = (Option<f64>, u64)> {
+    pub fn cumulative(&self) -> impl Iterator<Item = (Option<f64>, u64)> {
         let bounds = (0..BUCKETS - 1).map(|exponent| Some(1e-6 * 2_f64.powi(i32::try_from(exponent).expect("few"))));
         let counts = self.buckets.iter().scan(0, |sum, count| {
             *sum += count;
@@ -50,13 +49,11 @@ impl LatencyFigures {
     }
 
     /// How many there were.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
     /// How long all of them took.
-    #[must_use]
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum_ns)
     }
