@@ -5,9 +5,9 @@
 mod time;
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, RwLock};
@@ -18,6 +18,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::json;
 use thiserror::Error;
 use vmm::config::firecracker::bodies::{LogLevel, Logger};
+use vmm::line_file;
 
 use crate::{process, terminal};
 
@@ -123,13 +124,8 @@ pub(crate) fn lost_lines() -> u64 {
     LOG.lost.load(Ordering::Relaxed)
 }
 
-/// A regular file is appended to; a pipe is opened both ways, so that nobody has to read it yet, and never waited for.
 fn open(path: &Path) -> Result<File, LoggerError> {
-    use std::os::unix::fs::FileTypeExt;
-    let fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
-    let mut options = OpenOptions::new();
-    options.append(true).create(!fifo).read(fifo).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    options.open(path).map_err(|cause| LoggerError { path: path.to_owned(), cause })
+    line_file::open(path).map_err(|cause| LoggerError { path: path.to_owned(), cause })
 }
 
 fn settings(change: impl FnOnce(&mut Settings)) {

@@ -6,6 +6,7 @@
 //! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
 //! | [`host`] | what this host can do: facts and verdicts |
+//! | [`line_file`] | files that lines are appended to without waiting |
 //! | [`metrics`] | what the machine and the process count, and its two forms |
 //! | [`memfd`] | files that live in memory |
 //! | [`control`] | commands, the lifecycle table and the control loop |
@@ -13,6 +14,7 @@
 pub mod config;
 pub mod control;
 pub mod host;
+pub mod line_file;
 pub mod machine;
 pub mod memfd;
 pub mod metrics;

@@ -1,9 +1,8 @@
 //! The machine's figures as Firecracker writes them: a line of JSON every minute, when a client asks, and at the end.
 //! Counters tell what came since the line before, as Firecracker's do; keys that husk cannot tell truly are left out.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use thiserror::Error;
 
 use super::{DeviceFigures, FlowFigures, Snapshot};
 use crate::config::firecracker::bodies::Metrics;
+use crate::line_file;
 use crate::machine::DeviceKind;
 use crate::vcpu::ExitKind;
 
@@ -45,10 +45,7 @@ impl FirecrackerFile {
     /// # Errors
     /// The host does not open it.
     pub fn open(path: &Path) -> Result<Self, MetricsFileError> {
-        let fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
-        let mut options = OpenOptions::new();
-        options.append(true).create(!fifo).read(fifo).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = options.open(path).map_err(|cause| MetricsFileError { path: path.to_owned(), cause })?;
+        let file = line_file::open(path).map_err(|cause| MetricsFileError { path: path.to_owned(), cause })?;
         let next = Instant::now() + PERIOD;
         let (last, extra) = (Snapshot::of_no_machine(), Map::new());
         Ok(Self { file, path: path.to_owned(), last, next, missed: 0, extra })
