@@ -53,6 +53,8 @@ fn transmitted_frames_wait_in_the_ring_and_none_is_lost() {
         assert_eq!(bench.wire.receive(), sent);
     }
     assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
+    // Counted before they are used, not before they are on the wire.
+    wait_for_used(&mut bench, TX, 20);
     assert_eq!(bench.count(|all| &all.transmitted.frames), 20);
     assert_eq!(bench.wire.try_receive(), None);
 }
