@@ -10,6 +10,7 @@ mod logging;
 mod process;
 mod pty;
 mod serial;
+mod service;
 mod session;
 mod terminal;
 

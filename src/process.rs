@@ -1,9 +1,9 @@
-//! What the process is set to before its first thread is made.
-#![expect(unsafe_code, reason = "mallopt and signal dispositions have no safe interface in libc")]
+//! What the process is set to, and what it takes over, before its first thread is made.
+#![expect(unsafe_code, reason = "mallopt, signal dispositions and what a process inherits have no safe interface")]
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::FromRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Prepares the process. To be called first.
 pub(crate) fn prepare() {
@@ -43,23 +43,30 @@ pub(crate) fn with_private_files<T>(make: impl FnOnce() -> T) -> T {
     made
 }
 
-/// The descriptor of the first socket that was handed over (sd_listen_fds(3)).
-const LISTEN_FDS_START: libc::c_int = 3;
+/// An environment variable, which this process does not hand on. To be called before another thread runs.
+pub(crate) fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    // SAFETY: no other thread reads or writes the environment: none runs yet.
+    unsafe { std::env::remove_var(name) };
+    Some(value)
+}
 
-/// The listening socket that whoever started this process has handed to it, if they did. Once a process.
-pub(crate) fn inherited_socket() -> io::Result<Option<UnixListener>> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
-    let (Some(pid), Some(count)) = (number("LISTEN_PID"), number("LISTEN_FDS")) else { return Ok(None) };
-    if pid != std::process::id() || count == 0 {
-        return Ok(None);
-    }
+/// A descriptor that whoever started this process has handed to it, and that goes no further. To be called once for each.
+pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_SETFD takes a descriptor's number and flags.
-    if unsafe { libc::fcntl(LISTEN_FDS_START, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, as fcntl has just found, and it is ours by the protocol.
-    let listener = unsafe { UnixListener::from_raw_fd(LISTEN_FDS_START) };
-    // Of another kind it would fail only when a client comes.
-    listener.local_addr()?;
-    Ok(Some(listener))
+    // SAFETY: the descriptor is open, as fcntl has just found, and it is ours by what the caller knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// One of a socket's own options (socket(7)) that are a number.
+pub(crate) fn socket_option(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of_val(&value)).expect("an int is small");
+    let place = (&raw mut value).cast();
+    // SAFETY: the descriptor is open; the value and its size have places of their types, and the size is the value's.
+    let got = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, place, &raw mut size) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }

@@ -21,6 +21,7 @@ use crate::client::ClientError;
 use crate::exit::{self, ExitStatus};
 use crate::logging::LoggerError;
 use crate::serial::{SerialEnd, SerialTargetError};
+use crate::service;
 use crate::terminal::{RawTerminal, TerminalError};
 
 /// What keeps a VM from running.
@@ -137,6 +138,7 @@ impl Session {
             Signals::block().map_err(|source| RunError::Host { what: "take over termination signals", source })?;
         let Manners { escape, on_reboot, stop_grace, metrics } = manners;
         let plane = ControlPlane::new(signals, commands).with_stop_grace(stop_grace).with_metrics(metrics);
+        let plane = plane.with_supervisor(service::supervisor());
         Ok(Self { escape, on_reboot, plane })
     }
 
@@ -150,8 +152,19 @@ impl Session {
         self.plane.state()
     }
 
+    /// The process is of use before its guest runs: its socket accepts.
+    pub(crate) fn serves(&mut self) {
+        self.plane.serves();
+    }
+
     /// Runs the machine that `config` describes, or that clients go on to describe, to its end.
-    pub(crate) fn run(mut self, mut config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
+    pub(crate) fn run(mut self, config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
+        let finished = self.run_to_end(config, begin);
+        self.plane.ends();
+        finished
+    }
+
+    fn run_to_end(&mut self, mut config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
         let mut starter = match begin {
             Begin::Now => Starter::nobody(),
             Begin::WhenTold => match self.plane.prepare(&mut config)? {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::process;
+use crate::service::{self, InheritError};
 
 /// Where Firecracker's clients look for it.
 pub(crate) const DEFAULT_PATH: &str = "/run/firecracker.socket";
@@ -36,9 +37,9 @@ pub(crate) enum SocketError {
         /// What the host said.
         cause: io::Error,
     },
-    /// The process was handed a descriptor that is none of this kind.
-    #[error("the descriptor handed over by LISTEN_FDS is no listening UNIX socket")]
-    Inherited(#[source] io::Error),
+    /// The process was handed one that it cannot take.
+    #[error(transparent)]
+    Inherited(#[from] InheritError),
 }
 
 /// A socket that accepts, and its file, which goes with it.
@@ -52,7 +53,7 @@ impl Listener {
     /// The socket that was handed to this process, or a new one at `path`. Connections are accepted from now on: the kernel
     /// keeps them until the server takes them.
     pub(crate) fn open(path: &Path) -> Result<Self, SocketError> {
-        match process::inherited_socket().map_err(SocketError::Inherited)? {
+        match service::inherited_socket()? {
             Some(socket) => Ok(Self { socket, made: None }),
             None => Self::bind(path),
         }

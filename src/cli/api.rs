@@ -28,10 +28,11 @@ pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<
     let listener = Listener::open(&path)?;
     let host = |source| RunError::Host { what: "create the command queue", source };
     let (commands, received) = command_queue().map_err(host)?;
-    let session = Session::open(manners, Some(received))?;
+    let mut session = Session::open(manners, Some(received))?;
     let (news, state, latency) = (session.news(), session.state(), Latency::default());
     let context =
         Context { id, commands, news, state, request_bytes_max, started, latency, followers: AtomicUsize::new(0) };
     let _server = Server::start(listener, context)?;
+    session.serves();
     session.run(config, begin)
 }

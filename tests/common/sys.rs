@@ -1,5 +1,8 @@
-//! System calls that tests need and std does not have: terminals, signals, locks, networks.
-#![expect(unsafe_code, reason = "openpty, tcgetattr, kill, fcntl, unshare and ioctl have no safe interface in libc")]
+//! System calls that tests need and std does not have: terminals, signals, threads that stand still, locks, networks.
+#![expect(
+    unsafe_code,
+    reason = "openpty, tcgetattr, kill, ptrace, fcntl, unshare and ioctl have no safe interface in libc"
+)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
@@ -97,6 +100,39 @@ pub(crate) fn signal(pid: u32, signal: i32) {
     // SAFETY: kill takes two ints and no memory; the process is a child of ours that is not reaped, so the number is its own.
     let sent = unsafe { libc::kill(pid.try_into().unwrap(), signal) };
     assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
+}
+
+/// A child's first thread that does not run, while its other threads do. Dropped, it goes on.
+pub(crate) struct Held(libc::pid_t);
+
+impl Held {
+    /// Stops it; it stands when this returns.
+    pub(crate) fn hold(child: u32) -> Self {
+        let thread: libc::pid_t = child.try_into().unwrap();
+        let none = std::ptr::null_mut::<libc::c_void>();
+        for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
+            // SAFETY: these requests take a thread's number and no memory; the child is ours and is not reaped.
+            let asked = unsafe { libc::ptrace(request, thread, none, none) };
+            assert_eq!(asked, 0, "ptrace: {}", io::Error::last_os_error());
+        }
+        let mut status = 0;
+        // SAFETY: waitpid writes an int = the place it is given.
+        let stopped = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+        assert!(stopped == thread && libc::WIFSTOPPED(status), "{status:#x}: {}", io::Error::last_os_error());
+        Self(thread)
+    }
+
+    pub(crate) fn release(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: PTRACE_DETACH takes a thread's number and no memory; of one that is gone it says so and does nothing.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
 }
 
 /// What an OFD lock keeps others from.

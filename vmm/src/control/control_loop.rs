@@ -190,16 +190,14 @@ impl<'a> ControlLoop<'a> {
             if commanded && self.serve_commands() {
                 return Ok(Outcome::Stopped);
             }
+            self.plane.went_round();
         }
     }
 
     /// When the loop has to wake by itself: at the end of a guest's grace, and to write figures.
     fn timeout_ms(&self) -> i32 {
         let grace = self.stopping.as_ref().map(|stopping| stopping.deadline);
-        let Some(deadline) = [grace, self.plane.metrics_due()].into_iter().flatten().min() else { return -1 };
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, or the loop would spin through the last millisecond.
-        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        self.plane.timeout_ms([grace, self.plane.metrics_due()].into_iter().flatten().min())
     }
 
     fn write_due_metrics(&mut self) {
@@ -225,6 +223,7 @@ impl<'a> ControlLoop<'a> {
         }
         self.machine.apply(Action::PowerButton).ok()?;
         let job = self.plane.begin(JobKind::Stop, grace);
+        self.plane.tell_status("The guest was asked to end");
         self.stopping = Some(Stopping { job, deadline: Instant::now() + grace });
         Some(job)
     }
@@ -310,6 +309,7 @@ impl<'a> ControlLoop<'a> {
         }
         self.stopping = None;
         self.plane.end(id, JobState::Cancelled);
+        self.plane.tell_status(self.machine.state().sentence());
         self.plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))
     }
 

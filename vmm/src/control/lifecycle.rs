@@ -91,6 +91,16 @@ impl State {
             Self::Ended => "ended",
         }
     }
+
+    /// It as a sentence.
+    pub(super) const fn sentence(self) -> &'static str {
+        match self {
+            Self::NotStarted => "The machine has not been started",
+            Self::Running => "The machine is running",
+            Self::Paused => "The machine is paused",
+            Self::Ended => "The machine has ended",
+        }
+    }
 }
 
 /// The state for whoever asks, whatever the control loop is busy with. The loop writes, anybody reads.

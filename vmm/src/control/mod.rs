@@ -15,6 +15,7 @@ mod news;
 mod plane;
 mod prepare;
 mod signals;
+mod supervisor;
 
 pub use command::{
     Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, NetChange, Reply, command_queue,
@@ -28,3 +29,4 @@ pub use news::{Event, EventKind, EventLog};
 pub use plane::ControlPlane;
 pub use prepare::{Prepared, Starter};
 pub use signals::Signals;
+pub use supervisor::Supervisor;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, Request};
 use super::jobs::{JobId, JobKind, JobState, Jobs};
 use super::news::{EventKind, EventLog};
-use super::{Signals, State, StateCell};
+use super::{Signals, State, StateCell, Supervisor};
 use crate::metrics::{FirecrackerFile, Snapshot};
 
 /// The control loop's connections, which outlive machines.
@@ -18,6 +18,7 @@ pub struct ControlPlane {
     pub(super) state: StateCell,
     pub(super) stop_grace: Duration,
     metrics: Option<FirecrackerFile>,
+    supervisor: Option<Supervisor>,
 }
 
 impl ControlPlane {
@@ -32,6 +33,7 @@ impl ControlPlane {
             state: StateCell::default(),
             stop_grace: Duration::ZERO,
             metrics: None,
+            supervisor: None,
         }
     }
 
@@ -45,6 +47,43 @@ impl ControlPlane {
     #[must_use]
     pub fn with_metrics(self, file: Option<FirecrackerFile>) -> Self {
         Self { metrics: file, ..self }
+    }
+
+    /// Tells `supervisor`, if there is one, how the process is.
+    #[must_use]
+    pub fn with_supervisor(self, supervisor: Option<Supervisor>) -> Self {
+        Self { supervisor, ..self }
+    }
+
+    /// The process is of use from now on: its socket accepts, or its guest runs.
+    pub fn serves(&mut self) {
+        let state = self.state.get();
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.tell_ready(state.sentence());
+        }
+    }
+
+    /// The process is about to end.
+    pub fn ends(&mut self) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.tell_stopping();
+        }
+    }
+
+    /// The loop has done all that it woke up for.
+    pub(super) fn went_round(&mut self) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.went_round();
+        }
+    }
+
+    /// How long the loop may wait, for epoll: until `deadline`, or until it has something to do by itself.
+    pub(super) fn timeout_ms(&self, deadline: Option<Instant>) -> i32 {
+        let supervisor = self.supervisor.as_ref().and_then(Supervisor::due);
+        let Some(deadline) = [deadline, supervisor].into_iter().flatten().min() else { return -1 };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, or the loop would spin through the last millisecond.
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
     }
 
     /// When the loop has to write figures.
@@ -92,10 +131,20 @@ impl ControlPlane {
         }
     }
 
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&mut self, state: State) {
         if self.state.get() != state {
             self.state.set(state);
             self.news.tell_state(state);
+            match state {
+                State::Running => self.serves(),
+                State::NotStarted | State::Paused | State::Ended => self.tell_status(state.sentence()),
+            }
+        }
+    }
+
+    pub(super) fn tell_status(&mut self, status: &'static str) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.tell_status(status);
         }
     }
 

@@ -78,7 +78,7 @@ impl ControlPlane {
         }
         let mut ready = [EpollEvent::default(); 2];
         loop {
-            let count = match epoll.wait(-1, &mut ready) {
+            let count = match epoll.wait(self.timeout_ms(None), &mut ready) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(source) => return Err(ControlError::Wait { what: "wait for events", source }),
@@ -99,6 +99,7 @@ impl ControlPlane {
                     }
                 }
             }
+            self.went_round();
         }
     }
 
