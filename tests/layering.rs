@@ -32,6 +32,8 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm/src/machine/irqchip.rs",
     "vmm/src/machine/memory.rs",
     "vmm/src/memfd.rs",
+    "vmm/src/placement/apply.rs",
+    "vmm/src/placement/residency.rs",
     "vmm/src/vcpu/crash.rs",
     "vmm/src/vcpu/kick.rs",
 ];

@@ -29,7 +29,7 @@ struct Scene {
 fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let config = VmConfig {
         cpus,
-        memory: MemoryConfig { size_bytes: 64 * MIB, backing },
+        memory: MemoryConfig { backing, ..MemoryConfig::new(64 * MIB) },
         boot: Some(BootConfig {
             kernel: KernelSource::Path(PROBE.into()),
             initrd: None,

@@ -218,6 +218,11 @@ async fn answer(
                 log::debug!("api: {} {path}", head.method);
                 Ok(say(context.ask(command).await??, context))
             }
+            Plan::AskSlow(command, say) => {
+                let reply = context.ask(command).await??;
+                let answer = tokio::task::spawn_blocking(move || say(reply)).await;
+                answer.expect("with panic = abort a thread returns or the process ends")
+            }
             Plan::Follow(after) => {
                 let follower = Follower::enter(context)?;
                 // It has a request in progress for as long as it follows.

@@ -7,9 +7,12 @@ use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm::config::ConfigReport;
+use vmm::config::extension::Placement;
+use vmm::config::firecracker::Change;
 use vmm::control::{Command, DiskChange, JobId, JobReport, NetChange, Reply};
 use vmm::machine::{DeviceReport, LinkState};
 use vmm::metrics::{ProcessFigures, prometheus};
+use vmm::placement::PlacementReport;
 
 use super::answer::{Answer, Fault, accepted, json_answer, no_content, text_answer};
 use super::routes::{Plan, Request, Route, Success, optional, required, schema};
@@ -149,6 +152,22 @@ pub(super) fn routes() -> Vec<Route> {
         ),
         route(
             get.clone(),
+            "/husk/v1/placement",
+            "Where guest memory is: what was asked, and what is.",
+            None,
+            Success::Json(schema::<PlacementReport>),
+            |_, _| Ok(Plan::AskSlow(Command::ReadPlacement, say_placement)),
+        ),
+        route(
+            Method::PUT,
+            "/husk/v1/placement",
+            "Says where the machine shall be on the host, before it is started.",
+            required::<Placement>(),
+            Success::NoContent,
+            |_, request| Ok(Plan::Ask(Command::Configure(Change::Placement(request.parse()?)), |_, _| no_content())),
+        ),
+        route(
+            get.clone(),
             "/husk/v1/devices",
             "The virtio devices, in the order of their interrupts; none before the start.",
             None,
@@ -234,6 +253,18 @@ fn job_of(command: Command) -> Result<Plan, Fault> {
         Reply::Job(job) => accepted(&job),
         _ => no_content(),
     }))
+}
+
+fn say_placement(reply: Reply) -> Result<Answer, Fault> {
+    let report = match reply {
+        Reply::Placement(source) => source.report().map_err(|error| {
+            let message = format!("the kernel does not tell where guest memory is: {error}");
+            Fault::with(StatusCode::INTERNAL_SERVER_ERROR, "host", message)
+        })?,
+        Reply::Config(config) => PlacementReport::planned(&config.memory),
+        _ => return Ok(no_content()),
+    };
+    Ok(json_answer(StatusCode::OK, &report))
 }
 
 fn say_job(reply: Reply, _: &Context) -> Answer {

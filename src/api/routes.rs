@@ -79,6 +79,8 @@ pub(super) struct Request<'a> {
 pub(super) enum Plan {
     /// Ask the control loop, and say what it replies.
     Ask(Command, fn(Reply, &Context) -> Answer),
+    /// Ask the control loop, and let a thread of its own make the answer from what it replies: that takes a while.
+    AskSlow(Command, fn(Reply) -> Result<Answer, Fault>),
     /// Say this.
     Say(Answer),
     /// Send the events after this one, as they come.

@@ -51,6 +51,8 @@ enum Verb {
     Config,
     /// Its virtio devices.
     Devices,
+    /// Where its memory is: what was asked, and what is.
+    Placement,
     /// A disk in use.
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -130,6 +132,7 @@ impl CtlArgs {
             }
             Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json)),
             Verb::Devices => say(render(&client.request("GET", "/husk/v1/devices", None)?, json)),
+            Verb::Placement => say(render(&client.request("GET", "/husk/v1/placement", None)?, json)),
             Verb::Disk(verb) => verb.run(&client)?,
             Verb::Net(NetVerb::Link { id, state }) => {
                 let link = match state {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, LimiterConfig,
-    MIB, MemoryBacking, MemoryConfig, RootDevice, SerialTarget, VmConfig,
+    MIB, MemoryConfig, RootDevice, SerialTarget, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
 use vmm::machine::Machine;
@@ -44,7 +44,7 @@ pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
 fn config(disk: File) -> VmConfig {
     VmConfig {
         cpus: CPUS,
-        memory: MemoryConfig { size_bytes: MEMORY_BYTES, backing: MemoryBacking::Anonymous },
+        memory: MemoryConfig::new(MEMORY_BYTES),
         boot: Some(BootConfig {
             kernel: KernelSource::BuiltIn(GUEST),
             initrd: None,

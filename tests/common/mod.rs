@@ -8,6 +8,7 @@ pub(crate) mod folder;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod network;
+pub(crate) mod pool;
 pub(crate) mod refusal;
 mod stream;
 pub(crate) mod sys;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`config`] | what a VM is; `validate` is the only place where limits live |
 //! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
+//! | [`placement`] | guest memory on the asked pages and nodes: checked, applied, looked up |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
 //! | [`host`] | what this host can do: facts and verdicts |
 //! | [`line_file`] | files that lines are appended to without waiting |
@@ -18,4 +19,5 @@ pub mod line_file;
 pub mod machine;
 pub mod memfd;
 pub mod metrics;
+pub mod placement;
 pub mod vcpu;

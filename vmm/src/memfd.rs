@@ -11,9 +11,21 @@ use std::os::fd::FromRawFd;
 /// # Errors
 /// The host gives none of this size; a `name` with a NUL byte.
 pub fn create(name: &str, bytes: u64) -> io::Result<File> {
+    create_with(name, bytes, 0)
+}
+
+/// As [`create`], of a HugePage pool's pages of `page_bytes` bytes.
+///
+/// # Errors
+/// Those of [`create`]; the host has no such pages.
+pub fn create_huge(name: &str, bytes: u64, page_bytes: u64) -> io::Result<File> {
+    create_with(name, bytes, libc::MFD_HUGETLB | page_bytes.trailing_zeros() << libc::MFD_HUGE_SHIFT)
+}
+
+fn create_with(name: &str, bytes: u64, flags: libc::c_uint) -> io::Result<File> {
     let name = CString::new(name)?;
     // SAFETY: the name is a NUL-terminated string that outlives the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL | flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -3,8 +3,10 @@
 
 mod cmdline;
 mod disk;
+pub mod extension;
 pub mod firecracker;
 mod host;
+mod memory;
 mod net;
 mod report;
 mod size;
@@ -21,11 +23,13 @@ use devices::backend::net::InterfaceName;
 use thiserror::Error;
 
 use self::cmdline::{Additions, Root};
+use crate::host::IdList;
 
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
 pub use host::HostFacts;
+pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, Pages};
 pub use net::{MacAddress, MacAddressError, NetConfig, NetSource, NetTuning};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
@@ -85,24 +89,6 @@ pub enum SerialTarget {
     Pty,
     /// Nothing.
     Null,
-}
-
-/// Guest memory.
-#[derive(Debug, Clone, Copy)]
-pub struct MemoryConfig {
-    /// Size in bytes; a whole number of MiB.
-    pub size_bytes: u64,
-    /// What stands behind it.
-    pub backing: MemoryBacking,
-}
-
-/// What stands behind guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemoryBacking {
-    /// Private anonymous pages: boots fastest and costs least.
-    Anonymous,
-    /// A memfd mapped shared, which another process can be handed.
-    Memfd,
 }
 
 /// What the machine starts with.
@@ -186,10 +172,32 @@ pub enum ConfigError {
     #[error("memory: 0 bytes: a machine needs at least 1M")]
     NoMemory,
     /// Memory that is not a whole number of MiB.
-    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}", whole_mib_near(*bytes))]
+    #[error("memory: {bytes} bytes is not a whole number of MiB: use {}", memory::whole_near(*bytes, MIB))]
     MemoryNotWholeMib {
         /// What was asked.
         bytes: u64,
+    },
+    /// Memory that is not a whole number of the pages it shall be made of.
+    #[error("memory: {} MiB is not a whole number of {pages} pages: use {}", bytes / MIB, memory::whole_near(*bytes, pages.pool_page_bytes().unwrap_or(MIB)))]
+    MemoryNotWholePages {
+        /// What was asked.
+        bytes: u64,
+        /// The pages.
+        pages: Pages,
+    },
+    /// Memory that the host cannot merge.
+    #[error("memory: merge: the host merges private 4 KiB pages only: leave out `merge`, or `shared` and `pages`")]
+    MemoryCannotMerge,
+    /// A list of nodes with none in it.
+    #[error("memory: nodes: the list is empty: name a node, such as 0")]
+    NoHostNodes,
+    /// More than one node to prefer.
+    #[error(
+        "memory: nodes: {nodes} are more than the one that can be preferred: use one, or the policy bind or interleave"
+    )]
+    OnePreferredNode {
+        /// What was asked.
+        nodes: IdList,
     },
     /// More memory than the host has.
     #[error("memory: {0} MiB is more than this host's {1} MiB (MemTotal): use at most {1}M", asked / MIB, host / MIB)]
@@ -387,30 +395,6 @@ impl VmConfig {
 fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     !name.is_empty() && name.len() <= ID_LENGTH_MAX && name.bytes().all(plain)
-}
-
-impl MemoryConfig {
-    fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
-        let bytes = self.size_bytes;
-        if bytes == 0 {
-            return Err(ConfigError::NoMemory);
-        }
-        if bytes > host.memory_bytes {
-            return Err(ConfigError::MemoryBeyondHost { asked: bytes, host: host.memory_bytes });
-        }
-        if !bytes.is_multiple_of(MIB) {
-            return Err(ConfigError::MemoryNotWholeMib { bytes });
-        }
-        Ok(())
-    }
-}
-
-/// The sizes on both sides of one that is not whole, as far as there are any.
-fn whole_mib_near(bytes: u64) -> String {
-    match (bytes / MIB, bytes.div_ceil(MIB)) {
-        (0, above) => format!("{above}M"),
-        (below, above) => format!("{below}M or {above}M"),
-    }
 }
 
 fn validate_cmdline(cmdline: &str) -> Result<(), ConfigError> {

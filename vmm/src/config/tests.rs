@@ -5,7 +5,7 @@ const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30 };
 fn config() -> VmConfig {
     VmConfig {
         cpus: 1,
-        memory: MemoryConfig { size_bytes: 512 * MIB, backing: MemoryBacking::Anonymous },
+        memory: MemoryConfig::new(512 * MIB),
         boot: Some(BootConfig {
             kernel: KernelSource::BuiltIn(b""),
             initrd: None,

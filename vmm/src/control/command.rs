@@ -17,6 +17,7 @@ use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::{BodyError, Change};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
 use crate::metrics::{FirecrackerFile, Snapshot};
+use crate::placement::PlacementSource;
 
 /// What a client asks.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub enum Command {
     ReadConfig,
     /// Tell what its devices do.
     ListDevices,
+    /// Tell what tells where its memory is; what it is, before there is a machine.
+    ReadPlacement,
     /// Tell what the machine has counted.
     ReadMetrics,
     /// Write these figures to this file from now on.
@@ -100,6 +103,8 @@ pub enum Reply {
     Config(Box<VmConfig>),
     /// What its devices do.
     Devices(Vec<DeviceReport>),
+    /// What tells where its memory is.
+    Placement(PlacementSource),
     /// What it has counted.
     Metrics(Box<Snapshot>),
     /// The jobs, oldest first.

@@ -271,6 +271,7 @@ impl<'a> ControlLoop<'a> {
             Command::Configure(_) => (Action::Configure, None),
             Command::Start => (Action::Start, None),
             Command::ReadConfig => return Ok(Reply::Config(Box::new(self.config.clone()))),
+            Command::ReadPlacement => return Ok(Reply::Placement(self.machine.placement().clone())),
             Command::ReadMetrics => return Ok(Reply::Metrics(Box::new(self.machine.metrics()))),
             Command::FlushMetrics => {
                 self.machine.state().accepts(Action::FlushMetrics)?;

@@ -116,7 +116,8 @@ impl ControlPlane {
                 Err(error) => Step::GoOn(Err(CommandError::Start(error.to_string()))),
             },
             Command::Stop { .. } => Step::Stop,
-            Command::ReadConfig => Step::GoOn(Ok(Reply::Config(Box::new(config.clone())))),
+            // Nothing is anywhere yet.
+            Command::ReadConfig | Command::ReadPlacement => Step::GoOn(Ok(Reply::Config(Box::new(config.clone())))),
             Command::ListDevices => Step::GoOn(Ok(Reply::Devices(Vec::new()))),
             Command::ReadMetrics => Step::GoOn(Ok(Reply::Metrics(Box::new(Snapshot::of_no_machine())))),
             Command::FlushMetrics => refuse(Action::FlushMetrics),

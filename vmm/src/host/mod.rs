@@ -27,4 +27,5 @@ pub use facts::{
     PoolFacts, SeccompFacts, Virtualization,
 };
 pub use id_list::{IdList, IdListError};
+pub(crate) use read::{allowed_memory_nodes, nodes_and_pools};
 pub use verdicts::{Group, Level, Verdict, obstacle, verdicts};

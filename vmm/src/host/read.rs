@@ -13,6 +13,7 @@ use super::tree::{Tree, field, field_bytes};
 
 const CPUS: &str = "sys/devices/system/cpu";
 const NODES: &str = "sys/devices/system/node";
+const POOLS: &str = "sys/kernel/mm/hugepages";
 const THP: &str = "sys/kernel/mm/transparent_hugepage";
 
 impl Facts {
@@ -37,6 +38,18 @@ impl Facts {
             kvm: kvm(tree, probes),
         }
     }
+}
+
+/// The online nodes, and the HugePage pools of the whole host: what files tell, and nothing opened beside them.
+pub(crate) fn nodes_and_pools() -> (Vec<NodeFacts>, Vec<PoolFacts>) {
+    let tree = Tree::at(Path::new("/"));
+    (nodes(&tree), pools(&tree, POOLS))
+}
+
+/// The nodes that this process may have memory of.
+pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
+    let status = Tree::at(Path::new("/")).text("proc/self/status")?;
+    field(&status, "Mems_allowed_list")?.parse().ok()
 }
 
 fn misc_devices(tree: &Tree) -> BTreeMap<String, u32> {
@@ -127,7 +140,7 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
     MemoryFacts {
         total_bytes: field_bytes(&info, "MemTotal"),
         available_bytes: field_bytes(&info, "MemAvailable"),
-        pools: pools(tree, "sys/kernel/mm/hugepages"),
+        pools: pools(tree, POOLS),
         thp: thp(tree),
         // The shared memory that husk uses is memfds, which the sizes' own switches (for shared anonymous memory) leave
         // alone.

@@ -30,8 +30,9 @@ use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
-use crate::config::{HardwareTables, KernelSource, VmConfig};
+use crate::config::{HardwareTables, KernelSource, MemoryConfig, VmConfig};
 use crate::control::{EventSender, State};
+use crate::placement::{self, HostMemory, PlacementError, PlacementSource, Settled};
 use crate::vcpu::{
     ExitCounts, FirstState, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler,
 };
@@ -51,6 +52,9 @@ pub enum BuildError {
     /// KVM does not give it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Its memory cannot be where it was asked to be.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// Its memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -118,7 +122,8 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let memory = Arc::new(memory::map(&config.memory)?);
+        let settled = settle(&config.memory)?;
+        let memory = Arc::new(memory::map(&config.memory, &settled.placement)?);
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -138,8 +143,21 @@ impl Machine {
         let (Parts { kernel, devices }, templates, Created { vm, fds }) = (parts?, templates?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
-        Ok(Self { vcpus, devices, vm, memory, state: State::NotStarted, first_entry: None, ended: None })
+        let placement = PlacementSource::new(&memory, settled);
+        Ok(Self { vcpus, devices, vm, memory, placement, state: State::NotStarted, first_entry: None, ended: None })
     }
+}
+
+/// Holds memory's placement against the host, which is asked only where it has a say.
+fn settle(memory: &MemoryConfig) -> Result<Settled, PlacementError> {
+    if !memory.placement.needs_the_host() {
+        return Ok(Settled { placement: memory.placement.clone(), differences: Vec::new() });
+    }
+    let settled = placement::settle(memory, &HostMemory::read())?;
+    for difference in &settled.differences {
+        log::warn!("best effort: {difference}");
+    }
+    Ok(settled)
 }
 
 /// What is made without the VM.

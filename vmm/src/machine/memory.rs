@@ -1,6 +1,7 @@
 //! Guest memory: mapped once, before anything that is created in the VM, and never changed after.
 #![expect(unsafe_code, reason = "KVM is told which host memory is the guest's")]
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -8,11 +9,12 @@ use arch::{GuestMemory, layout};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use crate::config::{MIB, MemoryBacking, MemoryConfig};
+use crate::config::{MIB, MemoryBacking, MemoryConfig, MemoryPlacement, Pages};
 use crate::memfd;
+use crate::placement::{self, ApplyError};
 
 /// What keeps a machine from having its memory.
 #[derive(Debug, Error)]
@@ -26,13 +28,18 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The mapping is refused.
-    #[error("cannot map {} MiB of guest memory: {cause}: give the guest less, or check ulimit -v and vm.overcommit_memory", bytes / MIB)]
+    #[error("cannot map {} MiB of guest memory: {cause}: {}", bytes / MIB, map_hint(*pages))]
     Map {
         /// How much was asked.
         bytes: u64,
+        /// On which pages.
+        pages: Pages,
         /// What the host said. Its text has its own source's in it.
-        cause: FromRangesError,
+        cause: MmapRegionError,
     },
+    /// It cannot be where it shall be.
+    #[error(transparent)]
+    Place(#[from] ApplyError),
     /// KVM does not take a region.
     #[error("cannot give KVM {} MiB of memory at guest address {address:#x} (slot {slot})", bytes / MIB)]
     Slot {
@@ -47,28 +54,93 @@ pub enum MemoryError {
     },
 }
 
-/// Maps guest memory as `config` says, at the addresses where the machine has RAM.
+fn map_hint(pages: Pages) -> &'static str {
+    match pages.pool_page_bytes() {
+        Some(_) => "the pool has too few HugePages now: add some, and start again",
+        None => "give the guest less, or check ulimit -v and vm.overcommit_memory",
+    }
+}
+
+/// Maps guest memory as `config` says, at the addresses where the machine has RAM, with `placement` for what the host has
+/// settled on: nothing is touched before its policy is set, and what shall be there from the start is.
 ///
 /// # Errors
 /// The host cannot give it.
-pub(crate) fn map(config: &MemoryConfig) -> Result<GuestMemory, MemoryError> {
+pub(crate) fn map(config: &MemoryConfig, placement: &MemoryPlacement) -> Result<GuestMemory, MemoryError> {
     let bytes = config.size_bytes;
     let file = match config.backing {
         MemoryBacking::Anonymous => None,
-        MemoryBacking::Memfd => Some(Arc::new(
-            memfd::create("husk-guest-memory", bytes).map_err(|source| MemoryError::Memfd { bytes, source })?,
-        )),
+        MemoryBacking::Memfd => Some(memfd_of(bytes, placement.pages)?),
     };
     let mut offset = 0;
-    let ranges: Vec<(GuestAddress, usize, Option<FileOffset>)> = layout::ram_ranges(bytes)
-        .into_iter()
-        .map(|(address, length)| {
-            let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
-            offset += length;
-            (address, usize::try_from(length).expect("a 64-bit host addresses 64 bits"), place)
-        })
-        .collect();
-    GuestMemory::from_ranges_with_files(ranges).map_err(|cause| MemoryError::Map { bytes, cause })
+    let mut regions = Vec::with_capacity(2);
+    for (address, length) in layout::ram_ranges(bytes) {
+        let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
+        offset += length;
+        let mapping = map_aligned(place, length, placement.pages).map_err(|cause| MemoryError::Map {
+            bytes,
+            pages: placement.pages,
+            cause,
+        })?;
+        let region = GuestRegionMmap::new(mapping, address).expect("RAM ends below 64 bits");
+        placement::advise(&region, placement)?;
+        regions.push(region);
+    }
+    let memory = GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart");
+    if placement.is_prefaulted() {
+        placement::prefault(&memory, placement)?;
+    }
+    if placement.lock {
+        placement::lock(&memory)?;
+    }
+    Ok(memory)
+}
+
+fn memfd_of(bytes: u64, pages: Pages) -> Result<Arc<File>, MemoryError> {
+    const NAME: &str = "husk-guest-memory";
+    let file = match pages.pool_page_bytes() {
+        None => memfd::create(NAME, bytes),
+        Some(page_bytes) => memfd::create_huge(NAME, bytes, page_bytes),
+    };
+    file.map(Arc::new).map_err(|source| MemoryError::Memfd { bytes, source })
+}
+
+/// Maps a region so that host and guest addresses are alike within the largest page that it may be made of: no huge page
+/// forms across a guest's and a host's that do not match. Guest addresses are whole GiB.
+fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<MmapRegion, MmapRegionError> {
+    let length = usize::try_from(length).expect("a 64-bit host addresses 64 bits");
+    let sharing = if place.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    let flags = match pages.pool_page_bytes() {
+        // Reserved: what the pool cannot give is refused here.
+        Some(page) if place.is_none() => sharing | libc::MAP_HUGETLB | huge_shift(page),
+        Some(_) => sharing,
+        None => sharing | libc::MAP_NORESERVE,
+    };
+    let map = || MmapRegion::build(place.clone(), length, libc::PROT_READ | libc::PROT_WRITE, flags);
+    let mapping = map()?;
+    // Pages of a pool are mapped so always, others by newer kernels.
+    let beyond = mapping.as_ptr().addr() % THP_BYTES;
+    if pages != Pages::Transparent || beyond == 0 {
+        return Ok(mapping);
+    }
+    // The kernel fills its mappings' room downwards: what is mapped where the first one's end was ends lower by so much.
+    drop(mapping);
+    let spacer = MmapRegion::<()>::build(None, beyond, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)?;
+    let mapping = map()?;
+    drop(spacer);
+    if !mapping.as_ptr().addr().is_multiple_of(THP_BYTES) {
+        log::warn!("memory: its host addresses are not multiples of 2 MiB: few transparent HugePages will form");
+    }
+    Ok(mapping)
+}
+
+/// What a transparent HugePage maps.
+const THP_BYTES: usize = 2 << 20;
+
+/// The size of a pool's pages in mmap's flags.
+fn huge_shift(page_bytes: u64) -> libc::c_int {
+    let shift = libc::c_int::try_from(page_bytes.trailing_zeros()).expect("below 64");
+    shift << libc::MAP_HUGE_SHIFT
 }
 
 /// Gives KVM every region. Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.

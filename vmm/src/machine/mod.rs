@@ -34,6 +34,7 @@ pub use nets::NetChangeError;
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};
 use crate::metrics::{Snapshot, VcpuFigures};
+use crate::placement::PlacementSource;
 use crate::vcpu::{ExitKind, VcpuHandle};
 
 /// A machine, from its assembly to its end.
@@ -47,6 +48,7 @@ pub struct Machine {
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
     vm: VmFd,
     memory: Arc<GuestMemory>,
+    placement: PlacementSource,
     state: State,
     first_entry: Option<Instant>,
     ended: Option<Instant>,
@@ -129,6 +131,12 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// What tells where the machine's memory is.
+    #[must_use]
+    pub fn placement(&self) -> &PlacementSource {
+        &self.placement
     }
 
     /// Gives the serial port what was typed, and returns how many bytes it took. If not all,

@@ -9,10 +9,11 @@ use super::bodies::{
     NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
 };
 use super::{BodyError, DEFAULT_BOOT_ARGS, describe};
+use crate::config::extension::Placement;
 use crate::config::{
     BootConfig, BootEntry, CacheMode, ConfigError, CpuTemplate, DiskConfig, DiskEngine, DiskSource, DiskTuning,
-    Entropy, HostFacts, KernelSource, LimiterConfig, Limits, MIB, NetConfig, NetSource, NetTuning, Rate, RootDevice,
-    SerialTarget, TuningError, VmConfig,
+    Entropy, HostFacts, KernelSource, LimiterConfig, Limits, MIB, NetConfig, NetSource, NetTuning, Pages, Rate,
+    RootDevice, SerialTarget, TuningError, VmConfig,
 };
 
 /// A body that describes a part of a machine.
@@ -34,6 +35,8 @@ pub enum Change {
     Entropy(EntropyDevice),
     /// `PUT /serial`.
     Serial(SerialDevice),
+    /// `PUT /husk/v1/placement`.
+    Placement(Placement),
 }
 
 impl Change {
@@ -77,6 +80,7 @@ impl Change {
                 config.entropy_limits = entropy.rate_limiter.map(RateLimiter::into_config).unwrap_or_default();
             }
             Self::Serial(serial) => config.serial = serial.into_target(field)?,
+            Self::Placement(placement) => placement.apply(config),
         }
         Ok(())
     }
@@ -99,13 +103,16 @@ impl MachineConfiguration {
         let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
         not_yet(&field("smt"), asked(self.smt, "true"))?;
         not_yet(&field("track_dirty_pages"), asked(self.track_dirty_pages, "true"))?;
-        not_yet(&field("huge_pages"), asked(self.huge_pages == HugePages::TwoMib, "2M"))?;
-        not_yet(&field("huge_pages"), asked(self.huge_pages == HugePages::Transparent, "Transparent"))?;
         let template = self.cpu_template.as_deref().unwrap_or("None");
         not_yet(&field("cpu_template"), asked(template != "None", template))?;
         let problem = "is more MiB than 64 bits of bytes: use less";
         let too_much = || BodyError::Value { path: field("mem_size_mib"), problem };
         config.memory.size_bytes = self.mem_size_mib.checked_mul(MIB).ok_or_else(too_much)?;
+        config.memory.placement.pages = match self.huge_pages {
+            HugePages::None => Pages::HostsChoice,
+            HugePages::Transparent => Pages::Transparent,
+            HugePages::TwoMib => Pages::Huge2M,
+        };
         config.cpus = self.vcpu_count;
         Ok(())
     }

@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::bodies::{
-    BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, IoEngine, MachineConfiguration, NetworkInterface,
-    RateLimiter, SerialDevice, TokenBucket,
+    BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, HugePages, IoEngine, MachineConfiguration,
+    NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
 };
 use crate::config::{
     BootConfig, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig,
-    NetSource, Rate, RootDevice, SerialTarget, VmConfig,
+    NetSource, Pages, Rate, RootDevice, SerialTarget, VmConfig,
 };
 
 /// The whole machine, without what is the process's own: where logs and metrics go.
@@ -49,6 +49,12 @@ pub fn machine(config: &VmConfig) -> MachineConfiguration {
     MachineConfiguration {
         vcpu_count: config.cpus,
         mem_size_mib: config.memory.size_bytes / MIB,
+        huge_pages: match config.memory.placement.pages {
+            Pages::HostsChoice => HugePages::None,
+            Pages::Transparent => HugePages::Transparent,
+            // The document has no larger ones.
+            Pages::Huge2M | Pages::Huge1G => HugePages::TwoMib,
+        },
         ..MachineConfiguration::default()
     }
 }

@@ -23,9 +23,10 @@ use thiserror::Error;
 
 use self::bodies::{BootSource, Drive, EntropyDevice, MachineConfiguration, NetworkInterface, SerialDevice};
 use self::change::not_yet;
+use super::extension::Extension;
 use super::{
-    ConfigError, CpuTemplate, Entropy, HardwareTables, LimiterConfig, MIB, MacAddressError, MemoryBacking,
-    MemoryConfig, SerialTarget, VmConfig,
+    ConfigError, CpuTemplate, Entropy, HardwareTables, LimiterConfig, MIB, MacAddressError, MemoryConfig, SerialTarget,
+    VmConfig,
 };
 
 pub use change::Change;
@@ -117,6 +118,8 @@ struct ConfigFile {
     mmds_config: Option<Value>,
     pmem: Option<Value>,
     memory_hotplug: Option<Value>,
+    /// What the document cannot say.
+    husk: Option<Extension>,
 }
 
 /// A machine that nobody has described yet.
@@ -125,7 +128,7 @@ pub fn blank() -> VmConfig {
     let MachineConfiguration { vcpu_count, mem_size_mib, .. } = MachineConfiguration::default();
     VmConfig {
         cpus: vcpu_count,
-        memory: MemoryConfig { size_bytes: mem_size_mib * MIB, backing: MemoryBacking::Anonymous },
+        memory: MemoryConfig::new(mem_size_mib * MIB),
         boot: None,
         tables: HardwareTables::AcpiAndMp,
         disks: Vec::new(),
@@ -217,6 +220,9 @@ impl ConfigFile {
         }
         if let Some(serial) = self.serial {
             apply("serial.", Change::Serial(serial))?;
+        }
+        if let Some(extension) = self.husk {
+            extension.apply(&mut config);
         }
         Ok(config)
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::{
-    CacheMode, DiskEngine, DiskTuning, HostFacts, LimiterConfig, Limits, NetSource, NetTuning, Rate, RootDevice,
+    CacheMode, DiskEngine, DiskTuning, Honour, HostFacts, HostNodes, LimiterConfig, Limits, MemoryPlacement, NetSource,
+    NetTuning, NodePolicy, Pages, Rate, RootDevice,
 };
 
 /// A file of the shape that Firecracker's users have, nulls and all.
@@ -70,12 +71,31 @@ fn a_wrong_field_is_named_with_its_place() {
 }
 
 #[test]
+fn huge_pages_and_husks_own_key_say_where_memory_is() {
+    let placement = |sections: &str| parse(&with(sections)).unwrap().memory.placement;
+    let huge =
+        |pages: &str| format!(r#""machine-config": {{"vcpu_count": 1, "mem_size_mib": 64, "huge_pages": "{pages}"}}"#);
+    assert_eq!(placement(&huge("None")), MemoryPlacement::default());
+    assert_eq!(placement(&huge("Transparent")).pages, Pages::Transparent);
+    assert_eq!(placement(&huge("2M")).pages, Pages::Huge2M);
+    let memory = r#""memory": {"nodes": "0,2", "policy": "interleave", "prefault": true}"#;
+    let own = format!(r#""husk": {{"placement": {{{memory}, "best_effort": true}}}}"#);
+    let given = placement(&format!("{}, {own}", huge("2M")));
+    let nodes = HostNodes { nodes: "0,2".parse().unwrap(), policy: NodePolicy::Interleave };
+    assert_eq!((given.pages, given.nodes), (Pages::Huge2M, Some(nodes)));
+    assert!(given.prefault && !given.lock && given.honour == Honour::BestEffort);
+    let wrong = refused(&with(r#""husk": {"placement": {"memory": {"nodes": "0-x"}}}"#));
+    assert!(wrong.starts_with("husk.placement.memory.nodes: `0-x` is neither a number"), "{wrong}");
+    let unknown = refused(&with(r#""husk": {"placement": {"memory": {"node": "0"}}}"#));
+    assert!(unknown.starts_with("husk.placement.memory.node: unknown field"), "{unknown}");
+}
+
+#[test]
 fn what_husk_cannot_honour_yet_is_refused_by_name() {
     for (section, name) in [
         (r#""vsock": {"guest_cid": 3, "uds_path": "v"}"#, "vsock"),
         (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""pmem": [{"id": "p"}]"#, "pmem"),
-        (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "huge_pages": "2M"}"#, "machine-config.huge_pages"),
         (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#, "machine-config.smt"),
         (
             r#""drives": [{"drive_id": "d", "is_root_device": true, "is_read_only": true, "path_on_host": "p",

@@ -1,0 +1,150 @@
+//! Guest memory on the pages and nodes that were asked for: given and looked up, or refused with nothing left behind.
+
+mod common;
+
+use common::guest::PROBE;
+use common::husk;
+use common::pool::Pool;
+use common::vm::Vm;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// A VM of 64 MiB that runs with this placement.
+fn placed(machine: &Value, placement: &Value) -> Vm {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    vm.patch("/machine-config", machine).done();
+    vm.put("/husk/v1/placement", placement).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    vm
+}
+
+fn bytes(memory: &Value, field: &str) -> u64 {
+    memory[field].as_u64().unwrap_or_else(|| panic!("no {field} in {memory}"))
+}
+
+#[test]
+fn memory_of_huge_pages_on_a_node_is_there_before_the_guest_and_told_page_by_page() {
+    let pool = Pool::of_2m(32);
+    for backing in ["anonymous", "shared"] {
+        let before = pool.free();
+        let size = if backing == "shared" { "64M,shared,pages=2M,nodes=0" } else { "64M,pages=2M,nodes=0" };
+        let folder = common::folder::Folder::new();
+        let socket = folder.at("s");
+        let run = ["run", "--kernel", PROBE, "--cmdline", "check=serial end=poweroff", "--memory", size];
+        let husk = husk(run).args(["--api-sock", &socket]).start();
+        husk.wait_for("SERIAL WAIT");
+        let report = common::http::Connection::open(&socket).ask("GET", "/husk/v1/placement", "").json();
+        let memory = &report["memory"];
+        assert_eq!(bytes(memory, "pool_bytes"), 64 * MIB, "{backing}: {report}");
+        assert_eq!(bytes(memory, "resident_bytes"), 64 * MIB, "{backing}: {report}");
+        assert_eq!(bytes(memory, "elsewhere_bytes"), 0, "{backing}: {report}");
+        assert_eq!(memory["regions"][0]["resident_by_node"], json!({ "0": 64 * MIB }), "{backing}: {report}");
+        assert_eq!(before - pool.free(), 32, "{backing}");
+        husk.signal(libc::SIGTERM);
+        assert_eq!(husk.end().code(), Some(0));
+        assert_eq!(pool.free(), before, "{backing}: given back");
+    }
+}
+
+#[test]
+fn firecrackers_huge_pages_come_from_the_pool_as_the_guest_touches_them() {
+    let pool = Pool::of_2m(32);
+    let mut vm = placed(&json!({ "huge_pages": "2M" }), &json!({}));
+    let memory = vm.get("/husk/v1/placement")["memory"].clone();
+    let there = bytes(&memory, "pool_bytes");
+    assert!((2 * MIB..=64 * MIB).contains(&there) && there.is_multiple_of(2 * MIB), "{memory}");
+    assert_eq!(bytes(&memory, "resident_bytes"), there, "{memory}");
+    assert_eq!(vm.get("/machine-config")["huge_pages"], "2M");
+    vm.stop();
+    drop(pool);
+}
+
+#[test]
+fn a_pool_that_somebody_else_empties_ends_in_a_refusal_and_never_in_a_signal() {
+    // Enough for one machine and a half: of two that start at once at most one gets what it checked for.
+    let pool = Pool::of_2m(48);
+    let free = pool.free();
+    let start =
+        || husk(["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", "64M,pages=2M,nodes=0"]).start();
+    for round in 0..10 {
+        let both = [start(), start()].map(common::Husk::end);
+        for ended in &both {
+            match ended.code() {
+                Some(0) => {}
+                Some(1) => assert!(ended.stderr.contains("HugePages"), "round {round}: {ended}"),
+                _ => panic!("round {round}: {ended}"),
+            }
+        }
+        assert_eq!(pool.free(), free, "round {round}: nothing is left reserved");
+    }
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_refused_with_the_shortfall_unless_the_best_effort_is_enough() {
+    let pool = Pool::of_2m(8);
+    let short = 32 - pool.free();
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" } })).done();
+    let start = json!({ "action_type": "InstanceStart" });
+    let mend = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    vm.put("/actions", &start).refused(&["32 HugePages of 2M are needed", &format!("{short} short"), mend]);
+    assert_eq!(vm.state(), "Not started");
+    vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" }, "best_effort": true })).done();
+    vm.put("/actions", &start).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let report = vm.get("/husk/v1/placement");
+    assert_eq!(report["memory"]["given"]["pages"], "transparent", "{report}");
+    assert!(report["differences"][0].as_str().is_some_and(|text| text.contains("32 HugePages of 2M")), "{report}");
+    vm.stop();
+}
+
+#[test]
+fn prefaulted_and_locked_memory_is_there_and_locked() {
+    let placement = json!({ "memory": { "prefault": true, "lock": true, "nodes": "0", "policy": "interleave" } });
+    let mut vm = placed(&json!({}), &placement);
+    let memory = vm.get("/husk/v1/placement")["memory"].clone();
+    for field in ["resident_bytes", "locked_bytes"] {
+        assert_eq!(bytes(&memory, field), 64 * MIB, "{field}: {memory}");
+    }
+    vm.stop();
+}
+
+#[test]
+fn transparent_huge_pages_form_where_they_are_asked_for_and_only_there() {
+    let transparent = |pages: &str| {
+        let mut vm = placed(&json!({}), &json!({ "memory": { "pages": pages, "prefault": true } }));
+        let memory = vm.get("/husk/v1/placement")["memory"].clone();
+        assert_eq!(bytes(&memory, "resident_bytes"), 64 * MIB, "{memory}");
+        vm.stop();
+        bytes(&memory, "transparent_bytes")
+    };
+    // The host may be short of free 2 MiB, but not of all of it.
+    assert!(transparent("transparent") >= 32 * MIB);
+    assert_eq!(transparent("none"), 0);
+}
+
+#[test]
+fn what_no_host_can_honour_is_named_with_what_can() {
+    let mut vm = Vm::new();
+    vm.describe("end=poweroff");
+    let refused = |vm: &mut Vm, memory: Value, parts: &[&str]| {
+        let answer = vm.put("/husk/v1/placement", &json!({ "memory": memory }));
+        assert_eq!(answer.status, 400, "{answer:?}");
+        let message = answer.json()["message"].as_str().map(str::to_owned).unwrap_or_default();
+        parts.iter().for_each(|part| assert!(message.contains(part), "`{part}` is not in `{message}`"));
+    };
+    refused(&mut vm, json!({ "pages": "4M" }), &["memory.pages", "4M", "none", "transparent", "2M", "1G"]);
+    refused(&mut vm, json!({ "pages": "1G" }), &["64 MiB", "1G pages", "1024M"]);
+    refused(&mut vm, json!({ "nodes": "" }), &["nodes", "name a node"]);
+    refused(&mut vm, json!({ "nodes": "0-1", "policy": "preferred" }), &["0-1", "bind or interleave"]);
+    refused(&mut vm, json!({ "pages": "2M", "merge": true }), &["merge"]);
+    // What only the start can know.
+    vm.put("/husk/v1/placement", &json!({ "memory": { "nodes": "60000" } })).done();
+    let start = json!({ "action_type": "InstanceStart" });
+    vm.put("/actions", &start).refused(&["no node 60000", "its nodes are 0"]);
+    assert_eq!(vm.get("/husk/v1/placement")["memory"]["given"]["nodes"], "60000");
+}

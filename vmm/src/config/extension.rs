@@ -1,0 +1,71 @@
+//! What Firecracker's document cannot say of a machine: the key `husk` of the configuration file, and `PUT
+//! /husk/v1/placement`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Honour, HostNodes, MemoryPlacement, NodePolicy, Pages, VmConfig};
+use crate::host::IdList;
+
+/// husk's own part of a configuration file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Extension {
+    /// Where the machine is on the host.
+    pub placement: Option<Placement>,
+}
+
+/// Where the machine is on the host. What is absent is left to the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Placement {
+    /// Guest memory.
+    pub memory: Memory,
+    /// Whether what the host cannot honour is left out, and told, where the start would be refused otherwise.
+    pub best_effort: bool,
+}
+
+/// Where guest memory is, and on which pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// The pages that it is made of; absent is what `machine-config` says.
+    pub pages: Option<Pages>,
+    /// The host's NUMA nodes that it comes from, as in `0-1,3`.
+    pub nodes: Option<IdList>,
+    /// How they are used.
+    pub policy: NodePolicy,
+    /// Whether all of it is there before the guest starts.
+    pub prefault: bool,
+    /// Whether it stays in memory.
+    pub lock: bool,
+    /// Whether the host may merge its pages with equal ones.
+    pub merge: bool,
+    /// Whether it is part of a core dump.
+    pub dump: bool,
+}
+
+impl Extension {
+    /// Applies it, unchecked.
+    pub(super) fn apply(self, config: &mut VmConfig) {
+        if let Some(placement) = self.placement {
+            placement.apply(config);
+        }
+    }
+}
+
+impl Placement {
+    /// Applies it, unchecked, in the place of what was there.
+    pub(super) fn apply(self, config: &mut VmConfig) {
+        let Memory { pages, nodes, policy, prefault, lock, merge, dump } = self.memory;
+        config.memory.placement = MemoryPlacement {
+            pages: pages.unwrap_or(config.memory.placement.pages),
+            nodes: nodes.map(|nodes| HostNodes { nodes, policy }),
+            prefault,
+            lock,
+            merge,
+            dump,
+            honour: if self.best_effort { Honour::BestEffort } else { Honour::Strictly },
+        };
+    }
+}

@@ -1,0 +1,228 @@
+//! Policy, advice, prefault and lock on guest memory that is mapped and not touched yet.
+#![expect(unsafe_code, reason = "mbind, madvise and mlock have no safe interface in libc")]
+
+use std::io;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use arch::GuestMemory;
+use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::config::{HostNodes, MIB, MemoryPlacement, NodePolicy, Pages};
+use crate::host::IdList;
+
+/// What the kernel does not do to guest memory.
+#[derive(Debug, Error)]
+#[error("memory: cannot {what} {} MiB at guest address {address:#x}: {cause}: {hint}", bytes / MIB)]
+pub struct ApplyError {
+    what: &'static str,
+    address: u64,
+    bytes: u64,
+    cause: io::Error,
+    hint: &'static str,
+}
+
+/// A part of guest memory, as the host sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) guest: u64,
+    pub(super) host: usize,
+    pub(super) bytes: u64,
+}
+
+impl Span {
+    pub(super) fn of(region: &GuestRegionMmap) -> Self {
+        let slice = region.as_volatile_slice().expect("a mapped region has a host address");
+        let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
+        Self { guest: region.start_addr().0, host, bytes: region.len() }
+    }
+
+    fn failed(self, what: &'static str, hint: &'static str) -> impl FnOnce(io::Error) -> ApplyError {
+        move |cause| ApplyError { what, address: self.guest, bytes: self.bytes, cause, hint }
+    }
+
+    fn madvise(self, advice: libc::c_int) -> io::Result<()> {
+        let start = std::ptr::with_exposed_provenance_mut(self.host);
+        let length = usize::try_from(self.bytes).expect("a 64-bit host addresses 64 bits");
+        loop {
+            // SAFETY: the span is a mapping of the caller's, and none of the advices here takes away what it holds.
+            if unsafe { libc::madvise(start, length, advice) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
+    fn mbind(self, nodes: &HostNodes) -> io::Result<()> {
+        let mode = match nodes.policy {
+            NodePolicy::Bind => libc::MPOL_BIND,
+            NodePolicy::Preferred => libc::MPOL_PREFERRED,
+            NodePolicy::Interleave => libc::MPOL_INTERLEAVE,
+        };
+        // Another cpuset must not renumber what was asked.
+        let mode = mode | libc::MPOL_F_STATIC_NODES;
+        let mask = mask(&nodes.nodes);
+        // The kernel looks at one bit less than it is told.
+        let bits = 64 * mask.len() + 1;
+        // SAFETY: mbind reads `bits - 1` bits of the mask, and touches nothing of the span but its policy.
+        let failed = unsafe {
+            libc::syscall(libc::SYS_mbind, self.host, self.bytes, mode, mask.as_ptr(), bits, 0 as libc::c_uint)
+        } != 0;
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn mlock(self) -> io::Result<()> {
+        let start = std::ptr::with_exposed_provenance(self.host);
+        let length = usize::try_from(self.bytes).expect("a 64-bit host addresses 64 bits");
+        // SAFETY: the span is a mapping of the caller's; to lock it changes nothing in it.
+        let failed = unsafe { libc::mlock(start, length) } != 0;
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Says, before its first touch, where a region's pages shall come from and what may be done with them.
+///
+/// # Errors
+/// The kernel does not take it.
+pub(crate) fn advise(region: &GuestRegionMmap, placement: &MemoryPlacement) -> Result<(), ApplyError> {
+    let span = Span::of(region);
+    if let Some(nodes) = &placement.nodes {
+        span.mbind(nodes).map_err(span.failed("bind to its nodes (mbind)", "check the nodes with `husk host`"))?;
+    }
+    let mut advices = Vec::with_capacity(3);
+    if !placement.dump {
+        advices.push((libc::MADV_DONTDUMP, "keep out of core dumps (MADV_DONTDUMP)", "set dump=on"));
+    }
+    if placement.pages == Pages::Transparent {
+        advices.push((libc::MADV_HUGEPAGE, "make of transparent HugePages (MADV_HUGEPAGE)", "set pages=none"));
+    }
+    if placement.merge {
+        advices.push((
+            libc::MADV_MERGEABLE,
+            "offer for merging (MADV_MERGEABLE)",
+            "this kernel has no KSM: set merge=off",
+        ));
+    }
+    for (advice, what, hint) in advices {
+        span.madvise(advice).map_err(span.failed(what, hint))?;
+    }
+    Ok(())
+}
+
+/// Keeps all of memory where it is: what is not there yet comes now.
+///
+/// # Errors
+/// The limit is too low, or the host has no memory for it.
+pub(crate) fn lock(memory: &GuestMemory) -> Result<(), ApplyError> {
+    for span in memory.iter().map(Span::of) {
+        span.mlock().map_err(span.failed("lock (mlock)", "raise RLIMIT_MEMLOCK, or free memory"))?;
+    }
+    Ok(())
+}
+
+/// How much this process may lock, in bytes; `None` for any amount.
+pub(super) fn lockable_bytes() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes to the place it is given, which is of its type.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } != 0;
+    // SAFETY: geteuid takes nothing and cannot fail. Root may lock any amount (CAP_IPC_LOCK).
+    let root = unsafe { libc::geteuid() } == 0;
+    (!failed && !root && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// What one step of a prefault populates: small enough that CPUs share the work evenly, a whole number of pages of any size.
+const STEP_BYTES: u64 = 64 * MIB;
+/// More threads than this wait for the memory, not for each other.
+const THREADS_MAX: usize = 32;
+
+/// Brings every page of memory in, with all CPUs that there are (MADV_POPULATE_WRITE: an empty pool is an error here, and no
+/// signal).
+///
+/// # Errors
+/// The host has no page where one must come from.
+pub(crate) fn prefault(memory: &GuestMemory, placement: &MemoryPlacement) -> Result<(), ApplyError> {
+    let step = placement.pages.pool_page_bytes().unwrap_or(0).max(STEP_BYTES);
+    let spans: Vec<Span> = memory.iter().flat_map(|region| steps(Span::of(region), step)).collect();
+    let total: u64 = spans.iter().map(|span| span.bytes).sum();
+    let hint = match placement.pages.pool_page_bytes() {
+        Some(_) => "another process took pages of the pool: add some, and start again",
+        None => "free memory on its nodes, or give the guest less",
+    };
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || -> Result<(), ApplyError> {
+        loop {
+            let index = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("far below 64 bits");
+            let Some(&span) = spans.get(index) else { return Ok(()) };
+            if let Err(error) = span.madvise(libc::MADV_POPULATE_WRITE) {
+                // The others stop at their next step.
+                next.store(u64::try_from(spans.len()).expect("far below 64 bits"), Ordering::Relaxed);
+                return Err(span.failed("prefault (MADV_POPULATE_WRITE)", hint)(error));
+            }
+            tell(done.fetch_add(span.bytes, Ordering::Relaxed), span.bytes, total);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX).min(spans.len());
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().fold(own, |first, other| {
+            first.and(other.join().expect("with panic = abort a thread returns or the process ends"))
+        })
+    })
+}
+
+/// A line for each tenth of a prefault that takes its time.
+fn tell(before: u64, bytes: u64, total: u64) {
+    const WORTH_TELLING: u64 = 4096 * MIB;
+    let tenth = |bytes: u64| bytes * 10 / total;
+    if total >= WORTH_TELLING && tenth(before) != tenth(before + bytes) {
+        log::info!("memory: {} of {} MiB prefaulted", (before + bytes) / MIB, total / MIB);
+    }
+}
+
+fn steps(span: Span, step: u64) -> impl Iterator<Item = Span> {
+    (0..span.bytes.div_ceil(step)).map(move |index| {
+        let offset = index * step;
+        Span {
+            guest: span.guest + offset,
+            host: span.host + usize::try_from(offset).expect("a 64-bit host addresses 64 bits"),
+            bytes: step.min(span.bytes - offset),
+        }
+    })
+}
+
+/// Node numbers as the kernel's system calls take them.
+fn mask(nodes: &IdList) -> Vec<u64> {
+    let words = nodes.iter().max().map_or(1, |last| usize::from(last) / 64 + 1);
+    let mut mask = vec![0; words];
+    for node in nodes.iter() {
+        mask[usize::from(node) / 64] |= 1 << (node % 64);
+    }
+    mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_has_a_bit_for_each_node() {
+        let mask = |text: &str| mask(&text.parse().unwrap());
+        assert_eq!(mask("0"), [1]);
+        assert_eq!(mask("0-1,63"), [3 | 1 << 63]);
+        assert_eq!(mask("64,127"), [0, 1 | 1 << 63]);
+    }
+
+    #[test]
+    fn steps_cover_a_span_and_nothing_beside_it() {
+        let span = Span { guest: 1 << 32, host: 1 << 40, bytes: 5 };
+        let steps: Vec<_> =
+            steps(span, 2).map(|step| (step.guest - (1 << 32), step.host - (1 << 40), step.bytes)).collect();
+        assert_eq!(steps, [(0, 0, 2), (2, 2, 2), (4, 4, 1)]);
+    }
+}

@@ -1,0 +1,121 @@
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn pool(page_bytes: u64, total: u64, free: u64, reserved: Option<u64>) -> PoolFacts {
+    PoolFacts { page_bytes, total, free, reserved }
+}
+
+fn node(id: u16, total_bytes: u64, pools: Vec<PoolFacts>) -> NodeFacts {
+    NodeFacts { id, cpus: IdList::default(), total_bytes: Some(total_bytes), free_bytes: None, pools }
+}
+
+/// Two nodes of 8 GiB with 512 and 100 free pages of 2M, and a third without memory.
+fn host() -> HostMemory {
+    let small = 2 << 20;
+    HostMemory {
+        nodes: vec![
+            node(0, 8 * GIB, vec![pool(small, 600, 512, None)]),
+            node(1, 8 * GIB, vec![pool(small, 100, 100, None)]),
+            node(2, 0, vec![]),
+        ],
+        allowed_nodes: None,
+        pools: vec![pool(small, 700, 612, Some(12))],
+        lockable_bytes: None,
+    }
+}
+
+fn asked(gib_halves: u64, pages: Pages, nodes: &str, policy: NodePolicy) -> MemoryConfig {
+    let nodes = (!nodes.is_empty()).then(|| HostNodes { nodes: nodes.parse().unwrap(), policy });
+    let placement = MemoryPlacement { pages, nodes, ..MemoryPlacement::default() };
+    MemoryConfig { placement, ..MemoryConfig::new(gib_halves * GIB / 2) }
+}
+
+fn refused(config: &MemoryConfig) -> String {
+    settle(config, &host()).unwrap_err().to_string()
+}
+
+#[test]
+fn what_the_host_has_is_granted_as_it_was_asked() {
+    for config in [
+        asked(1, Pages::HostsChoice, "", NodePolicy::Bind),
+        asked(16, Pages::Transparent, "0", NodePolicy::Bind),
+        asked(32, Pages::Transparent, "0-1", NodePolicy::Bind),
+        asked(2, Pages::Huge2M, "0", NodePolicy::Bind),
+        asked(2, Pages::Huge2M, "0-1", NodePolicy::Bind),
+        asked(2, Pages::Huge2M, "1", NodePolicy::Preferred),
+    ] {
+        let settled = settle(&config, &host()).unwrap();
+        assert_eq!(settled, Settled { placement: config.placement, differences: vec![] });
+    }
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_refused_with_the_shortfall_and_the_command() {
+    assert_eq!(
+        refused(&asked(3, Pages::Huge2M, "", NodePolicy::Bind)),
+        "memory: pages: 768 HugePages of 2M are needed and 600 are free: 168 short: \
+         echo 868 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    assert_eq!(
+        refused(&asked(1, Pages::Huge2M, "1", NodePolicy::Bind)),
+        "memory: pages: 256 HugePages of 2M are needed on node 1 and 100 are free: 156 short: \
+         echo 256 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
+        "large enough in all, too small on the node"
+    );
+    assert_eq!(
+        refused(&asked(1, Pages::Huge2M, "0-1", NodePolicy::Interleave)),
+        "memory: pages: 128 HugePages of 2M are needed on node 1 and 100 are free: 28 short: \
+         echo 128 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    assert_eq!(
+        refused(&asked(2, Pages::Huge1G, "", NodePolicy::Bind)),
+        "memory: pages: this host has no HugePages of 1G: it has 2M"
+    );
+}
+
+#[test]
+fn a_node_that_cannot_be_used_is_named_with_those_that_can() {
+    assert_eq!(
+        refused(&asked(1, Pages::HostsChoice, "0,7", NodePolicy::Bind)),
+        "memory: nodes: the host has no node 7: its nodes are 0-2"
+    );
+    assert_eq!(
+        refused(&asked(1, Pages::HostsChoice, "2", NodePolicy::Preferred)),
+        "memory: nodes: node 2 has no memory: use 0-1"
+    );
+    assert_eq!(
+        refused(&asked(17, Pages::HostsChoice, "0", NodePolicy::Bind)),
+        "memory: nodes: node 0 has 8192 MiB and the guest needs 8704: give it less, or more nodes"
+    );
+    let fenced = HostMemory { allowed_nodes: Some("1".parse().unwrap()), ..host() };
+    let error = settle(&asked(1, Pages::HostsChoice, "0", NodePolicy::Bind), &fenced).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "memory: nodes: husk may not use node 0: its cpuset allows 1: widen cpuset.mems of its cgroup"
+    );
+}
+
+#[test]
+fn more_than_may_be_locked_is_refused_with_what_would_do() {
+    let mut config = asked(1, Pages::HostsChoice, "", NodePolicy::Bind);
+    config.placement.lock = true;
+    let host = HostMemory { lockable_bytes: Some(8 << 20), ..host() };
+    assert_eq!(
+        settle(&config, &host).unwrap_err().to_string(),
+        "memory: lock: husk may lock 8192 KiB (RLIMIT_MEMLOCK) and the guest has 524288: ulimit -l 524288"
+    );
+}
+
+#[test]
+fn the_best_effort_leaves_out_what_cannot_be_and_tells_it() {
+    let mut config = asked(2, Pages::Huge1G, "7", NodePolicy::Bind);
+    config.placement.lock = true;
+    config.placement.honour = Honour::BestEffort;
+    let host = HostMemory { lockable_bytes: Some(0), ..host() };
+    let Settled { placement, differences } = settle(&config, &host).unwrap();
+    assert_eq!((placement.pages, placement.nodes, placement.lock), (Pages::Transparent, None, false));
+    let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3);
+    assert!(told[0].contains("node 7") && told[1].contains("1G") && told[2].contains("RLIMIT_MEMLOCK"), "{told:?}");
+}

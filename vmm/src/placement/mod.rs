@@ -1,0 +1,20 @@
+//! Memory where it was promised: what was asked is held against the host before anything is made, then applied before
+//! the first touch, then looked up page by page.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `check` | what the host can honour, a pure function of its nodes and pools |
+//! | `apply` | policy, advice, prefault and lock on a mapping |
+//! | `residency` | the node and the kind of every page that is there |
+//! | `report` | asked against is, for `GET /husk/v1/placement` |
+
+mod apply;
+mod check;
+mod report;
+mod residency;
+
+pub use apply::ApplyError;
+pub(crate) use apply::{advise, lock, prefault};
+pub(crate) use check::settle;
+pub use check::{HostMemory, PlacementError, Settled};
+pub use report::{MemoryReport, PlacementReport, PlacementSource};

@@ -1,0 +1,178 @@
+//! Asked against is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use arch::GuestMemory;
+use schemars::JsonSchema;
+use serde::Serialize;
+use vm_memory::GuestMemoryBackend;
+
+use super::apply::Span;
+use super::check::Settled;
+use super::residency::{self, ByNode};
+use crate::config::{MemoryConfig, MemoryPlacement, NodePolicy};
+
+/// What was asked and what is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct PlacementReport {
+    /// Guest memory.
+    pub memory: MemoryReport,
+    /// What the host could not honour at the start, where the best effort was asked for.
+    pub differences: Vec<String>,
+}
+
+/// Guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct MemoryReport {
+    /// What it was given; that is what was asked, but for the differences.
+    pub given: MemoryTerms,
+    /// Its size.
+    pub bytes: u64,
+    /// What is there of it.
+    pub resident_bytes: u64,
+    /// What is swapped out.
+    pub swapped_bytes: u64,
+    /// What is made of transparent HugePages.
+    pub transparent_bytes: u64,
+    /// What is made of pages of a HugePage pool.
+    pub pool_bytes: u64,
+    /// What is locked.
+    pub locked_bytes: u64,
+    /// What is on nodes that it shall not be on. With the policy `preferred` or without nodes that is none.
+    pub elsewhere_bytes: u64,
+    /// Its regions, in the order of their guest addresses.
+    pub regions: Vec<RegionReport>,
+}
+
+impl PlacementReport {
+    /// Of a machine that has not been started: nothing is anywhere yet.
+    #[must_use]
+    pub fn planned(config: &MemoryConfig) -> Self {
+        Self {
+            memory: MemoryReport {
+                given: MemoryTerms::from(&config.placement),
+                bytes: config.size_bytes,
+                resident_bytes: 0,
+                swapped_bytes: 0,
+                transparent_bytes: 0,
+                pool_bytes: 0,
+                locked_bytes: 0,
+                elsewhere_bytes: 0,
+                regions: Vec::new(),
+            },
+            differences: Vec::new(),
+        }
+    }
+}
+
+/// What memory was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct MemoryTerms {
+    /// `none` (the host's choice), `transparent`, `2M` or `1G`.
+    pages: &'static str,
+    /// Host nodes, as in `0-1`; null for any.
+    nodes: Option<String>,
+    /// `bind`, `preferred` or `interleave`; null without nodes.
+    policy: Option<&'static str>,
+    prefault: bool,
+    lock: bool,
+    merge: bool,
+    dump: bool,
+}
+
+/// A region of guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RegionReport {
+    /// Where it begins for the guest.
+    pub guest_address: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// The bytes that are there, by host node.
+    pub resident_by_node: BTreeMap<u16, u64>,
+}
+
+/// What a report is made from. To look at every page takes a while: it is the reader's thread that does.
+#[derive(Debug, Clone)]
+pub struct PlacementSource {
+    memory: Arc<GuestMemory>,
+    settled: Arc<Settled>,
+}
+
+impl PlacementSource {
+    pub(crate) fn new(memory: &Arc<GuestMemory>, settled: Settled) -> Self {
+        Self { memory: Arc::clone(memory), settled: Arc::new(settled) }
+    }
+
+    /// Looks at every page.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn report(&self) -> io::Result<PlacementReport> {
+        let placement = &self.settled.placement;
+        let page_bytes = placement.pages.pool_page_bytes().unwrap_or(arch::layout::PAGE_SIZE);
+        let spans: Vec<Span> = self.memory.iter().map(Span::of).collect();
+        let kinds = residency::kinds(&spans)?;
+        let regions = spans
+            .iter()
+            .map(|&span| {
+                let resident_by_node = residency::by_node(span, page_bytes)?;
+                Ok(RegionReport { guest_address: span.guest, bytes: span.bytes, resident_by_node })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(PlacementReport {
+            memory: MemoryReport {
+                given: MemoryTerms::from(placement),
+                bytes: spans.iter().map(|span| span.bytes).sum(),
+                resident_bytes: regions.iter().flat_map(|region| region.resident_by_node.values()).sum(),
+                swapped_bytes: kinds.swapped,
+                transparent_bytes: kinds.transparent,
+                pool_bytes: kinds.pool,
+                locked_bytes: kinds.locked,
+                elsewhere_bytes: regions.iter().map(|region| elsewhere(placement, &region.resident_by_node)).sum(),
+                regions,
+            },
+            differences: self.settled.differences.iter().map(ToString::to_string).collect(),
+        })
+    }
+}
+
+/// What is on nodes where it shall not be.
+fn elsewhere(placement: &MemoryPlacement, by_node: &ByNode) -> u64 {
+    let Some(asked) = placement.nodes.as_ref().filter(|nodes| nodes.policy != NodePolicy::Preferred) else { return 0 };
+    by_node.iter().filter(|(node, _)| !asked.nodes.contains(**node)).map(|(_, bytes)| bytes).sum()
+}
+
+impl From<&MemoryPlacement> for MemoryTerms {
+    fn from(placement: &MemoryPlacement) -> Self {
+        Self {
+            pages: placement.pages.name(),
+            nodes: placement.nodes.as_ref().map(|nodes| nodes.nodes.to_string()),
+            policy: placement.nodes.as_ref().map(|nodes| nodes.policy.name()),
+            prefault: placement.is_prefaulted(),
+            lock: placement.lock,
+            merge: placement.merge,
+            dump: placement.dump,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HostNodes;
+
+    #[test]
+    fn bytes_on_other_nodes_than_those_asked_for_are_counted() {
+        let on = |nodes: &str, policy| MemoryPlacement {
+            nodes: Some(HostNodes { nodes: nodes.parse().unwrap(), policy }),
+            ..MemoryPlacement::default()
+        };
+        let by_node = ByNode::from([(0, 10), (1, 5), (3, 2)]);
+        assert_eq!(elsewhere(&on("0", NodePolicy::Bind), &by_node), 7);
+        assert_eq!(elsewhere(&on("0-1", NodePolicy::Interleave), &by_node), 2);
+        assert_eq!(elsewhere(&on("0", NodePolicy::Preferred), &by_node), 0);
+        assert_eq!(elsewhere(&MemoryPlacement::default(), &by_node), 0);
+    }
+}

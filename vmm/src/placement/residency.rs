@@ -1,0 +1,149 @@
+//! Where guest memory is: the node of every page that is there, as move_pages(2) tells it, and how much of it is of which
+//! kind, as /proc/self/smaps does. Nothing is touched by looking.
+#![expect(unsafe_code, reason = "move_pages has no safe interface in libc")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ptr;
+
+use super::apply::Span;
+
+/// Bytes that are there, by node.
+pub(super) type ByNode = BTreeMap<u16, u64>;
+
+/// Addresses that the kernel is asked about at once.
+const BATCH: usize = 4096;
+
+/// The nodes of the pages of `page_bytes` bytes in a span. Pages that are not there are not counted.
+pub(super) fn by_node(span: Span, page_bytes: u64) -> io::Result<ByNode> {
+    let mut nodes = ByNode::new();
+    let mut addresses = Vec::with_capacity(BATCH);
+    let mut next = 0;
+    while next < span.bytes {
+        addresses.clear();
+        while addresses.len() < BATCH && next < span.bytes {
+            addresses.push(span.host + usize::try_from(next).expect("a 64-bit host addresses 64 bits"));
+            next += page_bytes;
+        }
+        for status in statuses(&addresses)? {
+            if let Ok(node) = u16::try_from(status) {
+                *nodes.entry(node).or_default() += page_bytes;
+            }
+        }
+    }
+    Ok(nodes)
+}
+
+/// The node of each address's page, or a negative error number where there is none.
+fn statuses(addresses: &[usize]) -> io::Result<Vec<libc::c_int>> {
+    const SELF: libc::pid_t = 0;
+    let mut statuses = vec![-libc::ENOENT; addresses.len()];
+    // SAFETY: without nodes to move to, the kernel only writes one status for each of the addresses, for which there is room.
+    let failed = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            SELF,
+            addresses.len(),
+            addresses.as_ptr(),
+            ptr::null::<libc::c_int>(),
+            statuses.as_mut_ptr(),
+            0 as libc::c_int,
+        )
+    } < 0;
+    // ENOENT: none of them is there.
+    match io::Error::last_os_error() {
+        error if failed && error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(statuses),
+    }
+}
+
+/// What kinds of pages there are, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Kinds {
+    /// Transparent HugePages that one entry of the page tables maps.
+    pub(super) transparent: u64,
+    /// Pages of a HugePage pool.
+    pub(super) pool: u64,
+    /// Locked.
+    pub(super) locked: u64,
+    /// Swapped out.
+    pub(super) swapped: u64,
+}
+
+/// The kinds of the pages of some spans.
+pub(super) fn kinds(spans: &[Span]) -> io::Result<Kinds> {
+    kinds_in(BufReader::new(File::open("/proc/self/smaps")?), spans)
+}
+
+fn kinds_in(smaps: impl BufRead, spans: &[Span]) -> io::Result<Kinds> {
+    let mut kinds = Kinds::default();
+    let mut counts = false;
+    for line in smaps.lines() {
+        let line = line?;
+        let mut words = line.split_ascii_whitespace();
+        let (Some(key), value) = (words.next(), words.next()) else { continue };
+        let Some(field) = key.strip_suffix(':') else {
+            counts = range(key).is_some_and(|mapping| spans.iter().any(|span| overlap(mapping, span)));
+            continue;
+        };
+        let place = match field {
+            "AnonHugePages" | "ShmemPmdMapped" | "FilePmdMapped" => &mut kinds.transparent,
+            "Private_Hugetlb" | "Shared_Hugetlb" => &mut kinds.pool,
+            "Locked" => &mut kinds.locked,
+            "Swap" => &mut kinds.swapped,
+            _ => continue,
+        };
+        if counts && let Some(kib) = value.and_then(|value| value.parse::<u64>().ok()) {
+            *place += kib * 1024;
+        }
+    }
+    Ok(kinds)
+}
+
+fn overlap((start, end): (u64, u64), span: &Span) -> bool {
+    let host = span.host as u64;
+    start < host + span.bytes && host < end
+}
+
+/// The addresses of a mapping from its first line.
+fn range(word: &str) -> Option<(u64, u64)> {
+    let (start, end) = word.split_once('-')?;
+    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_mappings_of_the_spans_count() {
+        let smaps = "\
+1000-3000 rw-p 00000000 00:00 0
+Rss:                   8 kB
+AnonHugePages:         4 kB
+Locked:                1 kB
+VmFlags: rd wr
+3000-5000 rw-s 00000000 00:0e 7   /anon_hugepage (deleted)
+Shared_Hugetlb:       16 kB
+Swap:                  2 kB
+9000-a000 rw-p 00000000 00:00 0   [heap]
+AnonHugePages:       999 kB
+Swap:                999 kB
+";
+        let spans = [Span { guest: 0, host: 0x2000, bytes: 0x2000 }];
+        let kinds = kinds_in(smaps.as_bytes(), &spans).unwrap();
+        assert_eq!(kinds, Kinds { transparent: 4096, pool: 16384, locked: 1024, swapped: 2048 });
+        assert_eq!(kinds_in(smaps.as_bytes(), &[]).unwrap(), Kinds::default());
+    }
+
+    #[test]
+    fn a_page_has_a_node_once_it_is_there() {
+        let pages = vec![7_u8; 64 << 10].into_boxed_slice();
+        let start = (pages.as_ptr().expose_provenance()).next_multiple_of(4096);
+        let span = Span { guest: 0, host: start, bytes: 32 << 10 };
+        let nodes = by_node(span, 4096).unwrap();
+        assert_eq!(nodes.values().sum::<u64>(), 32 << 10, "{nodes:?}");
+        drop(pages);
+    }
+}
