@@ -5,6 +5,7 @@
 
 mod counters;
 mod features;
+mod filter;
 mod frames;
 mod header;
 mod link;
@@ -22,6 +23,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 pub use counters::{DirectionCounters, NetCounters};
+pub use filter::SourceFilter;
 pub use frames::{ReceiveRoom, TransmitFrame};
 pub(crate) use header::HEADER_BYTES;
 use link::Link;
@@ -57,6 +59,8 @@ pub struct NetOptions {
     pub mac: Option<[u8; MAC_BYTES]>,
     /// The largest packet of an untagged frame, in bytes, at least [`MTU_MIN`]. Without one the guest is told nothing.
     pub mtu: Option<u16>,
+    /// What the frames that it sends may say of their source. Without one they say what they like.
+    pub filter: Option<Arc<SourceFilter>>,
     /// What all its queues are held to.
     pub limiter: Option<Arc<Limiter>>,
 }
@@ -80,6 +84,7 @@ struct Ends {
     link: Arc<Link>,
     counters: Arc<NetCounters>,
     mtu: Option<u16>,
+    filter: Option<Arc<SourceFilter>>,
     /// The number of the pair.
     pair: usize,
 }
@@ -149,6 +154,7 @@ impl VirtioDevice for Net {
             link: Arc::clone(&self.link),
             counters: Arc::clone(&self.counters),
             mtu: self.options.mtu.filter(|_| features & (1 << VIRTIO_NET_F_MTU) != 0),
+            filter: self.options.filter.clone(),
             pair: 0,
         };
         if let Err(error) = pair.start(queues, &ends) {

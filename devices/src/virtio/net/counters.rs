@@ -9,6 +9,8 @@ pub struct NetCounters {
     pub received: DirectionCounters,
     /// Frames from the guest.
     pub transmitted: DirectionCounters,
+    /// Frames from the guest that its source filter refused.
+    pub filtered: AtomicU64,
     /// Queues that a driver broke.
     pub retired_queues: AtomicU64,
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use arch::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::filter::HEAD_BYTES_MAX;
 use super::header::{FRAME_BYTES_MIN, HEADER_BYTES, HEADER_LEN};
 use crate::virtio::buffers::{iovec, mark_written};
 use crate::virtio::queue::{Chain, Segment};
@@ -295,11 +296,13 @@ impl ReceiveRoom {
     }
 }
 
-/// A frame to be sent: its header, copied, and the rest where the guest has it.
+/// A frame to be sent: its header and as much of it as is to be checked, copied, and the rest where the guest has it.
 pub struct TransmitFrame {
     memory: Arc<GuestMemory>,
-    header: [u8; HEADER_BYTES],
-    /// The first is for the header, whose address is filled in when it is known to stay.
+    copy: [u8; HEADER_BYTES + HEAD_BYTES_MAX],
+    /// Bytes that are copied, of a frame that has as many.
+    copy_bytes: usize,
+    /// The first is for the copy, whose address is filled in when it is known to stay.
     vectors: Vec<libc::iovec>,
     bytes: u32,
 }
@@ -310,36 +313,47 @@ pub struct TransmitFrame {
 unsafe impl Send for TransmitFrame {}
 
 impl TransmitFrame {
-    /// No frame yet, in `memory`.
-    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
-        Self { memory, header: [0; HEADER_BYTES], vectors: Vec::new(), bytes: 0 }
+    /// No frame yet, in `memory`. Of each, the first `head_bytes` are copied beside its header.
+    ///
+    /// # Panics
+    /// If those are more than `HEAD_BYTES_MAX`.
+    pub(super) fn new(memory: Arc<GuestMemory>, head_bytes: usize) -> Self {
+        assert!(head_bytes <= HEAD_BYTES_MAX, "{head_bytes} bytes of each frame are to be copied");
+        let copy = [0; HEADER_BYTES + HEAD_BYTES_MAX];
+        Self { memory, copy, copy_bytes: HEADER_BYTES + head_bytes, vectors: Vec::new(), bytes: 0 }
     }
 
-    /// Takes over the readable part of a chain of this memory, and copies its header. False if there is no whole
+    /// Takes over the readable part of a chain of this memory, and copies its beginning. False if there is no whole
     /// header, or more pieces than one system call takes.
     pub(super) fn load(&mut self, chain: &Chain) -> bool {
         self.vectors.clear();
         let Some(bytes) = chain.readable_len().checked_sub(HEADER_LEN) else { return false };
         self.bytes = bytes;
-        self.vectors.push(libc::iovec { iov_base: ptr::null_mut(), iov_len: HEADER_BYTES });
+        self.vectors.push(libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 });
         let mut copied = 0;
         for segment in chain.readable() {
-            let wanted = HEADER_BYTES - copied;
+            let wanted = self.copy_bytes - copied;
             let len = usize::try_from(segment.len()).expect("32 bits fit").min(wanted);
             if len > 0 {
-                let header = &mut self.header[copied..copied + len];
-                self.memory.read_slice(header, segment.address()).expect(IN_MEMORY);
+                let copy = &mut self.copy[copied..copied + len];
+                self.memory.read_slice(copy, segment.address()).expect(IN_MEMORY);
                 copied += len;
             }
-            let skip = u32::try_from(len).expect("at most a header");
+            let skip = u32::try_from(len).expect("at most a copy");
             self.vectors.extend(segment.part(skip, u32::MAX).as_ref().map(iovec));
         }
+        self.vectors[0].iov_len = copied;
         self.vectors.len() <= VECTORS_MAX
     }
 
     /// The header, ours to check and to change.
     pub(super) fn header(&mut self) -> &mut [u8; HEADER_BYTES] {
-        &mut self.header
+        self.copy.first_chunk_mut().expect("a copy begins with a header")
+    }
+
+    /// The first bytes of the frame, as they will be sent.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.copy[HEADER_BYTES..self.vectors[0].iov_len]
     }
 
     /// Bytes of the frame, without the header.
@@ -353,9 +367,9 @@ impl TransmitFrame {
     /// Those of writev, and a short write.
     pub(crate) fn write_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let count = libc::c_int::try_from(self.vectors.len()).expect("at most VECTORS_MAX");
-        self.vectors[0].iov_base = self.header.as_mut_ptr().cast();
-        // SAFETY: writev reads `count` iovecs = all that there are, and what they describe = our header, which `self`
-        // keeps in place during the call, and pieces of guest memory that `memory` keeps mapped.
+        self.vectors[0].iov_base = self.copy.as_mut_ptr().cast();
+        // SAFETY: writev reads `count` iovecs = all that there are, and what they describe = our copy, which `self` keeps
+        // in place during the call, and pieces of guest memory that `memory` keeps mapped.
         let written = unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
         self.vectors[0].iov_base = ptr::null_mut();
         let written = u64::try_from(written).map_err(|_| io::Error::last_os_error())?;

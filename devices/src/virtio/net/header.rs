@@ -116,6 +116,12 @@ impl TransmitRules {
     }
 }
 
+/// Where in the frame the host fills the checksum in that a checked header asks for.
+pub(super) fn checksum_at(header: &[u8; HEADER_BYTES]) -> Option<usize> {
+    let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    (header[FLAGS] & NEEDS_CSUM != 0).then(|| field(CSUM_START) + field(CSUM_OFFSET))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

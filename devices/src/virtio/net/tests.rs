@@ -1,5 +1,6 @@
 //! Frames through registers and rings, the other end of the wire in the test's hands.
 
+mod filter;
 mod hostile;
 mod lifecycle;
 mod limits;
@@ -14,6 +15,7 @@ use crate::backend::net::{FakeNet, NetFault, Wire};
 use crate::testing::{Buffer, Descriptor, FakeDriver, memory_with_hole};
 use crate::virtio::transport::MmioTransport;
 use crate::virtio::worker::IoThread;
+use arch::GuestMemory;
 use std::sync::atomic::AtomicU64;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -54,12 +56,22 @@ impl Bench {
     }
 
     fn build(wanted: u64, options: NetOptions, thread: &str) -> Self {
-        let (backend, wire) = FakeNet::new(Offloads::ALL);
+        Self::over(|backend, _| Arc::new(backend), wanted, options, thread)
+    }
+
+    /// As [`Self::build`], with what the test makes of the backend and the guest's memory.
+    fn over(
+        backend: impl FnOnce(FakeNet, &Arc<GuestMemory>) -> Arc<dyn NetBackend>,
+        wanted: u64,
+        options: NetOptions,
+        thread: &str,
+    ) -> Self {
+        let (fake, wire) = FakeNet::new(Offloads::ALL);
+        let memory = memory_with_hole(16 << 20);
         let thread = IoThread::spawn(thread).unwrap();
-        let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
+        let queue = NetQueue { backend: backend(fake, &memory), thread: thread.handle() };
         let net = Net::new("net0", queue, NetOptions { mac: Some(MAC), ..options }).unwrap();
         let (counters, control) = (net.counters(), net.control());
-        let memory = memory_with_hole(16 << 20);
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
         let driver = FakeDriver::new(transport, memory);
         let mut bench = Self { driver, wire, counters, control, _thread: thread };

@@ -6,10 +6,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::counters::Tally;
+use super::filter::SourceFilter;
 use super::frames::TransmitFrame;
-use super::header::TransmitRules;
+use super::header::{TransmitRules, checksum_at};
 use super::pair::Retired;
 use super::{Ends, Link, NetCounters, Publishing, publish};
 use crate::backend::net::NetBackend;
@@ -29,6 +31,7 @@ pub(super) struct TransmitWorker {
     link: Arc<Link>,
     throttle: Option<Throttle>,
     rules: TransmitRules,
+    filter: Option<Arc<SourceFilter>>,
     publishing: Publishing,
     chain: Chain,
     frame: TransmitFrame,
@@ -56,9 +59,13 @@ impl TransmitWorker {
             link: Arc::clone(&ends.link),
             throttle,
             rules: TransmitRules::new(ends.features),
+            filter: ends.filter.clone(),
             publishing: Publishing::new(ends.features),
             chain: Chain::new(),
-            frame: TransmitFrame::new(Arc::clone(queue.ring.memory())),
+            frame: TransmitFrame::new(
+                Arc::clone(queue.ring.memory()),
+                ends.filter.as_ref().map_or(0, |filter| filter.head_bytes()),
+            ),
             waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
@@ -113,6 +120,12 @@ impl TransmitWorker {
             self.queue.ring.add_used(self.chain.head(), 0);
             return;
         }
+        if let Err(reason) = self.filter() {
+            self.log.report(format_args!("transmitted {bytes} bytes filtered out: {reason}"));
+            self.counters.filtered.fetch_add(1, Ordering::Relaxed);
+            self.queue.ring.add_used(self.chain.head(), 0);
+            return;
+        }
         // What is lost anyway waits for nothing.
         if self.link.is_plugged()
             && let Some(throttle) = &mut self.throttle
@@ -123,6 +136,13 @@ impl TransmitWorker {
             return;
         }
         self.send();
+    }
+
+    /// Says why the loaded frame, whose header is checked, may not go.
+    fn filter(&mut self) -> Result<(), &'static str> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let checksum_at = checksum_at(self.frame.header());
+        filter.check(self.frame.head(), checksum_at)
     }
 
     /// Sends the loaded frame, or finds that it must wait.
