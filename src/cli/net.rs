@@ -1,9 +1,10 @@
 //! `--net tap=NAME[,WORD=VALUE]...` and `--net fd=N[,...]`.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{ConfigError, NetConfig, NetSource, NetTuning, Rate, SizeError, parse_size};
+use vmm::config::{ConfigError, NetConfig, NetFilter, NetSource, NetTuning, Rate, SizeError, parse_size};
 
 /// One `--net` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,9 @@ pub(crate) enum NetArgError {
     /// It says two things that exclude each other.
     #[error("`{0}=` and `{1}=` exclude each other")]
     Both(&'static str, &'static str),
+    /// It says something that means nothing without something else.
+    #[error("`{0}=` means nothing without `{1}`")]
+    Needs(&'static str, &'static str),
     /// A word has a value that it cannot have.
     #[error("{word}={value}: use {allowed}")]
     Value {
@@ -56,16 +60,18 @@ pub(crate) enum NetArgError {
 }
 
 /// All words; each has a value.
-const WORDS: [&str; 10] = ["tap", "fd", "mac", "id", "mtu", "rx_bps", "tx_bps", "rx_pps", "tx_pps", "limit_group"];
+const WORDS: [&str; 12] =
+    ["tap", "fd", "mac", "id", "mtu", "rx_bps", "tx_bps", "rx_pps", "tx_pps", "limit_group", "filter", "ip"];
 
 impl FromStr for NetArg {
     type Err = NetArgError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut words = Words { source: None, mac: None, id: None, tuning: NetTuning::default() };
+        let mut words =
+            Words { source: None, mac: None, id: None, addresses: Vec::new(), tuning: NetTuning::default() };
         let mut given = Vec::new();
-        for text in text.split(',') {
-            let unknown = || NetArgError::UnknownWord { word: text.to_owned() };
+        for text in split_words(text) {
+            let unknown = || NetArgError::UnknownWord { word: text.clone() };
             let (word, value) = text.split_once('=').ok_or_else(unknown)?;
             let word = WORDS.into_iter().find(|known| *known == word).ok_or_else(unknown)?;
             if given.contains(&word) {
@@ -77,9 +83,27 @@ impl FromStr for NetArg {
         if ["tap", "fd"].iter().all(|word| given.contains(word)) {
             return Err(NetArgError::Both("tap", "fd"));
         }
-        let Words { source, mac, id, tuning } = words;
+        let Words { source, mac, id, addresses, mut tuning } = words;
+        match &mut tuning.filter {
+            NetFilter::MacAndIp(allowed) => *allowed = addresses,
+            _ if given.contains(&"ip") => return Err(NetArgError::Needs("ip", "filter=mac+ip")),
+            NetFilter::Off | NetFilter::Mac => {}
+        }
         Ok(Self { source: source.ok_or(NetArgError::NoSource)?, mac, id, tuning })
     }
+}
+
+/// What is between commas, in which a doubled one stands for one.
+fn split_words(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(char) = rest.next() {
+        match words.last_mut() {
+            Some(word) if char != ',' || rest.next_if_eq(&',').is_some() => word.push(char),
+            _ => words.push(String::new()),
+        }
+    }
+    words
 }
 
 /// What the words have said so far.
@@ -87,6 +111,7 @@ struct Words {
     source: Option<NetSource>,
     mac: Option<String>,
     id: Option<String>,
+    addresses: Vec<IpAddr>,
     tuning: NetTuning,
 }
 
@@ -110,6 +135,18 @@ impl Words {
             "tx_bps" => tuning.limits.outward.bytes = bytes()?,
             "rx_pps" => tuning.limits.inward.operations = frames()?,
             "tx_pps" => tuning.limits.outward.operations = frames()?,
+            "filter" => {
+                tuning.filter = match value {
+                    "off" => NetFilter::Off,
+                    "mac" => NetFilter::Mac,
+                    "mac+ip" => NetFilter::MacAndIp(Vec::new()),
+                    _ => return Err(refuse("off, mac or mac+ip")),
+                }
+            }
+            "ip" => {
+                let addresses = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                self.addresses = addresses.map_err(|_| refuse("addresses, as 192.0.2.2 or 192.0.2.2,,2001:db8::2"))?;
+            }
             "limit_group" => tuning.limit_group = Some(value.to_owned()),
             _ => unreachable!("every word of the list is taken"),
         }
@@ -148,17 +185,40 @@ mod tests {
 
     #[test]
     fn every_word_reaches_the_configuration() {
-        let text = "tap=t0,mtu=9000,rx_bps=10M,tx_bps=1M,rx_pps=1000,tx_pps=500,limit_group=g";
+        let text = "tap=t0,mtu=9000,rx_bps=10M,tx_bps=1M,rx_pps=1000,tx_pps=500,limit_group=g,filter=mac";
         let tuning = text.parse::<NetArg>().unwrap().into_config(0).unwrap().tuning;
         let limits =
             |bytes, operations| Limits { bytes: Rate::per_second(bytes), operations: Rate::per_second(operations) };
         let limits =
             LimiterConfig { inward: limits(10 << 20, 1000), outward: limits(1 << 20, 500), ..LimiterConfig::default() };
-        assert_eq!(tuning, NetTuning { mtu: Some(9000), limits, limit_group: Some("g".to_owned()) });
+        let (limit_group, filter) = (Some("g".to_owned()), NetFilter::Mac);
+        assert_eq!(tuning, NetTuning { mtu: Some(9000), limits, limit_group, filter });
         for word in WORDS {
             let taken = format!("{word}=?").parse::<NetArg>();
             assert!(!matches!(taken, Err(NetArgError::UnknownWord { .. })), "{word}");
         }
+    }
+
+    #[test]
+    fn addresses_are_parted_by_doubled_commas() {
+        let filter = |text: &str| text.parse::<NetArg>().unwrap().into_config(0).unwrap().tuning.filter;
+        let some =
+            |addresses: &[&str]| NetFilter::MacAndIp(addresses.iter().map(|text| text.parse().unwrap()).collect());
+        assert_eq!(filter("tap=t0,filter=mac+ip,ip=192.0.2.2"), some(&["192.0.2.2"]));
+        let three = "ip=192.0.2.2,,2001:db8::2,,192.0.2.3,filter=mac+ip,fd=5";
+        assert_eq!(filter(three), some(&["192.0.2.2", "2001:db8::2", "192.0.2.3"]));
+        assert_eq!(filter("tap=t0,filter=mac+ip"), some(&[]), "the configuration's to refuse");
+        assert_eq!(filter("tap=t0,filter=off"), NetFilter::Off);
+        let refused = |text: &str| text.parse::<NetArg>().unwrap_err();
+        for filter in ["", "filter=mac,", "filter=off,"] {
+            let alone = refused(&format!("tap=t0,{filter}ip=192.0.2.2"));
+            assert_eq!(alone, NetArgError::Needs("ip", "filter=mac+ip"));
+        }
+        for bad in ["", "192.0.2", "192.0.2.2/24", "192.0.2.2,,", "192.0.2.2,,,,192.0.2.3", "host"] {
+            let refused = refused(&format!("tap=t0,filter=mac+ip,ip={bad}"));
+            assert!(matches!(refused, NetArgError::Value { word: "ip", .. }), "{bad}: {refused}");
+        }
+        assert_eq!(refused("tap=t0,filter=ip").to_string(), "filter=ip: use off, mac or mac+ip");
     }
 
     #[test]

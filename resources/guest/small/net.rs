@@ -3,7 +3,9 @@
 use crate::memory;
 use crate::virtio::{DESC_WRITE, Desc, Device, Queue};
 
-/// virtio 1.3 §5.1.3: the device has an address.
+/// virtio 1.3 §5.1.3: the device says how long a packet may be.
+pub const F_MTU: u64 = 1 << 3;
+/// The device has an address.
 pub const F_MAC: u64 = 1 << 5;
 /// A received frame may be spread over several buffers.
 pub const F_MERGE: u64 = 1 << 15;
@@ -48,9 +50,9 @@ pub struct Net {
 }
 
 impl Net {
-    /// Brings a card up with those of these features that it offers, besides its address and its status.
+    /// Brings a card up with those of these features that it offers, besides its MTU, its address and its status.
     pub fn open(device: Device, wanted: u64) -> Result<Self, &'static str> {
-        let features = device.negotiate(wanted | F_MAC | F_STATUS)?;
+        let features = device.negotiate(wanted | F_MTU | F_MAC | F_STATUS)?;
         let receive_queue = device.queue(RECEIVE, ROOMS_MAX, features)?;
         let transmit_queue = device.queue(TRANSMIT, SLOTS_MAX, features)?;
         let (room_count, slot_count) = (receive_queue.size, transmit_queue.size);
@@ -80,6 +82,11 @@ impl Net {
     /// The card's address, if it has one.
     pub fn mac(&self) -> Option<[u8; 6]> {
         (self.features & F_MAC != 0).then(|| core::array::from_fn(|at| self.device.config8(at as u64)))
+    }
+
+    /// How long a packet may be, if the card says so.
+    pub fn mtu(&self) -> Option<u16> {
+        (self.features & F_MTU != 0).then(|| u16::from_le_bytes([10, 11].map(|at| self.device.config8(at))))
     }
 
     /// Whether the link is up.

@@ -30,7 +30,7 @@ pub use arch::cpu_template::CpuTemplate;
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
 pub use host::HostFacts;
 pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, Pages};
-pub use net::{MacAddress, MacAddressError, NetConfig, NetSource, NetTuning};
+pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
 pub use tuning::{LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
@@ -364,7 +364,7 @@ impl VmConfig {
             disk.tuning.validate().map_err(tuning(&disk.id))?;
         }
         for net in &self.nets {
-            net.tuning.validate().map_err(tuning(&net.id))?;
+            net.validate_tuning().map_err(tuning(&net.id))?;
         }
         let disks = self.disks.iter().map(|disk| (disk.tuning.limits, disk.tuning.limit_group.as_deref()));
         let nets = self.nets.iter().map(|net| (net.tuning.limits, net.tuning.limit_group.as_deref()));

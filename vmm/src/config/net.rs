@@ -1,6 +1,7 @@
 //! Network devices: what stands behind one, and Ethernet addresses.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
@@ -31,14 +32,70 @@ pub struct NetTuning {
     pub limits: LimiterConfig,
     /// The devices of the same name are held to their limits together.
     pub limit_group: Option<String>,
+    /// What its frames may say of their source.
+    pub filter: NetFilter,
 }
 
-impl NetTuning {
-    pub(super) fn validate(&self) -> Result<(), TuningError> {
-        match self.mtu {
-            Some(mtu) if mtu < MTU_MIN => Err(TuningError::Mtu(mtu)),
-            _ => self.limit_group.iter().try_for_each(|name| validate_name("limit_group", name)),
+/// What a guest's frames may say of their source. Others do not go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NetFilter {
+    /// Anything.
+    #[default]
+    Off,
+    /// The device's address.
+    Mac,
+    /// That, and in ARP, IPv4 and IPv6, which alone go, one of these addresses.
+    MacAndIp(Vec<IpAddr>),
+}
+
+/// The most addresses of a filter: each frame is held against all of them.
+pub const FILTER_ADDRESSES_MAX: usize = 64;
+
+impl NetConfig {
+    pub(super) fn validate_tuning(&self) -> Result<(), TuningError> {
+        let NetTuning { mtu, limit_group, filter, .. } = &self.tuning;
+        match mtu {
+            Some(mtu) if *mtu < MTU_MIN => return Err(TuningError::Mtu(*mtu)),
+            _ => limit_group.iter().try_for_each(|name| validate_name("limit_group", name))?,
         }
+        match (filter, self.mac) {
+            (NetFilter::Off, _) => Ok(()),
+            (filter, None) => Err(TuningError::FilterWithoutMac(filter.name())),
+            (filter, Some(_)) => filter.validate(),
+        }
+    }
+}
+
+impl NetFilter {
+    /// As it is written: `off`, `mac` or `mac+ip`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Mac => "mac",
+            Self::MacAndIp(_) => "mac+ip",
+        }
+    }
+
+    /// The addresses that are allowed, if there is a choice.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Off | Self::Mac => &[],
+            Self::MacAndIp(addresses) => addresses,
+        }
+    }
+
+    fn validate(&self) -> Result<(), TuningError> {
+        let Self::MacAndIp(addresses) = self else { return Ok(()) };
+        if !(1..=FILTER_ADDRESSES_MAX).contains(&addresses.len()) {
+            return Err(TuningError::FilterAddresses(addresses.len()));
+        }
+        let is_no_source = |address: &&IpAddr| match address {
+            IpAddr::V4(v4) => v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
+        };
+        addresses.iter().find(is_no_source).map_or(Ok(()), |address| Err(TuningError::FilterAddress(*address)))
     }
 }
 
@@ -138,6 +195,27 @@ mod tests {
         let address: MacAddress = "02:aB:00:ff:10:9c".parse().unwrap();
         assert_eq!(address.bytes(), [2, 0xab, 0, 0xff, 0x10, 0x9c]);
         assert_eq!(address.to_string(), "02:ab:00:ff:10:9c");
+    }
+
+    #[test]
+    fn a_filter_knows_the_address_and_those_that_a_station_can_have() {
+        let verdict = |mac: Option<&str>, filter| {
+            let tuning = NetTuning { filter, ..NetTuning::default() };
+            let mac = mac.map(|mac| mac.parse().unwrap());
+            NetConfig { id: "n".to_owned(), source: NetSource::Fd(5), mac, tuning }.validate_tuning()
+        };
+        let mac = Some("02:00:00:00:00:01");
+        let ip = |addresses: &[&str]| NetFilter::MacAndIp(addresses.iter().map(|text| text.parse().unwrap()).collect());
+        assert_eq!(verdict(None, NetFilter::Off), Ok(()));
+        assert_eq!(verdict(None, NetFilter::Mac), Err(TuningError::FilterWithoutMac("mac")));
+        assert_eq!(verdict(None, ip(&["192.0.2.1"])), Err(TuningError::FilterWithoutMac("mac+ip")));
+        assert_eq!((verdict(mac, NetFilter::Mac), verdict(mac, ip(&["192.0.2.1", "2001:db8::1"]))), (Ok(()), Ok(())));
+        assert_eq!(verdict(mac, ip(&[])), Err(TuningError::FilterAddresses(0)));
+        assert_eq!(verdict(mac, ip(&["192.0.2.1"; 64])), Ok(()));
+        assert_eq!(verdict(mac, ip(&["192.0.2.1"; 65])), Err(TuningError::FilterAddresses(65)));
+        for text in ["0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "ff02::1"] {
+            assert_eq!(verdict(mac, ip(&[text])), Err(TuningError::FilterAddress(text.parse().unwrap())));
+        }
     }
 
     #[test]

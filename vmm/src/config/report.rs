@@ -1,5 +1,6 @@
 //! A [`VmConfig`] in husk's own terms, for who reads it over the control socket.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, HardwareTables, KernelSource, MemoryBacking,
-    NetConfig, SerialTarget, VmConfig,
+    NetConfig, NetTuning, SerialTarget, VmConfig,
 };
 
 /// The whole VM, defaults filled in.
@@ -58,6 +59,13 @@ struct NetReport {
     id: String,
     source: String,
     mac: Option<String>,
+    /// What the guest is told, in bytes.
+    mtu: Option<u16>,
+    limit_group: Option<String>,
+    /// `off`, `mac` or `mac+ip`.
+    filter: &'static str,
+    /// The addresses from which `mac+ip` lets packets go.
+    ip: Vec<IpAddr>,
 }
 
 impl From<&VmConfig> for ConfigReport {
@@ -137,6 +145,15 @@ impl From<&DiskConfig> for DiskReport {
 
 impl From<&NetConfig> for NetReport {
     fn from(net: &NetConfig) -> Self {
-        Self { id: net.id.clone(), source: net.source.to_string(), mac: net.mac.map(|mac| mac.to_string()) }
+        let NetTuning { mtu, limit_group, filter, limits: _ } = &net.tuning;
+        Self {
+            id: net.id.clone(),
+            source: net.source.to_string(),
+            mac: net.mac.map(|mac| mac.to_string()),
+            mtu: *mtu,
+            limit_group: limit_group.clone(),
+            filter: filter.name(),
+            ip: filter.addresses().to_vec(),
+        }
     }
 }

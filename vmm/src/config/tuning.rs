@@ -1,10 +1,13 @@
 //! How devices are served: what disks and networks have in common.
 
+use std::net::IpAddr;
+
 pub use devices::limit::{LimiterConfig, Limits, Rate};
 use devices::virtio::blk::{QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
 use devices::virtio::net::MTU_MIN;
 use thiserror::Error;
 
+use super::net::FILTER_ADDRESSES_MAX;
 use super::{ID_LENGTH_MAX, is_plain_name};
 
 /// The longest that an I/O thread looks for work before it sleeps, in microseconds: longer burns a CPU for nothing.
@@ -47,6 +50,15 @@ pub enum TuningError {
     /// No packet that is smaller than what IPv4 asks of every link.
     #[error("mtu={0}: use {MTU_MIN} to 65535")]
     Mtu(u16),
+    /// A filter by an address that the guest chooses.
+    #[error("filter={0}: there is no address to hold frames to: give mac=")]
+    FilterWithoutMac(&'static str),
+    /// No address to hold frames to, or too many.
+    #[error("filter=mac+ip: {0} addresses: give 1 to {FILTER_ADDRESSES_MAX} by ip=")]
+    FilterAddresses(usize),
+    /// An address that is no station's.
+    #[error("ip={0}: no frame comes from that address: give one of the guest's")]
+    FilterAddress(IpAddr),
 }
 
 /// Devices that are held to their limits together have the same ones. `devices` are their limits and groups.

@@ -188,6 +188,9 @@ pub struct DeviceReport {
     /// Of a network: whether frames go through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
+    /// Of a network: what its frames may say of their source: `off` (anything), `mac` or `mac+ip`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<&'static str>,
 }
 
 /// Whether a network's frames go through.
@@ -392,6 +395,7 @@ impl Devices {
                 LinkState::Up => Link::Up,
                 LinkState::Down => Link::Down,
             }),
+            filter: self.net(&slot.id).ok().map(Network::filter),
         }
     }
 
@@ -506,19 +510,24 @@ impl VirtioSlot {
             bytes: read(&counters.bytes),
             errors: read(&counters.errors),
             dropped: 0,
+            filtered: 0,
         };
         let (flows, retired) = match &self.counters {
             Counters::Disk(disk) => (vec![requests(disk.counters())], &disk.counters().retired_queues),
             Counters::Requests(counters) => (vec![requests(counters)], &counters.retired_queues),
             Counters::Frames(counters) => {
-                let flow = |direction, counters: &DirectionCounters| FlowFigures {
+                let flow = |direction, counters: &DirectionCounters, filtered| FlowFigures {
                     direction,
                     operations: read(&counters.frames),
                     bytes: read(&counters.bytes),
                     errors: read(&counters.errors),
                     dropped: read(&counters.dropped),
+                    filtered,
                 };
-                let flows = vec![flow("receive", &counters.received), flow("transmit", &counters.transmitted)];
+                let flows = vec![
+                    flow("receive", &counters.received, 0),
+                    flow("transmit", &counters.transmitted, read(&counters.filtered)),
+                ];
                 (flows, &counters.retired_queues)
             }
         };

@@ -1,16 +1,17 @@
 //! The machine's networks: attached to their taps, given threads and limits.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use devices::backend::net::{InterfaceName, Tap};
 use devices::limit::Limiter;
-use devices::virtio::net::{LinkState, Net, NetControl, NetOptions, NetQueue};
+use devices::virtio::net::{LinkState, Net, NetControl, NetOptions, NetQueue, SourceFilter};
 use thiserror::Error;
 
 use super::devices::DeviceError;
 use super::pool::IoPool;
-use crate::config::{LimiterConfig, NetConfig, NetSource};
+use crate::config::{LimiterConfig, MacAddress, NetConfig, NetFilter, NetSource};
 
 /// What cannot be done to a network that is in use.
 #[derive(Debug, Error)]
@@ -26,6 +27,7 @@ pub(super) struct Network {
     pub(super) id: String,
     control: NetControl,
     limiter: Arc<Limiter>,
+    filter: &'static str,
 }
 
 impl Network {
@@ -39,6 +41,10 @@ impl Network {
 
     pub(super) fn link(&self) -> LinkState {
         self.control.link()
+    }
+
+    pub(super) fn filter(&self) -> &'static str {
+        self.filter
     }
 }
 
@@ -62,10 +68,34 @@ pub(super) fn make(net: &NetConfig, tap: Tap, pool: &mut IoPool) -> Result<(Net,
     let NetConfig { id, mac, tuning, .. } = net;
     let limiter = pool.limiter(tuning.limits, tuning.limit_group.as_deref());
     let queue = NetQueue { backend: Arc::new(tap), thread: pool.spawn(id, Duration::ZERO)? };
-    let options = NetOptions { mac: mac.map(|mac| mac.bytes()), mtu: tuning.mtu, limiter: Some(Arc::clone(&limiter)) };
+    let options = NetOptions {
+        mac: mac.map(MacAddress::bytes),
+        mtu: tuning.mtu,
+        filter: mac.and_then(|mac| filter(mac, &tuning.filter)),
+        limiter: Some(Arc::clone(&limiter)),
+    };
     let device = Net::new(id, queue, options);
     let device =
         device.map_err(|source| DeviceError::Host { what: format!("the timers of network `{id}`"), source })?;
     let control = device.control();
-    Ok((device, Network { id: id.clone(), control, limiter }))
+    Ok((device, Network { id: id.clone(), control, limiter, filter: tuning.filter.name() }))
+}
+
+/// Where there is a filter, validate() has seen to it that there is an address.
+fn filter(mac: MacAddress, filter: &NetFilter) -> Option<Arc<SourceFilter>> {
+    match filter {
+        NetFilter::Off => None,
+        NetFilter::Mac => Some(Arc::new(SourceFilter::mac(mac.bytes()))),
+        NetFilter::MacAndIp(addresses) => {
+            let ipv4 = addresses.iter().filter_map(|address| match address {
+                IpAddr::V4(ipv4) => Some(*ipv4),
+                IpAddr::V6(_) => None,
+            });
+            let ipv6 = addresses.iter().filter_map(|address| match address {
+                IpAddr::V6(ipv6) => Some(*ipv6),
+                IpAddr::V4(_) => None,
+            });
+            Some(Arc::new(SourceFilter::mac_and_ip(mac.bytes(), ipv4.collect(), ipv6.collect())))
+        }
+    }
 }

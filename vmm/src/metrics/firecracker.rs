@@ -144,7 +144,8 @@ fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static
                 keys.extend([("rx_packets_count", operations), ("rx_bytes_count", bytes), ("rx_fails", errors)])
             }
             (DeviceKind::Net, _) => {
-                keys.extend([("tx_packets_count", operations), ("tx_bytes_count", bytes), ("tx_fails", errors)])
+                keys.extend([("tx_packets_count", operations), ("tx_bytes_count", bytes), ("tx_fails", errors)]);
+                keys.push(("tx_spoofed_mac_count", since(|flow| flow.filtered)));
             }
             (DeviceKind::Entropy, _) => keys.extend([
                 ("entropy_event_count", operations),
@@ -185,6 +186,7 @@ mod tests {
             bytes: 60 * operations,
             errors: 0,
             dropped: 0,
+            filtered: operations,
         };
         let flows = vec![flow("receive", 2 * frames), flow("transmit", frames)];
         let net = DeviceFigures {
@@ -194,7 +196,8 @@ mod tests {
             queues: Vec::new(),
             retired_queues: 0,
         };
-        let flow = FlowFigures { direction: "both", operations: frames, bytes: 0, errors: frames, dropped: 0 };
+        let flow =
+            FlowFigures { direction: "both", operations: frames, bytes: 0, errors: frames, dropped: 0, filtered: 0 };
         let queue = DiskQueueFigures {
             operations: [(frames, 512 * frames), (0, 0), (1, 0), (0, 0)],
             ..DiskQueueFigures::default()
@@ -218,6 +221,10 @@ mod tests {
         assert_eq!(json["vcpu"]["exit_io_out"], 12);
         assert_eq!(json["net"]["rx_packets_count"], 4);
         assert_eq!(json["net_eth0"]["tx_bytes_count"], 120);
+        assert_eq!(
+            (&json["net"]["tx_spoofed_mac_count"], &json["net"]["rx_spoofed_mac_count"]),
+            (&json!(2), &Value::Null)
+        );
         assert_eq!(json["logger"]["missed_metrics_count"], 1);
         assert_eq!(
             (json["block_root"]["read_count"].as_u64(), json["block"]["read_bytes"].as_u64()),

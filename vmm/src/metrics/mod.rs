@@ -77,6 +77,8 @@ pub struct FlowFigures {
     pub errors: u64,
     /// Frames that were dropped.
     pub dropped: u64,
+    /// Frames that the source filter refused.
+    pub filtered: u64,
 }
 
 /// What a queue of a disk has done.

@@ -58,11 +58,12 @@ fn vcpus(page: &mut Page, machine: &Snapshot) {
 
 fn devices(page: &mut Page, devices: &[DeviceFigures]) {
     type Figure = fn(&FlowFigures) -> u64;
-    let metrics: [(&str, &str, Figure); 4] = [
+    let metrics: [(&str, &str, Figure); 5] = [
         ("husk_device_operations_total", "Requests or frames that a device completed.", |flow| flow.operations),
         ("husk_device_bytes_total", "Bytes of data that a device moved.", |flow| flow.bytes),
         ("husk_device_errors_total", "Requests or frames that failed.", |flow| flow.errors),
         ("husk_device_dropped_total", "Frames that were dropped.", |flow| flow.dropped),
+        ("husk_device_filtered_total", "Frames that the source filter refused.", |flow| flow.filtered),
     ];
     for (name, help, figure) in metrics {
         page.metric(name, "counter", help);
@@ -170,7 +171,7 @@ mod tests {
     use std::time::Duration;
 
     fn page() -> String {
-        let flow = FlowFigures { direction: "both", operations: 3, bytes: 4096, errors: 1, dropped: 0 };
+        let flow = FlowFigures { direction: "both", operations: 3, bytes: 4096, errors: 1, dropped: 0, filtered: 2 };
         let took = Latency::default();
         took.add(Duration::from_micros(3));
         let queue = DiskQueueFigures {
@@ -213,6 +214,7 @@ mod tests {
             "husk_vcpu_exits_total{vcpu=\"0\",reason=\"mmio-write\"} 4",
             "husk_vcpu_outside_guest_seconds_total{vcpu=\"0\"} 1.5",
             "husk_device_bytes_total{device=\"a\\\"b\",kind=\"disk\",direction=\"both\"} 4096",
+            "husk_device_filtered_total{device=\"a\\\"b\",kind=\"disk\",direction=\"both\"} 2",
             "husk_thread_cpu_seconds_total{thread=\"husk\"} 0.02",
             "husk_api_request_duration_seconds_bucket{le=\"0.000002\"} 0",
             "husk_api_request_duration_seconds_bucket{le=\"0.000004\"} 1",

@@ -77,8 +77,9 @@ pub(crate) fn net(machine: &Machine) -> Result<(), Failure> {
     }
     listen_no_more(machine, device);
     let (mac, peer, features) = (Shown(station.mac), Shown(station.peer_mac), station.net.features);
+    let (up, mtu) = (u8::from(up), station.net.mtu().unwrap_or(0));
     device.reset()?;
-    passed!("net", "pings={PINGS} mac={mac} peer={peer} features={features:#x} up={}", u8::from(up))
+    passed!("net", "pings={PINGS} mac={mac} peer={peer} features={features:#x} up={up} mtu={mtu}")
 }
 
 /// Sends each datagram to port 4242 back until one says `end`.

@@ -187,7 +187,7 @@ fn a_network_interfaces_mtu_and_limits_are_taken_and_told() {
         outward: Limits { bytes: None, operations: Rate::new(10, 0, 1000) },
         total: Limits::default(),
     };
-    assert_eq!(config.nets[0].tuning, NetTuning { mtu: Some(9000), limits, limit_group: None });
+    assert_eq!(config.nets[0].tuning, NetTuning { mtu: Some(9000), limits, ..NetTuning::default() });
     let told = serde_json::to_value(describe::full(&config)).unwrap();
     assert_eq!(told["network-interfaces"][0]["mtu"], 9000);
     assert_eq!(told["network-interfaces"][0]["rx_rate_limiter"], body::<Value>(limiter));
