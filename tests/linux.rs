@@ -9,10 +9,11 @@ use std::path::Path;
 use std::thread;
 
 use common::ended::{Ended, Facts};
+use common::failing::FailingFiles;
 use common::folder::Folder;
 use common::guest::{fnv1a, noise};
 use common::network::{HOST, in_network_namespace, ip, tap};
-use common::{Launch, husk};
+use common::{Launch, husk, soaks_in_full};
 
 /// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
 const CMDLINE: &str = "console=ttyS0 clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp panic=-1";
@@ -57,8 +58,14 @@ fn disk(ended: &Ended, name: &str) -> Facts {
 /// All that was asked was done, and nothing failed.
 #[track_caller]
 fn checks_went_well(ended: &Ended, names: &[&str], end: &str) {
-    assert_eq!(ended.code(), Some(0), "{ended}");
     assert_eq!(ended.stderr, "", "{ended}");
+    guest_did(ended, names, end);
+}
+
+/// The guest is satisfied, whatever husk had to say.
+#[track_caller]
+fn guest_did(ended: &Ended, names: &[&str], end: &str) {
+    assert_eq!(ended.code(), Some(0), "{ended}");
     for name in names {
         ended.check(name);
     }
@@ -133,10 +140,50 @@ fn linux_with_four_cpus_and_no_acpi_finds_its_disk_and_reboots() {
     assert_eq!(ended.check("cpus").number("ran"), 4);
 }
 
+/// The guest compares what it reads with what was acknowledged to it, and so does this test with what the files hold.
 #[test]
-fn linux_reboots_by_acpi() {
-    let ended = linux("quiet reboot=a husk.end=reboot").args(["--memory", "64M"]).end();
-    checks_went_well(&ended, &[], "reboot");
+fn linux_finds_all_that_failing_disks_acknowledged_and_reboots_by_acpi() {
+    const SEED: u64 = 79;
+    let requests = if soaks_in_full() { 20_000 } else { 2_000 };
+    let folder = Folder::new();
+    let words = format!("quiet reboot=a husk.seed={SEED} husk.soak={requests} husk.check=soak husk.end=reboot");
+    let engines = ["io_uring", "sync"];
+    let disks = engines
+        .iter()
+        .enumerate()
+        .flat_map(|(index, engine)| ["--disk".to_owned(), format!("failing/disk{index},engine={engine},cache=direct")]);
+    let launch = linux(&words).args(["--memory", "64M"]).args(disks);
+    let (files, launch) = FailingFiles::around(&folder, engines.len(), MIB, SEED, launch);
+    let ended = launch.end();
+    guest_did(&ended, &["soak"], "reboot");
+    assert!(ended.stderr.lines().all(|line| line.starts_with("husk: warn: disk")), "{ended}");
+    let soak = ended.check("soak");
+    let done: u64 = ["reads", "writes", "flushes"].map(|kind| soak.number(kind)).iter().sum();
+    assert_eq!((soak.number("disks"), done), (engines.len() as u64, requests), "{ended}");
+    assert_eq!(soak.number("failed"), files.failed(), "each error reached the guest, and no other: {ended}");
+    assert!(files.failed() > requests / 20, "{ended}");
+    for (index, name) in ["vda", "vdb"].into_iter().enumerate() {
+        holds_what_was_acknowledged(&ended, name, &files.content(index), SEED);
+    }
+}
+
+/// Looks in a disk's file for the patterns that the guest says are there.
+#[track_caller]
+fn holds_what_was_acknowledged(ended: &Ended, name: &str, content: &[u8], seed: u64) {
+    let lines = ended.lines(&format!("SOAK {name} "));
+    let patterns = lines.iter().flat_map(|line| line.split_ascii_whitespace().skip(1));
+    let patterns: Vec<u64> = patterns.map(|index| u64::from_str_radix(index, 16).unwrap()).collect();
+    let blocks: Vec<&[u8]> = content.chunks(4096).collect();
+    assert_eq!(patterns.len(), blocks.len(), "{ended}");
+    let known = || patterns.iter().zip(&blocks).filter(|(index, _)| **index != 0);
+    for (place, (&index, block)) in known().enumerate() {
+        assert!(**block == pattern(seed, index, 4096), "{name}: known block {place} holds pattern {index:x}\n{ended}");
+    }
+    let told = Facts::of(&ended.line(&format!("SOAKED {name} ")));
+    assert_eq!(told.number("known"), known().count() as u64, "{ended}");
+    assert!(known().count() > blocks.len() / 2, "{ended}");
+    let bytes: Vec<u8> = known().flat_map(|(_, block)| block.iter().copied()).collect();
+    assert_eq!(sum(&told, "sum"), fnv1a(&bytes), "{ended}");
 }
 
 /// Takes one stream to its end, sends `back`, and says what came.

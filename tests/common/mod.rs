@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 pub(crate) mod ended;
+pub(crate) mod failing;
 pub(crate) mod folder;
 pub(crate) mod guest;
 pub(crate) mod http;
@@ -25,6 +26,11 @@ use sys::Terminal;
 
 /// The program under test.
 pub(crate) const HUSK: &str = env!("CARGO_BIN_EXE_husk");
+
+/// Whether soaks do all that they are for, and not a tenth of it: `HUSK_SOAK=1`.
+pub(crate) fn soaks_in_full() -> bool {
+    std::env::var_os("HUSK_SOAK").is_some()
+}
 
 /// A process to be started. Its standard input is /dev/null and its outputs are watched unless it is told otherwise.
 pub(crate) struct Launch {

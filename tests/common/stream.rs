@@ -5,8 +5,12 @@ use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use super::soaks_in_full;
+
 /// How long anything may take on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// The same where soaks run in full.
+const SOAK_DEADLINE: Duration = Duration::from_secs(240);
 
 /// What a stream has given so far.
 #[derive(Clone, Default)]
@@ -53,7 +57,8 @@ impl Stream {
     /// What was seen when `done` held; nothing after the deadline.
     pub(super) fn wait(&self, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
         let (seen, changed) = &*self.0;
-        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), DEADLINE, |seen| !done(seen)).unwrap();
+        let deadline = if soaks_in_full() { SOAK_DEADLINE } else { DEADLINE };
+        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), deadline, |seen| !done(seen)).unwrap();
         if timeout.timed_out() { Err(()) } else { Ok(seen.clone()) }
     }
 }

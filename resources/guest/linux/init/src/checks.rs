@@ -9,6 +9,7 @@ mod mem;
 mod net;
 mod rng;
 mod rtc;
+mod soak;
 
 use crate::sys::{self, Clock};
 use crate::text::{Text, say};
@@ -31,13 +32,15 @@ struct Check {
     run: fn(&Words, &mut Facts) -> Result<(), Fault>,
 }
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     // Every CPU that is online runs this program.
     Check { name: "cpus", run: cpus::run },
     // Memory keeps what is written to it.
     Check { name: "mem", run: mem::run },
     // Disks say what they are, and writable ones keep what is written to them.
     Check { name: "disk", run: disk::run },
+    // Writable disks keep what they acknowledge, whatever else fails.
+    Check { name: "soak", run: soak::run },
     // The entropy device gives bytes.
     Check { name: "rng", run: rng::run },
     // The clocks go, and know the year.

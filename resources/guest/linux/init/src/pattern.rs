@@ -37,6 +37,13 @@ impl Pattern {
         first
     }
 
+    /// The next word as a number below `limit`, which is not 0.
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        let [_, _, low @ .., _, _] = self.next_word();
+        let number = u32::from_le_bytes(low) as usize;
+        number % limit
+    }
+
     fn next_word(&mut self) -> [u8; 8] {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -46,6 +46,7 @@ pub(crate) struct Errno(usize);
 
 impl Errno {
     pub(crate) const NOT_FOUND: Self = Self(2);
+    pub(crate) const IO: Self = Self(5);
     pub(crate) const AGAIN: Self = Self(11);
     pub(crate) const BROKEN_PIPE: Self = Self(32);
     const INTERRUPTED: Self = Self(4);
