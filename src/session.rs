@@ -13,6 +13,7 @@ use vmm::control::{
     CommandReceiver, ControlError, ControlLoop, ControlPlane, Escape, EventLog, EventReceiver, Outcome, Prepared,
     Signals, Starter, StateCell, event_queue,
 };
+use vmm::host::AskedError;
 use vmm::machine::{BuildError, Machine, Wiring};
 use vmm::metrics::{FirecrackerFile, MetricsFileError};
 
@@ -73,6 +74,9 @@ pub(crate) enum RunError {
     /// It cannot be served.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// A disk or a network that `husk host` is asked about is not there.
+    #[error(transparent)]
+    Asked(#[from] AskedError),
     /// A descriptor that the process itself needs.
     #[error("cannot {what}")]
     Host {

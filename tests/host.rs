@@ -10,7 +10,7 @@ use serde_json::Value;
 
 const HUSK: &str = env!("CARGO_BIN_EXE_husk");
 const LEVELS: [&str; 4] = ["ok", "missing", "degraded", "info"];
-const GROUPS: [&str; 5] = ["kvm", "cpu", "memory", "io", "isolation"];
+const GROUPS: [&str; 6] = ["kvm", "cpu", "memory", "io", "isolation", "limits"];
 
 fn husk_host(args: &[&str]) -> Output {
     Command::new(HUSK).arg("host").args(args).output().unwrap()
@@ -71,6 +71,32 @@ fn the_json_has_the_same_lines_and_the_facts_behind_them() {
     assert_eq!(report["facts"]["kvm"]["device"], "works");
     assert_eq!(report["facts"]["kvm"]["api_version"], 12);
     assert_eq!(report["facts"]["cpu"]["online"], fs::read_to_string("/sys/devices/system/cpu/online").unwrap().trim());
+}
+
+#[test]
+fn disks_and_networks_asked_about_have_lines_and_those_that_are_not_there_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("a.img");
+    fs::write(&disk, "").unwrap();
+    let disk = disk.to_str().unwrap();
+    let output = husk_host(&["--json", "--net", "lo", "--disk", disk, "--disk", disk]);
+    assert_eq!(output.status.code(), Some(0));
+    let report = report(&output);
+    assert_eq!(report["facts"]["io"]["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(report["facts"]["io"]["nets"][0]["name"], "lo");
+    let about =
+        |name: &str| verdicts(&report).iter().filter(|line| line["name"].as_str().unwrap().starts_with(name)).count();
+    assert!(about(&format!("disk {disk}")) > 0 && about("net lo ") == 2);
+
+    for (args, expected) in [
+        (["--disk", "/no/such"], "husk: disk `/no/such`: No such file or directory (os error 2)\n"),
+        (["--net", "no0"], "husk: net `no0`: this host has no such interface: use one of "),
+    ] {
+        let output = husk_host(&args);
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.starts_with(expected) && line.lines().count() == 1, "{line}");
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! `husk host`: what this host can do, as a table or as JSON.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use vmm::host::{Facts, Group, Level, Verdict, obstacle, verdicts};
+use vmm::host::{Asked, Facts, Group, Level, Verdict, obstacle, verdicts};
 
 use super::RunError;
 use crate::exit::ExitStatus;
@@ -18,6 +19,13 @@ pub(super) struct HostArgs {
     /// Print one JSON object, `{"verdicts": [...], "facts": {...}}`, in place of the table.
     #[arg(long)]
     json: bool,
+    /// Show this disk's scheduler, queue and interrupts too: a block device, or a file on one. May be given more than
+    /// once.
+    #[arg(long, value_name = "PATH")]
+    disk: Vec<PathBuf>,
+    /// Show this network interface's queues and interrupts too. May be given more than once.
+    #[arg(long, value_name = "NAME")]
+    net: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -29,7 +37,7 @@ struct Report<'a> {
 impl HostArgs {
     /// Success says that husk can run a VM here.
     pub(super) fn run(self) -> Result<ExitStatus, RunError> {
-        let facts = Facts::read();
+        let facts = Facts::read(&Asked { disks: once_each(self.disk), nets: once_each(self.net) })?;
         let verdicts = verdicts(&facts);
         let mut out = io::stdout().lock();
         let printed = if self.json {
@@ -54,6 +62,17 @@ impl HostArgs {
     }
 }
 
+/// In the order of their first mention.
+fn once_each<T: PartialEq>(items: Vec<T>) -> Vec<T> {
+    let mut once: Vec<T> = Vec::with_capacity(items.len());
+    for item in items {
+        if !once.contains(&item) {
+            once.push(item);
+        }
+    }
+    once
+}
+
 fn write_json(out: &mut impl Write, report: &Report) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, report)?;
     writeln!(out)?;
@@ -62,8 +81,11 @@ fn write_json(out: &mut impl Write, report: &Report) -> io::Result<()> {
 
 fn write_table(out: &mut impl Write, verdicts: &[Verdict]) -> io::Result<()> {
     for group in Group::ALL {
-        writeln!(out, "{}", group.name())?;
         let lines: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.group == group).collect();
+        if lines.is_empty() {
+            continue;
+        }
+        writeln!(out, "{}", group.name())?;
         let width = |text: fn(&Verdict) -> &str| lines.iter().map(|line| text(line).chars().count()).max();
         let name_width = width(|line| &line.name).unwrap_or(0);
         let found_width = width(|line| &line.found).unwrap_or(0).min(FOUND_WIDTH_MAX);

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::devices::{DiskFacts, NetFacts};
 use super::id_list::IdList;
+use super::limits::LimitFacts;
 
 /// A whole host. The field names are those of `husk host --json` and stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,6 +29,10 @@ pub struct Facts {
     pub io: IoFacts,
     /// What keeps a VM apart from the host.
     pub isolation: IsolationFacts,
+    /// What husk itself is held to.
+    pub limits: LimitFacts,
+    /// Files that are there and hold something else than they should, and what is wrong with each.
+    pub malformed: BTreeMap<String, String>,
 }
 
 /// What came of asking the kernel for something.
@@ -116,12 +122,22 @@ pub struct CpuFacts {
     pub isolated: Option<IdList>,
     /// CPUs without a periodic tick.
     pub nohz_full: Option<IdList>,
+    /// Whether cores run more than one thread: `on`, `off`, `forceoff`, `notsupported`, `notimplemented`.
+    pub smt: Option<String>,
+    /// The online CPUs of each core. Empty when the kernel does not tell.
+    pub cores: Vec<IdList>,
+    /// The online CPUs of each last-level cache. Empty when the kernel does not tell.
+    pub l3: Vec<IdList>,
+    /// Frequency governors and the CPUs under each. Empty where something else than the kernel governs.
+    pub governors: BTreeMap<String, IdList>,
     /// Online NUMA nodes. Empty when the kernel does not tell.
     pub nodes: Vec<NodeFacts>,
+    /// kernel.numa_balancing: 0 leaves pages and threads where they are.
+    pub numa_balancing: Option<u64>,
 }
 
 /// A NUMA node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// Its number.
     pub id: u16,
@@ -131,12 +147,16 @@ pub struct NodeFacts {
     pub total_bytes: Option<u64>,
     /// What nobody uses of it, in bytes. Page cache counts as used.
     pub free_bytes: Option<u64>,
+    /// What files have in its page cache, in bytes; it gives way.
+    pub file_cache_bytes: Option<u64>,
+    /// How far each online node's memory is from its CPUs; 10 is its own.
+    pub distances: BTreeMap<u16, u16>,
     /// Its share of the HugePage pools.
     pub pools: Vec<PoolFacts>,
 }
 
 /// HugePages of one size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolFacts {
     /// Size of one page, in bytes.
     pub page_bytes: u64,
@@ -146,6 +166,10 @@ pub struct PoolFacts {
     pub free: u64,
     /// Free pages that are promised to somebody. The kernel does not tell it by node.
     pub reserved: Option<u64>,
+    /// Pages beyond the pool's asked size, which go when they are given back.
+    pub surplus: Option<u64>,
+    /// How many pages the pool may grow by on demand. The kernel tells it for the whole host alone.
+    pub overcommit: Option<u64>,
 }
 
 impl PoolFacts {
@@ -167,6 +191,10 @@ pub struct MemoryFacts {
     pub pools: Vec<PoolFacts>,
     /// Transparent HugePages for anonymous memory: `always`, `madvise` or `never`.
     pub thp: Option<String>,
+    /// Who waits for a transparent HugePage to be made: `always`, `defer`, `defer+madvise`, `madvise` or `never`.
+    pub thp_defrag: Option<String>,
+    /// Each size's own switch, by its KiB: as `thp`, or `inherit`.
+    pub thp_sizes: BTreeMap<u64, String>,
     /// The same for shared memory: also `within_size`, `advise`, `deny`, `force`.
     pub shmem_thp: Option<String>,
     /// vm.overcommit_memory: 0 heuristic, 1 always, 2 strict.
@@ -192,6 +220,8 @@ pub struct KsmFacts {
     pub run: u64,
     /// Pages that share another's memory.
     pub pages_sharing: Option<u64>,
+    /// Whether pages of different nodes are merged, 1, or not, 0.
+    pub merge_across_nodes: Option<u64>,
 }
 
 /// Disks and networks.
@@ -207,6 +237,10 @@ pub struct IoFacts {
     pub vhost_net: Attempt,
     /// Opening /dev/vhost-vsock.
     pub vhost_vsock: Attempt,
+    /// The disks asked for.
+    pub disks: Vec<DiskFacts>,
+    /// The network interfaces asked for.
+    pub nets: Vec<NetFacts>,
 }
 
 /// Isolation.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 /// Numbers of CPUs or of nodes, written as the kernel does: `0-3,8`. The type of a number is the bound: the largest
 /// list has 65536 entries.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IdList(BTreeSet<u16>);
 
 /// A text that is no list.
@@ -44,6 +44,18 @@ impl IdList {
     /// The entries, in order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.0.iter().copied()
+    }
+
+    /// The entries that both have.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        self.0.intersection(&other.0).copied().collect()
+    }
+
+    /// The entries that `other` has not.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        self.0.difference(&other.0).copied().collect()
     }
 }
 

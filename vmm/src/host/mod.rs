@@ -8,24 +8,34 @@
 //! | `tree` | /proc and /sys below a root, so that recorded hosts can be read like this one |
 //! | `probe` | what only the running kernel can answer: ioctls and system calls |
 //! | `read` | the facts from both |
+//! | `topology` | of these, how CPUs and nodes hang together |
+//! | `limits` | of these, what husk itself is held to |
+//! | `devices` | of these, the disks and networks asked about |
 //! | `capabilities` | the KVM capabilities that husk stands on or profits from |
 //! | `verdicts` | the judgement, a pure function of the facts |
 
 mod capabilities;
+mod devices;
 mod facts;
 mod id_list;
+mod limits;
 mod probe;
 mod read;
+mod topology;
 mod tree;
 mod verdicts;
 
 #[cfg(test)]
+pub(crate) mod sketch;
+#[cfg(test)]
 mod tests;
 
+pub use devices::{Asked, AskedError, DiskFacts, IrqFacts, NetFacts};
 pub use facts::{
     Attempt, CgroupV2Facts, CpuFacts, Facts, IoFacts, IsolationFacts, KsmFacts, KvmFacts, MemoryFacts, NodeFacts,
     PoolFacts, SeccompFacts, Virtualization,
 };
 pub use id_list::{IdList, IdListError};
+pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
 pub(crate) use read::{allowed_memory_nodes, nodes_and_pools};
 pub use verdicts::{Group, Level, Verdict, obstacle, verdicts};

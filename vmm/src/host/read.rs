@@ -3,47 +3,61 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::devices::{self, Asked, AskedDisk, AskedError, DiskFacts, NetFacts};
 use super::facts::{
     CgroupV2Facts, CpuFacts, Facts, IoFacts, IsolationFacts, KsmFacts, KvmFacts, MemoryFacts, NodeFacts, PoolFacts,
     SeccompFacts, Virtualization,
 };
 use super::id_list::IdList;
+use super::limits::LimitFacts;
 use super::probe::Probes;
+use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
 
-const CPUS: &str = "sys/devices/system/cpu";
-const NODES: &str = "sys/devices/system/node";
 const POOLS: &str = "sys/kernel/mm/hugepages";
 const THP: &str = "sys/kernel/mm/transparent_hugepage";
 
 impl Facts {
     /// Asks the running host. It opens devices, which loads their modules where the host does that on demand, and makes
     /// a VM, a ring and descriptors that are gone again when it returns.
-    #[must_use]
-    pub fn read() -> Self {
-        Self::from_parts(&Tree::at(Path::new("/")), Probes::run())
+    ///
+    /// # Errors
+    /// Something that is asked about is not there.
+    pub fn read(asked: &Asked) -> Result<Self, AskedError> {
+        Self::from_parts(&Tree::at(Path::new("/")), Probes::run(), asked.probe()?, &asked.nets)
     }
 
     /// The facts of a host whose files are `tree` and whose kernel answered `probes`.
-    pub(super) fn from_parts(tree: &Tree, probes: Probes) -> Self {
-        Self {
+    pub(super) fn from_parts(
+        tree: &Tree,
+        probes: Probes,
+        disks: Vec<AskedDisk>,
+        nets: &[String],
+    ) -> Result<Self, AskedError> {
+        let (disks, nets) = (devices::disks(tree, disks), devices::nets(tree, nets)?);
+        let memory = memory(tree, &probes);
+        let page_sizes: Vec<u64> = memory.pools.iter().map(|pool| pool.page_bytes).collect();
+        Ok(Self {
             kernel: tree.text("proc/sys/kernel/osrelease"),
             // With CONFIG_MODULES, /proc/modules is there, also when no module is loaded.
             loadable_modules: tree.text("proc/modules").is_some(),
             misc_devices: misc_devices(tree),
             cpu: cpu(tree),
-            memory: memory(tree, &probes),
-            io: io(tree, &probes),
+            memory,
+            io: io(tree, &probes, disks, nets),
             isolation: isolation(tree, &probes),
+            limits: LimitFacts::read(tree, &page_sizes),
             kvm: kvm(tree, probes),
-        }
+            // Last: it has what all of the above came upon.
+            malformed: tree.malformed(),
+        })
     }
 }
 
 /// The online nodes, and the HugePage pools of the whole host: what files tell, and nothing opened beside them.
 pub(crate) fn nodes_and_pools() -> (Vec<NodeFacts>, Vec<PoolFacts>) {
     let tree = Tree::at(Path::new("/"));
-    (nodes(&tree), pools(&tree, POOLS))
+    (topology::nodes(&tree), pools(&tree, POOLS))
 }
 
 /// The nodes that this process may have memory of.
@@ -76,15 +90,22 @@ fn kvm(tree: &Tree, probes: Probes) -> KvmFacts {
 fn cpu(tree: &Tree) -> CpuFacts {
     let info = tree.text("proc/cpuinfo").unwrap_or_default();
     let word = |key| field(&info, key).map(str::to_owned);
+    let online = tree.value(&format!("{CPUS}/online")).or_else(|| numbered(&info));
+    let listed = online.clone().unwrap_or_default();
     CpuFacts {
         vendor: word("vendor_id"),
         model: word("model name"),
         virtualization: virtualization(&info),
         present: tree.value(&format!("{CPUS}/present")),
-        online: tree.value(&format!("{CPUS}/online")).or_else(|| numbered(&info)),
+        online,
         isolated: tree.value(&format!("{CPUS}/isolated")),
         nohz_full: tree.value(&format!("{CPUS}/nohz_full")),
-        nodes: nodes(tree),
+        smt: tree.text(&format!("{CPUS}/smt/control")),
+        cores: topology::cores(tree, &listed),
+        l3: topology::l3(tree, &listed),
+        governors: topology::governors(tree, &listed),
+        nodes: topology::nodes(tree),
+        numa_balancing: tree.value("proc/sys/kernel/numa_balancing"),
     }
 }
 
@@ -102,24 +123,8 @@ fn numbered(cpuinfo: &str) -> Option<IdList> {
     (!cpus.is_empty()).then_some(cpus)
 }
 
-fn nodes(tree: &Tree) -> Vec<NodeFacts> {
-    let online: IdList = tree.value(&format!("{NODES}/online")).unwrap_or_default();
-    let node = |id| {
-        let folder = format!("{NODES}/node{id}");
-        let meminfo = tree.text(&format!("{folder}/meminfo")).unwrap_or_default();
-        let bytes = |key| field_bytes(&meminfo, &format!("Node {id} {key}"));
-        NodeFacts {
-            id,
-            cpus: tree.value(&format!("{folder}/cpulist")).unwrap_or_default(),
-            total_bytes: bytes("MemTotal"),
-            free_bytes: bytes("MemFree"),
-            pools: pools(tree, &format!("{folder}/hugepages")),
-        }
-    };
-    online.iter().map(node).collect()
-}
-
-fn pools(tree: &Tree, folder: &str) -> Vec<PoolFacts> {
+/// The pools of the whole host, or of a node, whose folder tells less.
+pub(super) fn pools(tree: &Tree, folder: &str) -> Vec<PoolFacts> {
     let pool = |name: String| {
         let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
         let pages = |what| tree.value(&format!("{folder}/{name}/{what}"));
@@ -128,6 +133,8 @@ fn pools(tree: &Tree, folder: &str) -> Vec<PoolFacts> {
             total: pages("nr_hugepages")?,
             free: pages("free_hugepages")?,
             reserved: pages("resv_hugepages"),
+            surplus: pages("surplus_hugepages"),
+            overcommit: pages("nr_overcommit_hugepages"),
         })
     };
     let mut pools: Vec<_> = tree.names(folder).into_iter().filter_map(pool).collect();
@@ -142,15 +149,19 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
         available_bytes: field_bytes(&info, "MemAvailable"),
         pools: pools(tree, POOLS),
         thp: thp(tree),
+        thp_defrag: tree.choice(&format!("{THP}/defrag")),
+        thp_sizes: thp_sizes(tree),
         // The shared memory that husk uses is memfds, which the sizes' own switches (for shared anonymous memory) leave
         // alone.
         shmem_thp: tree.choice(&format!("{THP}/shmem_enabled")),
         overcommit: tree.value("proc/sys/vm/overcommit_memory"),
         swap_total_bytes: field_bytes(&info, "SwapTotal"),
         swap_free_bytes: field_bytes(&info, "SwapFree"),
-        ksm: tree
-            .value("sys/kernel/mm/ksm/run")
-            .map(|run| KsmFacts { run, pages_sharing: tree.value("sys/kernel/mm/ksm/pages_sharing") }),
+        ksm: tree.value("sys/kernel/mm/ksm/run").map(|run| KsmFacts {
+            run,
+            pages_sharing: tree.value("sys/kernel/mm/ksm/pages_sharing"),
+            merge_across_nodes: tree.value("sys/kernel/mm/ksm/merge_across_nodes"),
+        }),
         memfd: probes.memfd,
         userfaultfd: probes.userfaultfd,
         unprivileged_userfaultfd: tree.value("proc/sys/vm/unprivileged_userfaultfd"),
@@ -167,13 +178,24 @@ fn thp(tree: &Tree) -> Option<String> {
     own.or_else(|| tree.choice(&format!("{THP}/enabled")))
 }
 
-fn io(tree: &Tree, probes: &Probes) -> IoFacts {
+/// Each size's own switch.
+fn thp_sizes(tree: &Tree) -> BTreeMap<u64, String> {
+    let size = |name: String| {
+        let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some((kib, tree.choice(&format!("{THP}/{name}/enabled"))?))
+    };
+    tree.names(THP).into_iter().filter_map(size).collect()
+}
+
+fn io(tree: &Tree, probes: &Probes, disks: Vec<DiskFacts>, nets: Vec<NetFacts>) -> IoFacts {
     IoFacts {
         io_uring: probes.io_uring,
         io_uring_disabled: tree.value("proc/sys/kernel/io_uring_disabled"),
         tun: probes.tun,
         vhost_net: probes.vhost_net,
         vhost_vsock: probes.vhost_vsock,
+        disks,
+        nets,
     }
 }
 

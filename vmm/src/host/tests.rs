@@ -2,17 +2,20 @@
 //!
 //! A recorded host is a text: a line `=== PATH`, then what that file holds. Its kernel's answers are in code.
 
+mod baseline;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use kvm_ioctls::{Cap, Kvm};
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
-use tempfile::TempDir;
 
 use super::capabilities::{CAPABILITIES, Need};
+use super::devices::Asked;
 use super::facts::{Attempt, Facts};
+use super::id_list::IdList;
 use super::probe::Probes;
-use super::tree::Tree;
+use super::sketch::record;
 use super::verdicts::{Group, Level, Verdict, obstacle, verdicts};
 
 const SOFTWARE_KVM: &str = include_str!("fixtures/software-kvm.tree");
@@ -29,19 +32,8 @@ fn files(fixture: &str) -> impl Iterator<Item = (&str, &str)> {
     fixture.split("=== ").skip(1).map(|file| file.split_once('\n').unwrap())
 }
 
-fn record(files: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>) -> (TempDir, Tree) {
-    let folder = tempfile::tempdir().unwrap();
-    for (path, content) in files {
-        let path = folder.path().join(path.as_ref());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-    let tree = Tree::at(folder.path());
-    (folder, tree)
-}
-
 /// A kernel that gives everything.
-fn all_works() -> Probes {
+pub(super) fn all_works() -> Probes {
     let value = |need, least| if need == Need::Figure { 64 } else { least };
     Probes {
         kvm: Attempt::Works,
@@ -66,7 +58,7 @@ fn without_kvm(errno: i32) -> Probes {
 
 fn facts(fixture: &str, probes: Probes) -> Facts {
     let (_folder, tree) = record(files(fixture));
-    Facts::from_parts(&tree, probes)
+    Facts::from_parts(&tree, probes, Vec::new(), &[]).unwrap()
 }
 
 fn judged(fixture: &str, probes: Probes) -> Vec<Verdict> {
@@ -337,13 +329,13 @@ proptest! {
             }
         });
         let (_folder, tree) = record(odd);
-        assert_well_formed(&verdicts(&Facts::from_parts(&tree, all_works())));
+        assert_well_formed(&verdicts(&Facts::from_parts(&tree, all_works(), Vec::new(), &[]).unwrap()));
     }
 }
 
 #[test]
 fn what_is_told_of_this_host_is_true_and_nothing_is_left_open() {
-    let facts = Facts::read();
+    let facts = Facts::read(&Asked::default()).unwrap();
     let kvm = Kvm::new().unwrap();
     assert_eq!(facts.kvm.device, Attempt::Works);
     assert_eq!(facts.kvm.api_version, Some(kvm.get_api_version()));
@@ -365,10 +357,26 @@ fn what_is_told_of_this_host_is_true_and_nothing_is_left_open() {
     assert_eq!(facts.cpu.nodes.len(), nodes.count());
     // The affinity of a test may leave out CPUs, never add any.
     let cpus = std::thread::available_parallelism().unwrap().get();
-    assert!(facts.cpu.online.unwrap().len() >= cpus);
+    let online = facts.cpu.online.unwrap().len();
+    assert!(online >= cpus);
+    assert!(facts.limits.cpus_allowed.unwrap().len() >= cpus);
     assert_eq!(facts.memory.total_bytes, Some(crate::config::HostFacts::read().memory_bytes));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(facts.kernel.as_deref(), Some(release.trim()));
+
+    let text = |path: &str| fs::read_to_string(path).unwrap().trim().to_owned();
+    for core in &facts.cpu.cores {
+        for cpu in core.iter() {
+            let siblings = text(&format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
+            assert_eq!(core.to_string(), siblings);
+        }
+    }
+    let in_cores: usize = facts.cpu.cores.iter().map(IdList::len).sum();
+    assert_eq!(in_cores, online);
+    let distances = text("/sys/devices/system/node/node0/distance");
+    let own: Vec<String> = facts.cpu.nodes[0].distances.values().map(u16::to_string).collect();
+    assert_eq!(own.join(" "), distances);
+    assert_eq!(facts.malformed, BTreeMap::new());
 
     // Other tests run beside this one, so what is looked for is what only this module opens.
     let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());

@@ -1,31 +1,46 @@
 //! /proc and /sys below a root: the running host's, or a recorded one's. Whatever a file holds, and whether or not it is
-//! there, the answer is a value and never an error.
+//! there, the answer is a value and never an error; a file that is there and holds something else than it should is
+//! remembered with what is wrong.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// /proc/cpuinfo of the largest machines; only its beginning is looked at.
-const TEXT_BYTES_MAX: u64 = 1 << 20;
+/// /proc/cpuinfo and /proc/interrupts of the largest machines fit; of a longer file the beginning is looked at.
+const TEXT_BYTES_MAX: u64 = 4 << 20;
+/// Of what a file holds in place of a value.
+const SHOWN_CHARS_MAX: usize = 40;
+/// Enough to see what is wrong with a host.
+const MALFORMED_MAX: usize = 32;
 
 /// A host's files.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Tree {
     root: PathBuf,
+    malformed: RefCell<BTreeMap<String, String>>,
 }
 
 impl Tree {
     /// The files below `root`.
     pub(super) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), malformed: RefCell::default() }
+    }
+
+    /// The files that hold something else than they should, so far, and what is wrong with each.
+    pub(super) fn malformed(&self) -> BTreeMap<String, String> {
+        self.malformed.borrow().clone()
     }
 
     /// A file's text without the space around it, and with no control characters but line ends and tabs.
     pub(super) fn text(&self, path: &str) -> Option<String> {
         let mut bytes = Vec::new();
-        let file = File::open(self.root.join(path.trim_start_matches('/'))).ok()?;
-        file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        let file = File::open(self.at_root(path)).ok()?;
+        if file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes).ok()? as u64 == TEXT_BYTES_MAX {
+            self.note(path, format!("longer than {TEXT_BYTES_MAX} bytes"));
+        }
         let text = String::from_utf8_lossy(&bytes);
         let printable = |c: char| if c.is_control() && !"\n\t".contains(c) { '\u{fffd}' } else { c };
         Some(text.trim().chars().map(printable).collect())
@@ -33,7 +48,12 @@ impl Tree {
 
     /// A file that holds one value.
     pub(super) fn value<T: FromStr>(&self, path: &str) -> Option<T> {
-        self.text(path)?.parse().ok()
+        let text = self.text(path)?;
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.note(path, format!("holds `{}`", text.chars().take(SHOWN_CHARS_MAX).collect::<String>()));
+        }
+        value
     }
 
     /// The words of a file that holds a list of them.
@@ -50,11 +70,34 @@ impl Tree {
 
     /// The names in a folder, sorted; none if it is not there.
     pub(super) fn names(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.root.join(folder.trim_start_matches('/')));
+        let entries = fs::read_dir(self.at_root(folder));
         let mut names: Vec<_> =
             entries.into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
         names
+    }
+
+    /// Whether there is such a file or folder.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.at_root(path).exists()
+    }
+
+    /// Where a path leads, links followed; `None` if nowhere, or out of the tree.
+    pub(super) fn resolve(&self, path: &str) -> Option<String> {
+        let root = fs::canonicalize(&self.root).ok()?;
+        let target = fs::canonicalize(self.at_root(path)).ok()?;
+        Some(target.strip_prefix(root).ok()?.to_str()?.to_owned())
+    }
+
+    fn at_root(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn note(&self, path: &str, problem: String) {
+        let mut malformed = self.malformed.borrow_mut();
+        if malformed.len() < MALFORMED_MAX {
+            malformed.insert(format!("/{}", path.trim_start_matches('/')), problem);
+        }
     }
 }
 

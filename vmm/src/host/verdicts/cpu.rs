@@ -6,10 +6,13 @@ use crate::host::id_list::IdList;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Verdict> {
     let cpu = &facts.cpu;
-    let mut verdicts = vec![model(cpu), virtualization(facts), online(cpu), node_count(&cpu.nodes)];
+    let mut verdicts = vec![model(cpu), virtualization(facts), online(cpu), smt(cpu), l3(&cpu.l3), governor(cpu)];
+    verdicts.push(node_count(&cpu.nodes));
     // A host of one node is described by its memory's and its CPUs' own lines.
     if cpu.nodes.len() > 1 {
         verdicts.extend(cpu.nodes.iter().map(node));
+        verdicts.push(distances(&cpu.nodes));
+        verdicts.push(numa_balancing(cpu.numa_balancing));
     }
     verdicts.push(set_aside(
         "isolated CPUs",
@@ -63,6 +66,63 @@ fn online(cpu: &CpuFacts) -> Verdict {
     }
 }
 
+fn smt(cpu: &CpuFacts) -> Verdict {
+    let line = Line::new(Group::Cpu, "SMT", "vCPUs of two VMs on one core's threads");
+    match cpu.cores.iter().map(IdList::len).max() {
+        None => line.info(UNKNOWN),
+        Some(1) => line.ok(format!("1 thread a core, cores: {}", cpu.cores.len())),
+        Some(threads) => line.choice(
+            format!("{threads} threads a core, cores: {}", cpu.cores.len()),
+            "echo off > /sys/devices/system/cpu/smt/control",
+        ),
+    }
+}
+
+fn l3(domains: &[IdList]) -> Verdict {
+    let line = Line::new(Group::Cpu, "L3 domains", "CPUs that share a cache");
+    let sizes: Vec<usize> = domains.iter().map(IdList::len).collect();
+    match (sizes.iter().min(), sizes.iter().max()) {
+        (Some(least), Some(most)) if least == most => line.info(format!("{} of {least} CPUs", domains.len())),
+        (Some(least), Some(most)) => line.info(format!("{} of {least} to {most} CPUs", domains.len())),
+        _ => line.info(UNKNOWN),
+    }
+}
+
+fn governor(cpu: &CpuFacts) -> Verdict {
+    let line = Line::new(Group::Cpu, "governor", "CPUs at full speed when a vCPU wakes");
+    let mut slow = cpu.governors.iter().filter(|(governor, _)| governor.as_str() != "performance").peekable();
+    if cpu.governors.is_empty() {
+        line.info("not the kernel's to choose")
+    } else if slow.peek().is_none() {
+        line.ok("performance")
+    } else {
+        let found: Vec<String> = slow.map(|(governor, cpus)| format!("{governor} (CPUs {cpus})")).collect();
+        let fix = "echo performance | tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor";
+        line.degraded(found.join(", "), fix)
+    }
+}
+
+fn distances(nodes: &[NodeFacts]) -> Verdict {
+    let line = Line::new(Group::Cpu, "NUMA distances", "which other node is nearest");
+    if nodes.iter().any(|node| node.distances.is_empty()) {
+        return line.info(UNKNOWN);
+    }
+    let row = |node: &NodeFacts| {
+        let words: Vec<String> = node.distances.values().map(u16::to_string).collect();
+        format!("{}: {}", node.id, words.join(" "))
+    };
+    line.info(nodes.iter().map(row).collect::<Vec<_>>().join("; "))
+}
+
+fn numa_balancing(mode: Option<u64>) -> Verdict {
+    let line = Line::new(Group::Cpu, "NUMA balancing", "pages that stay where they are");
+    match mode {
+        None => line.ok("not in this kernel"),
+        Some(0) => line.ok("off"),
+        Some(_) => line.choice("on: pages of VMs that are bound nowhere move", "sysctl kernel.numa_balancing=0"),
+    }
+}
+
 fn node_count(nodes: &[NodeFacts]) -> Verdict {
     let line = Line::new(Group::Cpu, "NUMA nodes", "memory and CPUs side by side");
     match nodes {
@@ -79,7 +139,11 @@ fn node(node: &NodeFacts) -> Verdict {
         cpus => format!("CPUs {cpus}"),
     };
     match (node.total_bytes, node.free_bytes) {
-        (Some(0), _) => line.info(format!("{cpus}, no memory")),
+        (Some(0), _) if node.cpus.is_empty() => line.info("no CPUs, no memory"),
+        (Some(0), _) => line.degraded(
+            format!("{cpus}, no memory"),
+            "put memory into its channels; until then vCPUs there have another node's memory",
+        ),
         (Some(total), Some(free)) => line.info(format!("{cpus}, {}, {} free", size(total), size(free))),
         _ => line.info(cpus),
     }

@@ -15,6 +15,8 @@ pub(super) fn judge(memory: &MemoryFacts, nodes: &[NodeFacts]) -> Vec<Verdict> {
     verdicts.extend(memory.pools.iter().map(|whole| pool(whole, nodes)));
     verdicts.extend([
         thp(memory),
+        thp_defrag(memory),
+        thp_sizes(memory),
         shmem_thp(memory),
         memfd(memory),
         userfaultfd(memory),
@@ -49,10 +51,17 @@ fn pool(whole: &PoolFacts, nodes: &[NodeFacts]) -> Verdict {
         })
     };
     let mut found = format!("{} of {} free", whole.available(), whole.total);
-    if whole.total > 0 && nodes.len() > 1 {
+    if whole.total > 0 && shares().count() > 1 {
         let shares: Vec<_> =
             shares().map(|(node, share)| format!("node {}: {} of {}", node.id, share.free, share.total)).collect();
         found = format!("{found} ({})", shares.join(", "));
+    }
+    if let Some(surplus) = whole.surplus.filter(|pages| *pages > 0) {
+        found = format!("{found}, {surplus} of them surplus");
+    }
+    let grows = whole.overcommit.filter(|pages| *pages > 0);
+    if let Some(pages) = grows {
+        found = format!("{found}, grows by {pages} on demand");
     }
     let bare = shares().find(|(node, share)| share.total == 0 && node.total_bytes.is_some_and(|bytes| bytes > 0));
     // Enough for one guest more.
@@ -60,7 +69,7 @@ fn pool(whole: &PoolFacts, nodes: &[NodeFacts]) -> Verdict {
     let grown = whole.total.saturating_add(more);
     let everywhere = format!("echo {grown} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages");
     match bare {
-        _ if whole.total == 0 => line.missing(found, everywhere),
+        _ if whole.total == 0 && grows.is_none() => line.missing(found, everywhere),
         _ if whole.available() == 0 => line.degraded(found, everywhere),
         Some((NodeFacts { id, .. }, _)) => {
             let folder = format!("/sys/devices/system/node/node{id}/hugepages/hugepages-{kib}kB");
@@ -76,6 +85,29 @@ fn thp(memory: &MemoryFacts) -> Verdict {
         Some(mode @ ("always" | "madvise")) => line.ok(mode),
         Some(mode) => line.degraded(mode, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
         None => line.degraded("not in this kernel", "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE"),
+    }
+}
+
+fn thp_defrag(memory: &MemoryFacts) -> Verdict {
+    let line = Line::new(Group::Memory, "THP defrag", "first touches that do not wait for compaction");
+    const FIX: &str = "echo defer+madvise > /sys/kernel/mm/transparent_hugepage/defrag";
+    match memory.thp_defrag.as_deref() {
+        None => line.info(UNKNOWN),
+        Some("always") => line.degraded("always: any process's fault may wait", FIX),
+        Some("never") => line.choice("never: large pages only when some are free", FIX),
+        Some(mode) => line.ok(mode),
+    }
+}
+
+fn thp_sizes(memory: &MemoryFacts) -> Verdict {
+    let line = Line::new(Group::Memory, "THP sizes", "pages between 4 KiB and the largest");
+    let used: Vec<String> = (memory.thp_sizes.iter().filter(|(_, mode)| mode.as_str() != "never"))
+        .map(|(kib, mode)| format!("{}: {mode}", size(kib.saturating_mul(1024))))
+        .collect();
+    match used.as_slice() {
+        _ if memory.thp_sizes.is_empty() => line.info(UNKNOWN),
+        [] => line.info("all never"),
+        used => line.info(used.join(", ")),
     }
 }
 
@@ -134,8 +166,11 @@ fn ksm(memory: &MemoryFacts) -> Verdict {
     let line = Line::new(Group::Memory, "KSM", "off keeps tenants from telling of each other");
     match &memory.ksm {
         None => line.ok("not in this kernel"),
-        Some(ksm) if ksm.run == 1 => line
-            .choice(format!("on, {} pages shared", ksm.pages_sharing.unwrap_or(0)), "echo 2 > /sys/kernel/mm/ksm/run"),
+        Some(ksm) if ksm.run == 1 => {
+            let across = if ksm.merge_across_nodes == Some(1) { ", also of other nodes" } else { "" };
+            let shared = ksm.pages_sharing.unwrap_or(0);
+            line.choice(format!("on, {shared} pages shared{across}"), "echo 2 > /sys/kernel/mm/ksm/run")
+        }
         Some(_) => line.ok("off"),
     }
 }

@@ -1,9 +1,11 @@
 //! The judgement of a host: a pure function of its facts. One file a group, in the order of the table.
 
 mod cpu;
+mod devices;
 mod io;
 mod isolation;
 mod kvm;
+mod limits;
 mod memory;
 
 use serde::Serialize;
@@ -24,6 +26,10 @@ pub enum Group {
     Io,
     /// What keeps a VM apart from the host.
     Isolation,
+    /// What husk itself is held to.
+    Limits,
+    /// Files of the kernel's that are not understood; none on most hosts.
+    Files,
 }
 
 /// How good it is.
@@ -64,7 +70,8 @@ pub struct Verdict {
 
 impl Group {
     /// Every group, in the order of the table.
-    pub const ALL: [Self; 5] = [Self::Kvm, Self::Cpu, Self::Memory, Self::Io, Self::Isolation];
+    pub const ALL: [Self; 7] =
+        [Self::Kvm, Self::Cpu, Self::Memory, Self::Io, Self::Isolation, Self::Limits, Self::Files];
 
     /// As it is written in the table and in JSON.
     #[must_use]
@@ -75,6 +82,8 @@ impl Group {
             Self::Memory => "memory",
             Self::Io => "io",
             Self::Isolation => "isolation",
+            Self::Limits => "limits",
+            Self::Files => "files",
         }
     }
 }
@@ -99,7 +108,12 @@ pub fn verdicts(facts: &Facts) -> Vec<Verdict> {
     verdicts.extend(cpu::judge(facts));
     verdicts.extend(memory::judge(&facts.memory, &facts.cpu.nodes));
     verdicts.extend(io::judge(facts));
+    verdicts.extend(devices::judge(facts));
     verdicts.extend(isolation::judge(&facts.isolation));
+    verdicts.extend(limits::judge(facts));
+    verdicts.extend(facts.malformed.iter().map(|(path, problem)| {
+        Line::new(Group::Files, path, "a fact that is missing above").degraded(problem, format!("cat {path}"))
+    }));
     verdicts
 }
 

@@ -1,13 +1,23 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 const GIB: u64 = 1 << 30;
 
 fn pool(page_bytes: u64, total: u64, free: u64, reserved: Option<u64>) -> PoolFacts {
-    PoolFacts { page_bytes, total, free, reserved }
+    PoolFacts { page_bytes, total, free, reserved, surplus: None, overcommit: None }
 }
 
 fn node(id: u16, total_bytes: u64, pools: Vec<PoolFacts>) -> NodeFacts {
-    NodeFacts { id, cpus: IdList::default(), total_bytes: Some(total_bytes), free_bytes: None, pools }
+    NodeFacts {
+        id,
+        cpus: IdList::default(),
+        total_bytes: Some(total_bytes),
+        free_bytes: None,
+        file_cache_bytes: None,
+        distances: BTreeMap::new(),
+        pools,
+    }
 }
 
 /// Two nodes of 8 GiB with 512 and 100 free pages of 2M, and a third without memory.
