@@ -34,6 +34,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm/src/memfd.rs",
     "vmm/src/placement/apply.rs",
     "vmm/src/placement/residency.rs",
+    "vmm/src/placement/threads.rs",
     "vmm/src/vcpu/crash.rs",
     "vmm/src/vcpu/kick.rs",
 ];

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, LimiterConfig, MIB, MemoryBacking,
-    MemoryConfig, SerialTarget, VmConfig,
+    MemoryConfig, SerialTarget, ThreadPlacement, VmConfig,
 };
 use vmm::control::{Action, EventReceiver, GuestEvent, State, event_queue};
 use vmm::machine::{Machine, MachineError, Wiring, serial_output};
@@ -43,6 +43,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Null,
+        threads: ThreadPlacement::default(),
     };
     config.validate(HostFacts::read()).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();

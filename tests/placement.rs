@@ -148,3 +148,75 @@ fn what_no_host_can_honour_is_named_with_what_can() {
     vm.put("/actions", &start).refused(&["no node 60000", "its nodes are 0"]);
     assert_eq!(vm.get("/husk/v1/placement")["memory"]["given"]["nodes"], "60000");
 }
+
+fn thread<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let threads = report["threads"].as_array().unwrap_or_else(|| panic!("{report}"));
+    threads.iter().find(|thread| thread["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+#[test]
+fn threads_run_where_they_were_asked_to_and_a_change_from_outside_is_told() {
+    let folder = common::folder::Folder::new();
+    let (socket, disk) = (folder.at("s"), folder.at("disk"));
+    std::fs::write(&disk, [0; 4096]).unwrap_or_else(|error| panic!("{disk}: {error}"));
+    let threads = [
+        "vcpu,cpus=0,priority=nice:5",
+        "vcpu1,cpus=1",
+        "io:root,cpus=0-1,priority=fifo:2",
+        "main,cpus=1",
+        "api,cpus=0",
+    ];
+    let threads = threads.iter().flat_map(|thread| ["--thread", thread]);
+    let husk =
+        husk(["run", "--kernel", PROBE, "--cmdline", "check=serial end=poweroff", "--cpus", "2", "--memory", "64M"])
+            .args(["--api-sock", &socket, "--disk", &format!("{disk},id=root")])
+            .args(threads)
+            .start();
+    husk.wait_for("SERIAL WAIT");
+    let mut client = common::http::Connection::open(&socket);
+    let report = client.ask("GET", "/husk/v1/placement", "").json();
+    for (name, cpus, priority) in [
+        ("husk-vcpu0", "0", Some("nice:5")),
+        ("husk-vcpu1", "1", Some("nice:5")),
+        ("husk-io-root", "0-1", Some("fifo:2")),
+        ("husk", "1", None),
+        ("husk-api", "0", None),
+    ] {
+        let thread = thread(&report, name);
+        assert_eq!(thread["cpus"], cpus, "{name}: {report}");
+        if let Some(priority) = priority {
+            assert_eq!(thread["priority"], priority, "{name}: {report}");
+        }
+    }
+    assert!(thread(&report, "husk-vcpu0")["wait_ms"].is_u64(), "{report}");
+    assert_eq!(report["drift"], json!([]), "{report}");
+    let vcpu1 = thread(&report, "husk-vcpu1")["tid"].to_string();
+    let moved = common::Launch::new("taskset", ["-pc", "0", &vcpu1]).end();
+    assert_eq!(moved.code(), Some(0), "{moved}");
+    let report = client.ask("GET", "/husk/v1/placement", "").json();
+    assert_eq!(report["drift"], json!(["husk-vcpu1 has CPUs 0, not 1"]), "{report}");
+    husk.signal(libc::SIGTERM);
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
+    let run = |words: &[&str]| {
+        let ended = husk(["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", "64M"]).args(words).end();
+        (ended.code(), ended.stderr)
+    };
+    for (words, part) in [
+        (["--thread", "vcpu0,cpus=0:4000"], "vcpu0: CPU 4000 is not online: the host's are 0"),
+        (["--thread", "vcpu7,cpus=0"], "there is no thread vcpu7: the machine has vcpu0"),
+        (["--thread", "io:nothing,cpus=0"], "there is no thread io:nothing"),
+        // This kernel has no core scheduling.
+        (["--core-scheduling", "vm"], "CONFIG_SCHED_CORE"),
+    ] {
+        let (code, message) = run(&words);
+        assert!(
+            code == Some(1) && message.starts_with("husk: threads: ") && message.contains(part),
+            "{words:?}: {message}"
+        );
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}

@@ -69,7 +69,10 @@ impl Drop for Server {
 const STACK_BYTES: usize = 512 << 10;
 
 fn run(socket: std::os::unix::net::UnixListener, context: Context, ending: watch::Receiver<bool>) {
-    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    // What takes long has one thread more, while it does.
+    let mut runtime = runtime::Builder::new_current_thread();
+    runtime.enable_io().enable_time().thread_name("husk-api-slow").max_blocking_threads(1);
+    let runtime = runtime.build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return log::error!("the API socket is not served: {error}"),

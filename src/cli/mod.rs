@@ -9,6 +9,7 @@ mod log;
 mod memory;
 mod net;
 mod run;
+mod thread;
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmm::config::{
-    BootConfig, BootEntry, ConfigError, Entropy, HardwareTables, KernelSource, LimiterConfig, SerialTarget, VmConfig,
+    BootConfig, BootEntry, ConfigError, CoreScheduling, Entropy, HardwareTables, KernelSource, LimiterConfig,
+    SerialTarget, ThreadPlacement, VmConfig,
 };
 use vmm::control::Escape;
 
@@ -15,6 +16,7 @@ use super::firecracker::{parse_id, read_config_file};
 use super::log::LogArgs;
 use super::memory::MemoryArg;
 use super::net::NetArg;
+use super::thread::ThreadArg;
 use crate::api::REQUEST_BYTES_MAX;
 use crate::exit::ExitStatus;
 use crate::session::{Begin, Manners, OnReboot, RunError};
@@ -60,6 +62,13 @@ pub(super) struct RunArgs {
     /// The other end of the serial port; a file gets output only, a pty's path is printed.
     #[arg(long, value_name = "stdio|FILE|pty|null", default_value = "stdio", value_parser = parse_serial)]
     serial: SerialTarget,
+    /// Where threads of husk's run on the host; NAME is vcpu0 (or vcpu: all), io:DEVICE (or io: all), api or main, PRIORITY is
+    /// nice:N, fifo:N or rr:N; repeat for more.
+    #[arg(long, value_name = "NAME[,cpus=LIST][,priority=PRIORITY]")]
+    thread: Vec<ThreadArg>,
+    /// Which threads may share a core's SMT siblings at one time: any, this VM's, or no vCPU with another.
+    #[arg(long, value_name = "off|vm|vcpu", default_value = "off", value_parser = parse_core_scheduling)]
+    core_scheduling: CoreScheduling,
     /// What a guest that resets itself gets: the end of husk, or the same machine again.
     #[arg(long, value_name = "exit|restart", default_value = "exit")]
     on_reboot: OnReboot,
@@ -76,7 +85,7 @@ pub(super) struct RunArgs {
     log: LogArgs,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
-        "boot_entry", "acpi", "serial"])]
+        "boot_entry", "acpi", "serial", "thread", "core_scheduling"])]
     config_file: Option<PathBuf>,
 }
 
@@ -95,6 +104,12 @@ impl RunArgs {
     }
 
     fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let honour = self.memory.0.placement.honour;
+        let threads = ThreadPlacement {
+            terms: self.thread.into_iter().map(|thread| (thread.name, thread.terms)).collect(),
+            core_scheduling: self.core_scheduling,
+            honour,
+        };
         let nets = self.net.into_iter().enumerate().map(|(index, net)| net.into_config(index));
         Ok(VmConfig {
             cpus: self.cpus,
@@ -112,6 +127,7 @@ impl RunArgs {
             entropy_limits: LimiterConfig::default(),
             cpu_template: None,
             serial: self.serial,
+            threads,
         })
     }
 }
@@ -130,6 +146,15 @@ fn parse_acpi(text: &str) -> Result<HardwareTables, &'static str> {
         "on" => Ok(HardwareTables::Acpi),
         "off" => Ok(HardwareTables::Mp),
         _ => Err("use on or off"),
+    }
+}
+
+fn parse_core_scheduling(text: &str) -> Result<CoreScheduling, &'static str> {
+    match text {
+        "off" => Ok(CoreScheduling::Off),
+        "vm" => Ok(CoreScheduling::Vm),
+        "vcpu" => Ok(CoreScheduling::Vcpu),
+        _ => Err("use off, vm or vcpu"),
     }
 }
 

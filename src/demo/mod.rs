@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, LimiterConfig,
-    MIB, MemoryConfig, RootDevice, SerialTarget, VmConfig,
+    MIB, MemoryConfig, RootDevice, SerialTarget, ThreadPlacement, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
 use vmm::machine::Machine;
@@ -64,6 +64,7 @@ fn config(disk: File) -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
+        threads: ThreadPlacement::default(),
     }
 }
 

@@ -131,6 +131,8 @@ enum Command {
     /// The sender is told when nothing is in flight.
     Hold(usize, Sender<()>),
     Release(usize),
+    /// The sender is told the thread's number.
+    Identify(Sender<io::Result<i32>>),
     Exit,
 }
 
@@ -162,6 +164,22 @@ impl IoThread {
     /// Access for a device.
     pub fn handle(&self) -> IoThreadHandle {
         self.handle.clone()
+    }
+
+    /// The name that it was given, all of it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.thread.as_ref().and_then(|thread| thread.thread().name()).unwrap_or_default()
+    }
+
+    /// The kernel's number for the thread.
+    ///
+    /// # Errors
+    /// The kernel does not tell it.
+    pub fn id(&self) -> io::Result<i32> {
+        let (reply, id) = mpsc::channel();
+        self.handle.send(Command::Identify(reply));
+        id.recv().expect("an I/O thread answers until its owner ends it")
     }
 
     /// Ends the thread and waits for it. Workers that are still attached are drained first.
@@ -429,6 +447,10 @@ impl Host {
                 Command::Detach(slot) => self.detach(slot),
                 Command::Hold(slot, quiet) => self.hold(slot, quiet),
                 Command::Release(slot) => self.release(slot),
+                Command::Identify(reply) => {
+                    // The asker waits for it.
+                    let _ = reply.send(thread_id());
+                }
                 Command::Exit => {
                     (0..self.slots.len()).for_each(|slot| self.detach(slot));
                     return Wish::End;
@@ -519,6 +541,16 @@ impl Source {
 enum Wish {
     GoOn,
     End,
+}
+
+/// The kernel's number for the calling thread: `/proc/thread-self` leads to `PID/task/TID`.
+///
+/// # Errors
+/// There is no /proc.
+pub fn thread_id() -> io::Result<i32> {
+    let link = std::fs::read_link("/proc/thread-self")?;
+    let id = link.file_name().and_then(|name| name.to_str()?.parse().ok());
+    id.ok_or_else(|| io::Error::other("/proc/thread-self leads to no thread"))
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! What Firecracker's document cannot say of a machine: the key `husk` of the configuration file, and `PUT
 //! /husk/v1/placement`.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Honour, HostNodes, MemoryPlacement, NodePolicy, Pages, VmConfig};
+use super::{
+    CoreScheduling, Honour, HostNodes, MemoryPlacement, NodePolicy, Pages, ThreadName, ThreadPlacement, ThreadTerms,
+    VmConfig,
+};
 use crate::host::IdList;
 
 /// husk's own part of a configuration file.
@@ -21,6 +26,10 @@ pub struct Extension {
 pub struct Placement {
     /// Guest memory.
     pub memory: Memory,
+    /// husk's threads: `vcpu0`, `vcpu` (all), `io:NAME`, `io` (all), `api`, `main`.
+    pub threads: BTreeMap<ThreadName, ThreadTerms>,
+    /// Which threads may share a core's SMT siblings at one time.
+    pub core_scheduling: CoreScheduling,
     /// Whether what the host cannot honour is left out, and told, where the start would be refused otherwise.
     pub best_effort: bool,
 }
@@ -57,6 +66,8 @@ impl Extension {
 impl Placement {
     /// Applies it, unchecked, in the place of what was there.
     pub(super) fn apply(self, config: &mut VmConfig) {
+        let honour = if self.best_effort { Honour::BestEffort } else { Honour::Strictly };
+        config.threads = ThreadPlacement { terms: self.threads, core_scheduling: self.core_scheduling, honour };
         let Memory { pages, nodes, policy, prefault, lock, merge, dump } = self.memory;
         config.memory.placement = MemoryPlacement {
             pages: pages.unwrap_or(config.memory.placement.pages),
@@ -65,7 +76,7 @@ impl Placement {
             lock,
             merge,
             dump,
-            honour: if self.best_effort { Honour::BestEffort } else { Honour::Strictly },
+            honour,
         };
     }
 }

@@ -10,6 +10,7 @@ mod memory;
 mod net;
 mod report;
 mod size;
+mod threads;
 mod tuning;
 
 use std::fs::File;
@@ -33,6 +34,7 @@ pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
+pub use threads::{CoreScheduling, Priority, PriorityError, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms};
 pub use tuning::{LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
 
 /// Bytes in one MiB.
@@ -65,6 +67,8 @@ pub struct VmConfig {
     pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
     pub serial: SerialTarget,
+    /// Where husk's threads run on the host.
+    pub threads: ThreadPlacement,
 }
 
 /// The tables that tell the kernel what hardware there is.

@@ -19,6 +19,7 @@ fn config() -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
+        threads: ThreadPlacement::default(),
     }
 }
 

@@ -37,5 +37,5 @@ pub use facts::{
 };
 pub use id_list::{IdList, IdListError};
 pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
-pub(crate) use read::{allowed_memory_nodes, nodes_and_pools};
+pub(crate) use read::{allowed_memory_nodes, nodes_and_pools, online_cpus};
 pub use verdicts::{Group, Level, Verdict, obstacle, verdicts};

@@ -66,6 +66,11 @@ pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
     field(&status, "Mems_allowed_list")?.parse().ok()
 }
 
+/// The CPUs that the scheduler uses.
+pub(crate) fn online_cpus() -> Option<IdList> {
+    Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))
+}
+
 fn misc_devices(tree: &Tree) -> BTreeMap<String, u32> {
     let text = tree.text("proc/misc").unwrap_or_default();
     let device = |line: &str| {

@@ -30,9 +30,9 @@ use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
-use crate::config::{HardwareTables, KernelSource, MemoryConfig, VmConfig};
+use crate::config::{HardwareTables, KernelSource, MemoryConfig, ThreadName, ThreadPlacement, VmConfig};
 use crate::control::{EventSender, State};
-use crate::placement::{self, HostMemory, PlacementError, PlacementSource, Settled};
+use crate::placement::{self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError};
 use crate::vcpu::{
     ExitCounts, FirstState, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler,
 };
@@ -58,6 +58,9 @@ pub enum BuildError {
     /// Its memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A thread cannot run where it was asked to.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
     /// A file cannot be opened.
     #[error("cannot open {role} {}: {cause}: {hint}", path.display())]
     Open {
@@ -143,7 +146,8 @@ impl Machine {
         let (Parts { kernel, devices }, templates, Created { vm, fds }) = (parts?, templates?, created?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
-        let placement = PlacementSource::new(&memory, settled);
+        let threads = place_threads(&config.threads, &vcpus, &devices)?;
+        let placement = PlacementSource::new(&memory, settled, threads);
         Ok(Self { vcpus, devices, vm, memory, placement, state: State::NotStarted, first_entry: None, ended: None })
     }
 }
@@ -158,6 +162,33 @@ fn settle(memory: &MemoryConfig) -> Result<Settled, PlacementError> {
         log::warn!("best effort: {difference}");
     }
     Ok(settled)
+}
+
+/// Gives husk's threads their places, this one last.
+fn place_threads(
+    placement: &ThreadPlacement,
+    vcpus: &[VcpuHandle],
+    devices: &Devices,
+) -> Result<(Vec<PlacedThread>, Vec<ThreadError>), BuildError> {
+    if !placement.asks() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut threads = Vec::new();
+    let mut add = |name, id: Option<i32>| threads.extend(id.map(|id| Thread { name, id }));
+    for (index, vcpu) in (0..=u8::MAX).zip(vcpus) {
+        add(ThreadName::Vcpu(index), vcpu.id().ok());
+    }
+    for thread in devices.io_threads() {
+        let name = thread.name().strip_prefix("husk-io-").unwrap_or(thread.name()).to_owned();
+        add(ThreadName::Io(name), thread.id().ok());
+    }
+    add(ThreadName::Api, placement::thread_named("husk-api"));
+    add(ThreadName::Main, i32::try_from(std::process::id()).ok());
+    let (placed, differences) = placement::place_threads(placement, &threads)?;
+    for difference in &differences {
+        log::warn!("best effort: {difference}");
+    }
+    Ok((placed, differences))
 }
 
 /// What is made without the VM.

@@ -427,6 +427,11 @@ impl Devices {
         held.first().map_or(Ok(()), |slot| Err(slot.id.clone()))
     }
 
+    /// The threads that serve queues.
+    pub(super) fn io_threads(&self) -> &[IoThread] {
+        &self.io_threads
+    }
+
     /// Leaves the virtio devices and their threads to the end of the process: what they wait for may still write to
     /// guest memory, which they keep.
     pub(super) fn abandon(&mut self) {

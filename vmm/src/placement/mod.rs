@@ -1,4 +1,4 @@
-//! Memory where it was promised: what was asked is held against the host before anything is made, then applied before
+//! Memory and threads where they were promised: what was asked is held against the host before anything is made, then applied before
 //! the first touch, then looked up page by page.
 //!
 //! | module | what it holds |
@@ -6,15 +6,19 @@
 //! | `check` | what the host can honour, a pure function of its nodes and pools |
 //! | `apply` | policy, advice, prefault and lock on a mapping |
 //! | `residency` | the node and the kind of every page that is there |
+//! | `threads` | CPUs and priorities of husk's threads |
 //! | `report` | asked against is, for `GET /husk/v1/placement` |
 
 mod apply;
 mod check;
 mod report;
 mod residency;
+mod threads;
 
 pub use apply::ApplyError;
 pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
+pub(crate) use threads::{PlacedThread, Thread, named as thread_named, place as place_threads};
+pub use threads::{ThreadError, ThreadReport};

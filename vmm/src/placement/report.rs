@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryBackend;
 use super::apply::Span;
 use super::check::Settled;
 use super::residency::{self, ByNode};
+use super::threads::{self, PlacedThread, ThreadError, ThreadReport};
 use crate::config::{MemoryConfig, MemoryPlacement, NodePolicy};
 
 /// What was asked and what is.
@@ -19,6 +20,10 @@ use crate::config::{MemoryConfig, MemoryPlacement, NodePolicy};
 pub struct PlacementReport {
     /// Guest memory.
     pub memory: MemoryReport,
+    /// husk's threads, by name.
+    pub threads: Vec<ThreadReport>,
+    /// What is not where it was asked to be now.
+    pub drift: Vec<String>,
     /// What the host could not honour at the start, where the best effort was asked for.
     pub differences: Vec<String>,
 }
@@ -62,6 +67,8 @@ impl PlacementReport {
                 elsewhere_bytes: 0,
                 regions: Vec::new(),
             },
+            threads: Vec::new(),
+            drift: Vec::new(),
             differences: Vec::new(),
         }
     }
@@ -98,11 +105,24 @@ pub struct RegionReport {
 pub struct PlacementSource {
     memory: Arc<GuestMemory>,
     settled: Arc<Settled>,
+    threads: Arc<[PlacedThread]>,
+    differences: Arc<[String]>,
 }
 
 impl PlacementSource {
-    pub(crate) fn new(memory: &Arc<GuestMemory>, settled: Settled) -> Self {
-        Self { memory: Arc::clone(memory), settled: Arc::new(settled) }
+    pub(crate) fn new(
+        memory: &Arc<GuestMemory>,
+        settled: Settled,
+        threads: (Vec<PlacedThread>, Vec<ThreadError>),
+    ) -> Self {
+        let (threads, left_out) = threads;
+        let memory_differences = settled.differences.iter().map(ToString::to_string);
+        Self {
+            memory: Arc::clone(memory),
+            differences: memory_differences.chain(left_out.iter().map(ToString::to_string)).collect(),
+            settled: Arc::new(settled),
+            threads: threads.into(),
+        }
     }
 
     /// Looks at every page.
@@ -121,6 +141,12 @@ impl PlacementSource {
                 Ok(RegionReport { guest_address: span.guest, bytes: span.bytes, resident_by_node })
             })
             .collect::<io::Result<Vec<_>>>()?;
+        let threads = threads::reports(&self.threads);
+        let elsewhere_bytes = regions.iter().map(|region| elsewhere(placement, &region.resident_by_node)).sum();
+        let mut drift = threads::drift(&threads);
+        if elsewhere_bytes > 0 {
+            drift.push(format!("{elsewhere_bytes} bytes of guest memory are on other nodes"));
+        }
         Ok(PlacementReport {
             memory: MemoryReport {
                 given: MemoryTerms::from(placement),
@@ -130,10 +156,12 @@ impl PlacementSource {
                 transparent_bytes: kinds.transparent,
                 pool_bytes: kinds.pool,
                 locked_bytes: kinds.locked,
-                elsewhere_bytes: regions.iter().map(|region| elsewhere(placement, &region.resident_by_node)).sum(),
+                elsewhere_bytes,
                 regions,
             },
-            differences: self.settled.differences.iter().map(ToString::to_string).collect(),
+            threads,
+            drift,
+            differences: self.differences.to_vec(),
         })
     }
 }

@@ -76,6 +76,8 @@ enum Ask {
     Run,
     /// Leave the guest and wait.
     Park,
+    /// Tell the thread's number.
+    Identify,
     /// End the thread.
     Stop,
 }
@@ -124,6 +126,7 @@ pub struct VcpuHandle {
 enum Answer {
     SetUp(Result<(), SetupError>),
     Done { first_run: Option<Instant> },
+    Identity(io::Result<i32>),
 }
 
 impl VcpuHandle {
@@ -148,7 +151,18 @@ impl VcpuHandle {
     pub(crate) fn wait_set_up(&self) -> Result<(), VcpuThreadError> {
         match self.answer() {
             Answer::SetUp(done) => done.map_err(VcpuThreadError::Setup),
-            Answer::Done { .. } => unreachable!("a vCPU thread answers its setup before any ask"),
+            Answer::Done { .. } | Answer::Identity(_) => unreachable!("a vCPU thread answers its setup before any ask"),
+        }
+    }
+
+    /// The kernel's number for the thread, whose vCPU is parked and has answered every ask.
+    pub(crate) fn id(&self) -> io::Result<i32> {
+        self.asks
+            .send(Ask::Identify)
+            .expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
+        match self.answer() {
+            Answer::Identity(id) => id,
+            Answer::SetUp(_) | Answer::Done { .. } => unreachable!("no other ask is without an answer"),
         }
     }
 
@@ -191,7 +205,7 @@ impl VcpuHandle {
         self.owed.set(self.owed.get() - 1);
         match answer {
             Answer::Done { first_run } => first_run,
-            Answer::SetUp(_) => unreachable!("wait_set_up took the answer to the setup"),
+            Answer::SetUp(_) | Answer::Identity(_) => unreachable!("wait_set_up and id take the answers to their asks"),
         }
     }
 
@@ -299,6 +313,10 @@ impl Vcpu {
     }
 
     fn take(&mut self, ask: Ask, phase: Phase) -> Phase {
+        if ask == Ask::Identify {
+            self.reply(Answer::Identity(devices::virtio::worker::thread_id()));
+            return phase;
+        }
         let next = match (ask, phase) {
             (_, Phase::Ended) => Phase::Ended,
             (Ask::Run, _) => {
@@ -309,7 +327,7 @@ impl Vcpu {
                 self.complete_exit();
                 Phase::Parked
             }
-            (Ask::Park | Ask::Stop, phase) => phase,
+            (Ask::Park | Ask::Identify | Ask::Stop, phase) => phase,
         };
         self.reply(Answer::Done { first_run: self.first_run });
         next

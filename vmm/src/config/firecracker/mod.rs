@@ -26,7 +26,7 @@ use self::change::not_yet;
 use super::extension::Extension;
 use super::{
     ConfigError, CpuTemplate, Entropy, HardwareTables, LimiterConfig, MIB, MacAddressError, MemoryConfig, SerialTarget,
-    VmConfig,
+    ThreadPlacement, VmConfig,
 };
 
 pub use change::Change;
@@ -137,6 +137,7 @@ pub fn blank() -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         cpu_template: None,
         serial: SerialTarget::Stdio,
+        threads: ThreadPlacement::default(),
     }
 }
 

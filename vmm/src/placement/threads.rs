@@ -1,0 +1,404 @@
+//! CPUs and priorities of husk's threads: set before the guest runs, read back, and compared.
+#![expect(unsafe_code, reason = "the scheduler's system calls have no safe interface in libc")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::{fs, ptr};
+
+use libc::pid_t;
+use schemars::JsonSchema;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::config::{CoreScheduling, Honour, Priority, ThreadName, ThreadPlacement, ThreadTerms};
+use crate::host::{self, IdList};
+
+/// A thread that is not where it shall be.
+#[derive(Debug, Error)]
+pub enum ThreadError {
+    /// No thread has the name.
+    #[error("threads: there is no thread {name}: the machine has {present}")]
+    NoSuchThread {
+        /// What was asked.
+        name: ThreadName,
+        /// What there is.
+        present: String,
+    },
+    /// A CPU that is not there.
+    #[error("threads: {name}: CPU {cpu} is not online: the host's are {online}")]
+    CpuOffline {
+        /// The thread.
+        name: ThreadName,
+        /// The first such CPU.
+        cpu: u16,
+        /// What there is.
+        online: IdList,
+    },
+    /// No CPU at all.
+    #[error("threads: {name}: the list of CPUs is empty: name one, such as 0")]
+    NoCpus {
+        /// The thread.
+        name: ThreadName,
+    },
+    /// The cpuset has not all of the CPUs.
+    #[error("threads: {name}: of the CPUs {asked} husk may use {allowed}: widen cpuset.cpus of its cgroup")]
+    Forbidden {
+        /// The thread.
+        name: ThreadName,
+        /// What was asked.
+        asked: IdList,
+        /// What is left of it.
+        allowed: IdList,
+    },
+    /// The kernel does not do it.
+    #[error("threads: {name}: cannot {what}: {cause}: {hint}")]
+    Host {
+        /// The thread.
+        name: ThreadName,
+        /// What was attempted.
+        what: String,
+        /// What the kernel said.
+        cause: io::Error,
+        /// What would help.
+        hint: &'static str,
+    },
+}
+
+/// A thread of husk's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Thread {
+    pub(crate) name: ThreadName,
+    pub(crate) id: pid_t,
+}
+
+/// A thread that has a place.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacedThread {
+    thread: Thread,
+    terms: ThreadTerms,
+}
+
+/// A thread, asked against is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ThreadReport {
+    /// Its name, cut to 15 bytes by the kernel.
+    name: String,
+    /// The kernel's number for it.
+    tid: i32,
+    /// The CPUs that were asked for.
+    asked_cpus: Option<String>,
+    /// The CPUs that it may run on.
+    cpus: Option<String>,
+    /// The priority that was asked for.
+    asked_priority: Option<String>,
+    /// The priority that it has.
+    priority: Option<String>,
+    /// The CPU that it ran on last.
+    last_cpu: Option<u16>,
+    /// How long it ran, in milliseconds.
+    run_ms: Option<u64>,
+    /// How long it was ready and waited for a CPU, in milliseconds: a vCPU's is what its guest calls steal time.
+    wait_ms: Option<u64>,
+}
+
+/// Gives threads their places. Returns what could not be done where that is allowed.
+pub(crate) fn place(
+    placement: &ThreadPlacement,
+    threads: &[Thread],
+) -> Result<(Vec<PlacedThread>, Vec<ThreadError>), ThreadError> {
+    if !placement.asks() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut differences = Vec::new();
+    let mut or_tell = |done: Result<(), ThreadError>| match (done, placement.honour) {
+        (Err(error), Honour::BestEffort) => {
+            differences.push(error);
+            Ok(())
+        }
+        (done, _) => done,
+    };
+    or_tell(check_names(placement, threads))?;
+    // What the process had before any thread got a place: a thread that is made by one with a place does not keep it.
+    static INITIAL: OnceLock<Option<IdList>> = OnceLock::new();
+    let initial = INITIAL.get_or_init(|| affinity(SELF).ok());
+    let mut placed = Vec::with_capacity(threads.len());
+    for thread in threads {
+        let terms = placement.of(&thread.name);
+        match &terms.cpus {
+            Some(cpus) => or_tell(pin(thread, cpus))?,
+            None => {
+                if let Some(initial) = initial {
+                    or_tell(pin(thread, initial))?;
+                }
+            }
+        }
+        if let Some(priority) = terms.priority {
+            or_tell(prioritise(thread, priority))?;
+        }
+        placed.push(PlacedThread { thread: thread.clone(), terms });
+    }
+    or_tell(share_cores(placement.core_scheduling, threads))?;
+    Ok((placed, differences))
+}
+
+fn check_names(placement: &ThreadPlacement, threads: &[Thread]) -> Result<(), ThreadError> {
+    let there = |name: &ThreadName| match name {
+        ThreadName::Vcpus | ThreadName::Ios => true,
+        name => threads.iter().any(|thread| thread.name == *name),
+    };
+    match placement.terms.keys().find(|name| !there(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let present: Vec<_> = threads.iter().map(|thread| thread.name.to_string()).collect();
+            Err(ThreadError::NoSuchThread { name: name.clone(), present: present.join(", ") })
+        }
+    }
+}
+
+fn pin(thread: &Thread, cpus: &IdList) -> Result<(), ThreadError> {
+    let name = || thread.name.clone();
+    if cpus.is_empty() {
+        return Err(ThreadError::NoCpus { name: name() });
+    }
+    let online = host::online_cpus().unwrap_or_else(|| cpus.clone());
+    if let Some(cpu) = cpus.iter().find(|cpu| !online.contains(*cpu)) {
+        return Err(ThreadError::CpuOffline { name: name(), cpu, online });
+    }
+    let host = |what: &str, cause| {
+        let hint = "check its cgroup's cpuset.cpus";
+        ThreadError::Host { name: name(), what: format!("{what} {cpus}"), cause, hint }
+    };
+    set_affinity(thread.id, cpus).map_err(|cause| host("run on the CPUs", cause))?;
+    let allowed = affinity(thread.id).map_err(|cause| host("tell whether it runs on the CPUs", cause))?;
+    match allowed == *cpus {
+        true => Ok(()),
+        false => Err(ThreadError::Forbidden { name: name(), asked: cpus.clone(), allowed }),
+    }
+}
+
+fn prioritise(thread: &Thread, priority: Priority) -> Result<(), ThreadError> {
+    set_priority(thread.id, priority).map_err(|cause| ThreadError::Host {
+        name: thread.name.clone(),
+        what: format!("have the priority {priority}"),
+        cause,
+        hint: "give husk CAP_SYS_NICE, or raise RLIMIT_NICE or RLIMIT_RTPRIO",
+    })
+}
+
+fn share_cores(cores: CoreScheduling, threads: &[Thread]) -> Result<(), ThreadError> {
+    let cookie = |thread: &Thread, scope: libc::c_ulong| {
+        core_cookie(thread.id, scope).map_err(|cause| ThreadError::Host {
+            name: thread.name.clone(),
+            what: "have a core scheduling cookie (PR_SCHED_CORE)".to_owned(),
+            cause,
+            hint: "this takes a kernel with CONFIG_SCHED_CORE on CPUs with SMT siblings: set core_scheduling to off",
+        })
+    };
+    let vcpus = || threads.iter().filter(|thread| matches!(thread.name, ThreadName::Vcpu(_)));
+    match cores {
+        CoreScheduling::Off => Ok(()),
+        CoreScheduling::Vm => threads.first().map_or(Ok(()), |thread| cookie(thread, PROCESS)),
+        CoreScheduling::Vcpu => vcpus().try_for_each(|thread| cookie(thread, THREAD)),
+    }
+}
+
+/// The calling thread, for the scheduler.
+const SELF: pid_t = 0;
+/// The scopes of a cookie (linux/prctl.h).
+const THREAD: libc::c_ulong = 0;
+const PROCESS: libc::c_ulong = 1;
+/// CPUs in the kernel's largest mask.
+const CPUS_MAX: usize = 8192;
+
+type Mask = [u64; CPUS_MAX / 64];
+
+fn set_affinity(id: pid_t, cpus: &IdList) -> io::Result<()> {
+    let mut mask: Mask = [0; CPUS_MAX / 64];
+    for cpu in cpus.iter().map(usize::from) {
+        *mask.get_mut(cpu / 64).ok_or(io::ErrorKind::InvalidInput)? |= 1 << (cpu % 64);
+    }
+    // SAFETY: sched_setaffinity reads the mask's bytes, and no more than their number.
+    let failed = unsafe { libc::sched_setaffinity(id, size_of::<Mask>(), ptr::from_ref(&mask).cast()) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn affinity(id: pid_t) -> io::Result<IdList> {
+    let mut mask: Mask = [0; CPUS_MAX / 64];
+    // SAFETY: sched_getaffinity writes to the mask's bytes, and no more than their number.
+    let failed = unsafe { libc::sched_getaffinity(id, size_of::<Mask>(), ptr::from_mut(&mut mask).cast()) } != 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((0..=u16::MAX).take(CPUS_MAX).filter(|&cpu| mask[usize::from(cpu) / 64] & 1 << (cpu % 64) != 0).collect())
+}
+
+fn set_priority(id: pid_t, priority: Priority) -> io::Result<()> {
+    let real_time = |policy, value: u8| {
+        let mut parameters = MaybeUninit::<libc::sched_param>::zeroed();
+        // SAFETY: all of sched_param are numbers, for which zero is a value.
+        unsafe { parameters.assume_init_mut() }.sched_priority = value.into();
+        // SAFETY: sched_setscheduler reads the parameters, which are set.
+        unsafe { libc::sched_setscheduler(id, policy, parameters.as_ptr()) }
+    };
+    let failed = match priority {
+        Priority::Fifo(value) => real_time(libc::SCHED_FIFO, value),
+        Priority::RoundRobin(value) => real_time(libc::SCHED_RR, value),
+        Priority::Nice(value) => {
+            let id = libc::id_t::try_from(id).expect("a thread's number is positive");
+            // SAFETY: setpriority takes numbers. Linux has a nice value for each thread.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, id, value.into()) }
+        }
+    } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn core_cookie(id: pid_t, scope: libc::c_ulong) -> io::Result<()> {
+    let id = libc::c_ulong::try_from(id).expect("a thread's number is positive");
+    // SAFETY: this prctl takes numbers.
+    let failed = unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, id, scope, 0) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The thread of this process with a name that the kernel has not cut.
+pub(crate) fn named(name: &str) -> Option<pid_t> {
+    tasks().find(|id| fs::read_to_string(format!("{TASKS}/{id}/comm")).is_ok_and(|comm| comm.trim_end() == name))
+}
+
+const TASKS: &str = "/proc/self/task";
+
+fn tasks() -> impl Iterator<Item = pid_t> {
+    let entries = fs::read_dir(TASKS).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Every thread of the process, those with a place beside what was asked of them.
+pub(super) fn reports(placed: &[PlacedThread]) -> Vec<ThreadReport> {
+    let mut reports: Vec<_> = tasks()
+        .map(|id| {
+            let terms = placed.iter().find(|placed| placed.thread.id == id).map(|placed| &placed.terms);
+            ThreadReport::read(&Path::new(TASKS).join(id.to_string()), id, terms)
+        })
+        .collect();
+    reports.sort_by(|a, b| (&a.name, a.tid).cmp(&(&b.name, b.tid)));
+    reports
+}
+
+/// What is not as it was asked, thread by thread.
+pub(super) fn drift(reports: &[ThreadReport]) -> Vec<String> {
+    let differs = |report: &ThreadReport| {
+        let told = |what: &str, asked: &Option<String>, is: &Option<String>| match (asked, is) {
+            (Some(asked), Some(is)) if asked != is => Some(format!("{} has {what} {is}, not {asked}", report.name)),
+            _ => None,
+        };
+        let cpus = told("CPUs", &report.asked_cpus, &report.cpus);
+        [cpus, told("priority", &report.asked_priority, &report.priority)]
+    };
+    reports.iter().flat_map(differs).flatten().collect()
+}
+
+impl ThreadReport {
+    fn read(task: &Path, tid: pid_t, terms: Option<&ThreadTerms>) -> Self {
+        let text = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
+        let status = text("status");
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        // The name is in brackets and may have spaces; numbers follow (proc_pid_stat(5), from field 3 on).
+        let stat = text("stat");
+        let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
+        let field = |number: usize| fields.get(number - 3).and_then(|text| text.trim().parse::<i64>().ok());
+        let schedstat = text("schedstat");
+        let mut ran = schedstat.split_ascii_whitespace().map(|text| text.parse::<u64>().ok().map(|ns| ns / 1_000_000));
+        Self {
+            name: text("comm").trim_end().to_owned(),
+            tid,
+            asked_cpus: terms.and_then(|terms| terms.cpus.as_ref()).map(ToString::to_string),
+            cpus: allowed.map(|list| list.trim().to_owned()),
+            asked_priority: terms.and_then(|terms| terms.priority).map(|priority| priority.to_string()),
+            priority: priority(field(41), field(40), field(19)),
+            last_cpu: field(39).and_then(|cpu| cpu.try_into().ok()),
+            run_ms: ran.next().flatten(),
+            wait_ms: ran.next().flatten(),
+        }
+    }
+}
+
+/// A priority in the words in which it is asked for.
+fn priority(policy: Option<i64>, real_time: Option<i64>, nice: Option<i64>) -> Option<String> {
+    let (name, value) = match i32::try_from(policy?).ok()? {
+        libc::SCHED_FIFO => ("fifo", real_time?),
+        libc::SCHED_RR => ("rr", real_time?),
+        libc::SCHED_OTHER => ("nice", nice?),
+        libc::SCHED_BATCH => ("batch", nice?),
+        libc::SCHED_IDLE => ("idle", 0),
+        _ => ("other", 0),
+    };
+    Some(format!("{name}:{value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> Thread {
+        let link = fs::read_link("/proc/thread-self").unwrap();
+        let id = link.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        Thread { name: ThreadName::Main, id }
+    }
+
+    fn terms(cpus: &str, priority: Option<Priority>) -> ThreadPlacement {
+        let terms = ThreadTerms { cpus: Some(cpus.parse().unwrap()), priority };
+        ThreadPlacement { terms: [(ThreadName::Main, terms)].into(), ..ThreadPlacement::default() }
+    }
+
+    fn refused(placement: &ThreadPlacement) -> String {
+        place(placement, &[me()]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_thread_is_where_it_was_asked_to_be_and_a_change_from_outside_is_seen() {
+        std::thread::spawn(|| {
+            let (placed, differences) = place(&terms("0", Some(Priority::Nice(3))), &[me()]).unwrap();
+            assert!(differences.is_empty(), "{differences:?}");
+            let own = |placed: &[PlacedThread]| {
+                let report = reports(placed).into_iter().find(|report| report.tid == me().id).unwrap();
+                (report.cpus.clone().unwrap(), report.priority.clone().unwrap(), drift(&[report]))
+            };
+            assert_eq!(own(&placed), ("0".to_owned(), "nice:3".to_owned(), vec![]));
+            set_affinity(SELF, &"0-1".parse().unwrap()).unwrap();
+            let (_, _, drift) = own(&placed);
+            assert_eq!(drift.len(), 1);
+            assert!(drift[0].ends_with("has CPUs 0-1, not 0"), "{drift:?}");
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_what_can() {
+        std::thread::spawn(|| {
+            assert!(
+                refused(&terms("0,4000", None)).starts_with("threads: main: CPU 4000 is not online: the host's are 0")
+            );
+            assert_eq!(refused(&terms("", None)), "threads: main: the list of CPUs is empty: name one, such as 0");
+            let mut other = terms("0", None);
+            other.terms.insert(ThreadName::Io("x".to_owned()), ThreadTerms::default());
+            assert_eq!(refused(&other), "threads: there is no thread io:x: the machine has main");
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_best_effort_tells_what_was_left_out() {
+        std::thread::spawn(|| {
+            let placement = ThreadPlacement { honour: Honour::BestEffort, ..terms("4000", Some(Priority::Nice(1))) };
+            let (placed, differences) = place(&placement, &[me()]).unwrap();
+            assert_eq!((placed.len(), differences.len()), (1, 1));
+            let report = reports(&placed).into_iter().find(|report| report.tid == me().id).unwrap();
+            assert_eq!(report.priority.as_deref(), Some("nice:1"));
+        })
+        .join()
+        .unwrap();
+    }
+}
