@@ -20,6 +20,7 @@ pub mod latency;
 pub mod legacy;
 pub mod limit;
 mod machine;
+mod odds;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtio;

@@ -10,6 +10,7 @@ pub(crate) mod abi;
 pub mod blk;
 mod buffers;
 mod counters;
+mod linger;
 pub mod net;
 pub mod queue;
 pub mod rng;

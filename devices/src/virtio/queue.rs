@@ -134,6 +134,8 @@ pub struct ReadyQueue {
     /// The next used entry to write.
     next_used: u16,
     /// The used index that the driver sees.
+    shown: u16,
+    /// The used index up to which the driver's wish for an interrupt was looked at.
     published: u16,
     /// There was a publication in this activation, so the driver's event index has been compared up to it.
     announced: bool,
@@ -235,7 +237,7 @@ impl ReadyQueue {
     }
 
     /// Gives a chain back, after `written` bytes were put into its writable part. The driver sees it only after
-    /// [`Self::publish`].
+    /// [`Self::show`] or [`Self::publish`].
     ///
     /// # Panics
     /// If no chain is in flight, which is the device's bug.
@@ -247,16 +249,25 @@ impl ReadyQueue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver all chains given back so far. True if it wants an interrupt for them.
+    /// Shows the driver all chains given back so far. Whether it wants an interrupt for them is left to
+    /// [`Self::publish`], which must follow soon.
+    pub fn show(&mut self) {
+        if self.shown != self.next_used {
+            self.shown = self.next_used;
+            // Release: the entries, and the data behind them, come before the index. Partner: the driver's read barrier
+            // between the index and the entries (virtio 1.3 §2.7.8.2 and §2.7.14).
+            self.used.store_u16(INDEX, self.shown, Ordering::Release);
+        }
+    }
+
+    /// Shows the driver all chains given back so far. True if it wants an interrupt for those since the last time.
     pub fn publish(&mut self) -> bool {
-        let (old, new) = (self.published, self.next_used);
+        self.show();
+        let (old, new) = (self.published, self.shown);
         if old == new {
             return false;
         }
         self.published = new;
-        // Release: the entries, and the data behind them, come before the index. Partner: the driver's read barrier
-        // between the index and the entries (virtio 1.3 §2.7.8.2 and §2.7.14).
-        self.used.store_u16(INDEX, new, Ordering::Release);
         self.needs_notification(old, new)
     }
 

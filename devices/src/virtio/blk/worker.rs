@@ -1,7 +1,8 @@
 //! Serves a disk's queue on its I/O thread.
 //!
 //! No allocation after warm-up, no copy of data: an operation carries the guest's own buffers to the backend. What
-//! completes is published in batches, one interrupt a batch at most.
+//! completes is shown while more is done, so that driver and device work at the same time, and one interrupt a batch at
+//! most tells of it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -22,6 +23,7 @@ use crate::backend::block::{
 };
 use crate::fault::FaultLog;
 use crate::limit::Flow;
+use crate::virtio::linger::Linger;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
@@ -30,6 +32,9 @@ use crate::virtio::{Activation, ActiveQueue, DeviceCounters, GuestBuffers};
 
 /// Bytes after which a wake ends, whatever its chains are: a stop waits no longer than for these.
 const BYTES_PER_WAKE_MAX: u64 = 16 << 20;
+
+/// Finished requests after which the driver sees them, if it looks.
+const SHOW_AFTER: u64 = 8;
 
 /// How long a finished request may wait for its batch: a slow operation must not hold back what is done.
 const PUBLISH_AFTER: Duration = Duration::from_micros(50);
@@ -53,6 +58,9 @@ pub(super) struct BlkWorker {
     /// The operation that the backend had no room for. While there is one, nothing is popped.
     stalled: Option<(Token, BlockOperation)>,
     batch: Batch,
+    /// Since when there is something that the driver was not told of.
+    unpublished: Option<Instant>,
+    linger: Linger,
     blocked: Blocked,
     intake: Intake,
     /// When the chains that are popped now were noticed, once one needs to know.
@@ -147,7 +155,6 @@ fn share(request: &Request) -> (Flow, u64) {
 struct Batch {
     requests: u64,
     bytes: u64,
-    since: Option<Instant>,
     /// Those that the backend served, by kind: requests and bytes.
     served: [(u64, u64); DiskOperation::ALL.len()],
     /// When those were noticed.
@@ -175,7 +182,7 @@ impl Batch {
             let now = Instant::now();
             self.noticed.drain(..).for_each(|since| counters.latency.add(now.duration_since(since)));
         }
-        (self.requests, self.bytes, self.since) = (0, 0, None);
+        (self.requests, self.bytes) = (0, 0);
     }
 }
 
@@ -206,6 +213,8 @@ impl BlkWorker {
             completions: Vec::new(),
             stalled: None,
             batch: Batch { noticed: Vec::with_capacity(entries), ..Batch::default() },
+            unpublished: None,
+            linger: Linger::new(),
             blocked: Blocked::No,
             intake: Intake::Open,
             noticed: None,
@@ -251,7 +260,7 @@ impl BlkWorker {
                 }
                 bytes += u64::from(self.chain.readable_len()) + u64::from(self.chain.writable_len());
                 budget = if bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
-                self.publish_if_late();
+                self.show_if_due();
                 begun = self.begin(admission);
             }
             self.backend.commit();
@@ -265,10 +274,16 @@ impl BlkWorker {
             if budget == 0 {
                 return Ok(Progress::More);
             }
-            if !self.queue.ring.enable_notification()? {
+            if !self.is_followed_up() && !self.queue.ring.enable_notification()? {
                 return Ok(Progress::Idle);
             }
         }
+    }
+
+    /// Whether the driver makes more available at once. What the backend has pending tells of itself instead.
+    fn is_followed_up(&mut self) -> bool {
+        let ring = &self.queue.ring;
+        ring.in_flight() == 0 && self.linger.finds(|| ring.is_available())
     }
 
     /// Whether the next chain may be popped. An operation that had no room goes first.
@@ -464,21 +479,21 @@ impl BlkWorker {
         self.completions = completions;
     }
 
-    /// A batch is dated when the second of its requests begins, so a single one costs no look at the clock.
-    fn publish_if_late(&mut self) {
-        if self.batch.requests == 0 {
+    /// Shows what is done, and tells of it when that is late. The clock is not asked for a single request.
+    fn show_if_due(&mut self) {
+        if self.batch.requests == 0 && self.unpublished.is_none() {
             return;
         }
         let now = Instant::now();
         self.noticed = Some(now);
-        match self.batch.since {
-            None => self.batch.since = Some(now),
-            Some(since) if now.duration_since(since) >= PUBLISH_AFTER => self.publish(),
-            Some(_) => {}
+        if now.duration_since(*self.unpublished.get_or_insert(now)) >= PUBLISH_AFTER {
+            self.publish();
+        } else if self.batch.requests >= SHOW_AFTER {
+            self.show();
         }
     }
 
-    fn publish(&mut self) {
+    fn show(&mut self) {
         if self.batch.requests == 0 {
             return;
         }
@@ -487,6 +502,12 @@ impl BlkWorker {
         DeviceCounters::add(&counters.bytes, self.batch.bytes);
         // Before the driver can see them: who hears from it of an answer finds that counted.
         self.batch.count_into(self.shared.queue_counters(self.queue.ring.index()));
+        self.queue.ring.show();
+    }
+
+    fn publish(&mut self) {
+        self.show();
+        self.unpublished = None;
         if self.queue.ring.publish() {
             self.interrupt.queue_used();
         }

@@ -143,6 +143,7 @@ impl QueueConfig {
             next_avail: state.next_avail,
             avail_index: state.next_avail,
             next_used: state.next_used,
+            shown: state.next_used,
             published: state.next_used,
             announced: false,
             in_flight: 0,
