@@ -1,9 +1,11 @@
 //! Where a disk's sectors live.
 //!
 //! A backend belongs to the I/O thread of its queue. It never waits in [`BlockBackend::submit`] longer than the host's
-//! page cache makes it; one that can answer later says [`Submission::Pending`].
+//! page cache or a flush that was quick before makes it; one that can answer later says [`Submission::Pending`].
 
 mod bounce;
+#[cfg(test)]
+mod calls;
 #[cfg(any(test, feature = "testing"))]
 mod faulty;
 mod file;

@@ -74,8 +74,10 @@ impl Waiting {
     }
 }
 
-/// Does one step of a job, which must be alive and own its buffers.
+/// Does one step of a job or an operation, which must be alive and own its buffers.
 pub(super) fn perform(file: &File, step: Step, waiting: Waiting) -> io::Result<usize> {
+    #[cfg(test)]
+    super::calls::count_step();
     let fd = file.as_raw_fd();
     match step {
         Step::Read(Pieces::One { address, len }, offset) if waiting == Waiting::Allowed => {

@@ -65,6 +65,18 @@ pub(super) enum Pieces {
     Many { first: *const libc::iovec, count: usize },
 }
 
+impl Pieces {
+    /// All of `buffers`, if one system call takes them.
+    pub(super) fn of(buffers: &GuestBuffers) -> Option<Self> {
+        match buffers.iovecs() {
+            [] => None,
+            [piece] => Some(Self::One { address: piece.iov_base, len: piece.iov_len }),
+            pieces if pieces.len() <= PIECES_MAX => Some(Self::Many { first: pieces.as_ptr(), count: pieces.len() }),
+            _ => None,
+        }
+    }
+}
+
 /// What follows from an answer.
 #[derive(Debug)]
 pub(super) enum Verdict {

@@ -1,8 +1,9 @@
 //! A disk in a file or on a block device, by io_uring.
 //!
 //! A ring may do nothing but transfer, flush and give back space on its one file: the kernel holds it to that. What
-//! the page cache can answer at once never sees the ring, which would cost more than the copy. Everything else waits
-//! in the kernel, and one call a batch submits it all.
+//! the page cache can answer at once never sees the ring, which would cost more than the copy; nor does a flush that is
+//! alone, as long as the last one took no longer than to hand it to a kernel thread. Everything else waits in the
+//! kernel, and one call a batch submits it all.
 //!
 //! Architecture invariant: each slot has at most one entry in the ring, which has as many entries as there are slots;
 //! so an operation that was taken always finds room for its next step.
@@ -11,6 +12,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fixed, FsyncFlags};
@@ -25,6 +27,7 @@ use super::job::{Job, Pieces, Step, Verdict};
 use super::{
     BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
 };
+use crate::odds::Odds;
 use crate::virtio::worker::Source;
 
 /// Operations in the kernel at once: what one guest queue may keep busy.
@@ -35,6 +38,9 @@ const WORKERS_MAX: u32 = 8;
 
 /// Unaligned transfers at once.
 const BOUNCE_BUFFERS: usize = 4;
+
+/// A flush that took so long delays others less than its way to a kernel thread and back does itself.
+const QUICK_FLUSH: Duration = Duration::from_micros(500);
 
 /// The ring's only registered file.
 const FILE: Fixed = Fixed(0);
@@ -85,7 +91,13 @@ pub struct UringBackend {
     free: Vec<u32>,
     pool: BouncePool,
     reads: Reads,
+    /// Of finding a read's pages in the cache.
+    cache_odds: Odds,
     device_discard: Route,
+    /// When the newest flush began, if it was alone.
+    flush_began: Option<Instant>,
+    /// How the next flush is done that is alone, by how long the last one took.
+    lone_flush: Route,
 }
 
 /// Where a ring is in its life.
@@ -135,46 +147,77 @@ impl UringBackend {
             free: (0..SLOTS).rev().collect(),
             pool: BouncePool::new(BOUNCE_BUFFERS, align),
             reads,
+            cache_odds: Odds::new(),
             device_discard: Route::Ring,
+            flush_began: None,
+            lone_flush: Route::Ring,
         })
     }
 
-    /// How to do the job without the ring, if it is worth trying.
+    /// Whether the job is done without the ring.
     ///
     /// A write goes into the page cache here, as with the synchronous backend: no file system of ours takes it without
     /// the right to wait, and the ring would hand it to a kernel thread, for several times the cost.
-    fn shortcut(&self, action: BlockAction) -> Option<Waiting> {
+    fn is_done_here(&self, action: BlockAction) -> bool {
         let kind = self.image.kind();
         match action {
-            _ if kind == Kind::MemoryFile || self.ring.is_none() => Some(Waiting::Allowed),
-            BlockAction::Read if self.reads == Reads::CacheFirst => Some(Waiting::Refused),
-            BlockAction::Write(Durability::Cached) if self.image.direct().is_none() => Some(Waiting::Allowed),
-            BlockAction::Discard { .. } if kind == Kind::Device && self.device_discard == Route::Call => {
-                Some(Waiting::Allowed)
-            }
-            _ => None,
+            _ if kind == Kind::MemoryFile || self.ring.is_none() => true,
+            BlockAction::Write(Durability::Cached) => self.image.direct().is_none(),
+            BlockAction::Discard { .. } => kind == Kind::Device && self.device_discard == Route::Call,
+            BlockAction::Flush => self.lone_flush == Route::Call && self.is_alone(),
+            _ => false,
         }
     }
 
-    /// Does what can be done at once. None if the ring has to do the rest.
-    fn take_shortcut(&mut self, job: &mut Job) -> Option<io::Result<()>> {
-        let waiting = self.shortcut(job.action())?;
+    /// Does the job here, if it is one of those.
+    fn do_here(&mut self, job: &mut Job) -> Option<io::Result<()>> {
+        if !self.is_done_here(job.action()) {
+            return None;
+        }
         loop {
-            let answer = perform(self.image.file(), self.step(job), waiting);
-            if let (Waiting::Refused, Err(error)) = (waiting, &answer) {
-                match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return None,
-                    Some(libc::EOPNOTSUPP | libc::EINVAL) => {
-                        self.reads = Reads::Ring;
-                        return None;
-                    }
-                    _ => {}
-                }
-            }
+            let answer = perform(self.image.file(), self.step(job), Waiting::Allowed);
             if let Verdict::End(result) = job.advance(answer) {
+                self.note_end(job.action());
                 return Some(result);
             }
         }
+    }
+
+    /// Remembers how quick a flush was.
+    fn note_end(&mut self, action: BlockAction) {
+        if action == BlockAction::Flush
+            && let Some(began) = self.flush_began.take()
+        {
+            self.lone_flush = lone_flush_after(began.elapsed());
+        }
+    }
+
+    /// Whether the job that is being submitted is the only one.
+    fn is_alone(&self) -> bool {
+        self.busy() == 1
+    }
+
+    /// Reads what the page cache has, all of it or none that counts. The attempt is left out while misses are the rule.
+    fn read_cached(&mut self, operation: &BlockOperation) -> bool {
+        let BlockOperation { action: BlockAction::Read, offset, buffers } = operation else { return false };
+        if self.reads != Reads::CacheFirst || !self.cache_odds.favour() {
+            return false;
+        }
+        let Some(pieces) = Pieces::of(buffers) else { return false };
+        let answer = perform(self.image.file(), Step::Read(pieces, *offset), Waiting::Refused);
+        match answer {
+            Ok(moved) if u64::try_from(moved) == Ok(buffers.len()) => {
+                self.cache_odds.won();
+                buffers.mark_written();
+                return true;
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                self.reads = Reads::Ring;
+            }
+            // The ring finds out what it was.
+            Ok(_) | Err(_) => self.cache_odds.lost(),
+        }
+        false
     }
 
     fn step(&self, job: &mut Job) -> Step {
@@ -228,6 +271,8 @@ impl UringBackend {
             self.life = Life::Enabled;
         }
         loop {
+            #[cfg(test)]
+            super::calls::count_enter();
             match ring.submitter().submit_and_wait(want) {
                 Ok(_) if ring.submission().is_empty() => return Ok(()),
                 Ok(_) => {}
@@ -257,6 +302,7 @@ impl UringBackend {
                 }
                 Verdict::End(result) => {
                     self.free.push(slot);
+                    self.note_end(job.action());
                     let result = self.image.settle(job.action(), result);
                     completions.push(job.finish(result, &mut self.pool));
                 }
@@ -290,6 +336,9 @@ impl BlockBackend for UringBackend {
     }
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        if self.read_cached(&operation) {
+            return Submission::Done(Completion { token, operation, result: Ok(()) });
+        }
         let Some(slot) = self.free.pop() else {
             return Submission::Full(operation);
         };
@@ -303,7 +352,10 @@ impl BlockBackend for UringBackend {
         if self.life == Life::Left {
             self.renew();
         }
-        if let Some(result) = self.take_shortcut(&mut job) {
+        if job.action() == BlockAction::Flush {
+            self.flush_began = self.is_alone().then(Instant::now);
+        }
+        if let Some(result) = self.do_here(&mut job) {
             self.free.push(slot);
             let result = self.image.settle(job.action(), result);
             return Submission::Done(job.finish(result, &mut self.pool));
@@ -399,6 +451,11 @@ fn confine(ring: &IoUring, file: RawFd, news: RawFd) -> Result<(), RingError> {
     restrictions.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits()));
     restrictions.push(Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()));
     attempt("restrict an io_uring", submitter.register_restrictions(&mut restrictions))
+}
+
+/// How to do a flush after one that took so long.
+fn lone_flush_after(took: Duration) -> Route {
+    if took <= QUICK_FLUSH { Route::Call } else { Route::Ring }
 }
 
 /// A step as the ring takes it.

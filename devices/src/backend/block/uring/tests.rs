@@ -1,11 +1,14 @@
 use super::*;
+use crate::backend::block::calls::{self, Calls};
 use crate::backend::block::{CacheMode, DiskAccess, DiskOptions};
-use crate::testing::memory_with_hole;
+use crate::testing::{Buffer, DriverRing, memory_with_hole};
 use crate::virtio::GuestBuffers;
+use crate::virtio::queue::{Chain, QueueState};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use vm_memory::GuestAddress;
 
 fn image(path: &Path, cache: CacheMode) -> Arc<DiskImage> {
     let options = DiskOptions { cache, block: None };
@@ -19,10 +22,13 @@ fn disk() -> (TempDir, std::path::PathBuf) {
     (folder, path)
 }
 
-/// A flush, which always goes through the ring.
-fn flush() -> BlockOperation {
-    let buffers = GuestBuffers::new(memory_with_hole(1 << 16));
-    BlockOperation { action: BlockAction::Flush, offset: 0, buffers }
+fn operation(action: BlockAction) -> BlockOperation {
+    BlockOperation { action, offset: 0, buffers: GuestBuffers::new(memory_with_hole(1 << 16)) }
+}
+
+/// A discard in a file, which always goes through the ring.
+fn discard() -> BlockOperation {
+    operation(BlockAction::Discard { len: 4096 })
 }
 
 #[test]
@@ -32,9 +38,9 @@ fn a_full_ring_gives_the_operation_back_and_takes_it_later() {
     let mut back = Vec::new();
     for round in 0..3 {
         for token in 0..SLOTS {
-            assert!(matches!(backend.submit(Token(token), flush()), Submission::Pending), "{round}");
+            assert!(matches!(backend.submit(Token(token), discard()), Submission::Pending), "{round}");
         }
-        let Submission::Full(operation) = backend.submit(Token(SLOTS), flush()) else { panic!("there is room") };
+        let Submission::Full(operation) = backend.submit(Token(SLOTS), discard()) else { panic!("there is room") };
         backend.commit();
         backend.drain(&mut back);
         assert!(matches!(backend.submit(Token(SLOTS), operation), Submission::Pending));
@@ -51,7 +57,7 @@ fn the_kernel_lets_a_ring_do_nothing_else() {
     let (_folder, path) = disk();
     let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
     let mut back = Vec::new();
-    assert!(matches!(backend.submit(Token(0), flush()), Submission::Pending));
+    assert!(matches!(backend.submit(Token(0), discard()), Submission::Pending));
     backend.drain(&mut back);
     let ring = backend.ring.as_mut().unwrap();
     let forbidden = [
@@ -78,7 +84,7 @@ fn another_thread_may_go_on_after_the_first_has_left() {
     for _ in 0..3 {
         backend = std::thread::spawn(move || {
             let mut back = Vec::new();
-            assert!(matches!(backend.submit(Token(0), flush()), Submission::Pending));
+            assert!(matches!(backend.submit(Token(0), discard()), Submission::Pending));
             backend.drain(&mut back);
             assert!(back.pop().unwrap().result.is_ok());
             backend.leave_thread();
@@ -96,7 +102,7 @@ fn the_lock_ends_with_the_backend() {
         let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
         if used {
             let mut back = Vec::new();
-            assert!(matches!(backend.submit(Token(0), flush()), Submission::Pending));
+            assert!(matches!(backend.submit(Token(0), discard()), Submission::Pending));
             backend.drain(&mut back);
             backend.leave_thread();
         }
@@ -113,11 +119,105 @@ fn a_backend_that_is_dropped_in_the_middle_waits_for_the_kernel() {
     for committed in [false, true] {
         let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
         for token in 0..SLOTS {
-            assert!(matches!(backend.submit(Token(token), flush()), Submission::Pending));
+            assert!(matches!(backend.submit(Token(token), discard()), Submission::Pending));
         }
         if committed {
             backend.commit();
         }
         drop(backend);
     }
+}
+
+#[test]
+fn a_flush_is_done_at_once_if_it_is_alone_and_the_last_one_was_quick() {
+    let (_folder, path) = disk();
+    let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
+    let mut back = Vec::new();
+    let flush = || operation(BlockAction::Flush);
+    assert_eq!(backend.lone_flush, Route::Ring, "nothing is known of the first one");
+    for (route, others) in [(Route::Ring, 0), (Route::Call, 0), (Route::Call, 1), (Route::Ring, 1)] {
+        backend.lone_flush = route;
+        for _ in 0..others {
+            assert!(matches!(backend.submit(Token(0), discard()), Submission::Pending));
+        }
+        let at_once = route == Route::Call && others == 0;
+        match backend.submit(Token(1), flush()) {
+            Submission::Done(done) => assert!(at_once && done.result.is_ok()),
+            Submission::Pending => assert!(!at_once, "{route:?} {others}"),
+            Submission::Full(_) => panic!("there is room"),
+        }
+        backend.drain(&mut back);
+        assert_eq!(back.len(), others + usize::from(!at_once));
+        assert!(back.drain(..).all(|done| done.result.is_ok()));
+    }
+    assert_eq!(
+        [Duration::ZERO, QUICK_FLUSH, 2 * QUICK_FLUSH].map(lone_flush_after),
+        [Route::Call, Route::Call, Route::Ring]
+    );
+}
+
+/// A read of the `number`th block of 4 KiB.
+fn read(number: u64) -> BlockOperation {
+    const BLOCK: u32 = 4096;
+    let memory = memory_with_hole(1 << 16);
+    let mut driver = DriverRing::new(memory.clone(), GuestAddress(0x1000), 8, false);
+    driver.add(&[Buffer::Writable(GuestAddress(0x4000), BLOCK)]);
+    let mut queue = driver.config(0, 8).validate(&memory, 0, QueueState::default()).unwrap();
+    let mut chain = Chain::new();
+    assert_eq!(queue.pop(&mut chain), Ok(true));
+    let mut buffers = GuestBuffers::new(memory);
+    assert!(buffers.fill(chain.writable(), 0, BLOCK));
+    BlockOperation { action: BlockAction::Read, offset: number * u64::from(BLOCK), buffers }
+}
+
+#[test]
+fn a_cached_read_is_one_system_call_and_a_batch_of_others_is_one() {
+    let (_folder, path) = disk();
+    std::fs::write(&path, vec![0x5a; 1 << 20]).unwrap();
+    let mut back = Vec::new();
+    let mut cached = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
+    calls::take();
+    for number in 0..32 {
+        let done = cached.submit(Token(0), read(number));
+        assert!(matches!(done, Submission::Done(Completion { result: Ok(()), .. })), "{number}");
+    }
+    cached.commit();
+    cached.poll(&mut back);
+    assert_eq!(calls::take(), Calls { steps: 32, enters: 0 });
+    drop(cached);
+    let mut direct = UringBackend::new(image(&path, CacheMode::Direct)).unwrap();
+    for number in 0..32 {
+        assert!(matches!(direct.submit(Token(number), read(number.into())), Submission::Pending), "{number}");
+    }
+    direct.commit();
+    assert_eq!(calls::take(), Calls { steps: 0, enters: 1 });
+    direct.drain(&mut back);
+    assert_eq!(back.len(), 32);
+}
+
+#[test]
+fn reads_that_the_cache_does_not_have_are_hardly_tried_there() {
+    const READS: u64 = 2000;
+    let (_folder, path) = disk();
+    std::fs::write(&path, vec![0x5a; usize::try_from(READS * 4096).unwrap()]).unwrap();
+    let image = image(&path, CacheMode::Writeback);
+    image.file().sync_all().unwrap();
+    for advice in [libc::POSIX_FADV_RANDOM, libc::POSIX_FADV_DONTNEED] {
+        // SAFETY: posix_fadvise takes an open descriptor, numbers, and no memory.
+        assert_eq!(unsafe { libc::posix_fadvise(image.file().as_raw_fd(), 0, 0, advice) }, 0);
+    }
+    let mut backend = UringBackend::new(image).unwrap();
+    let (mut hits, mut back) = (0, Vec::new());
+    calls::take();
+    for number in 0..READS {
+        match backend.submit(Token(0), read(number)) {
+            Submission::Done(_) => hits += 1,
+            Submission::Pending => backend.drain(&mut back),
+            Submission::Full(_) => panic!("there is room"),
+        }
+        assert!(back.drain(..).all(|done| done.result.is_ok()));
+    }
+    // A file system may keep some; as many attempts again may be in vain, and a few more in a row and now and then.
+    let attempts = calls::take().steps;
+    assert!(attempts <= 2 * hits + 8 + READS / 32 + 1, "{attempts} attempts, {hits} hits, {READS} reads");
 }
