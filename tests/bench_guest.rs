@@ -37,13 +37,13 @@ fn requests_that_the_bench_guest_counts_are_in_the_file() {
     let path = folder.file("disk", &vec![0; 16 << 20]);
     let runs = format!(
         "run=blk-write:depth=32:count={WRITES} run=blk-read:depth=4:count=200 run=blk-read:count=50:wait=sleep \
-         run=blk-flush:count=5 run=blk-read:size=1048576:depth=2:count=4 run=notify:count=10"
+         run=blk-flush:count=5 run=blk-read:size=1048576:depth=2:count=4 run=notify:count=10 run=spin:count=20000"
     );
     for tables in ["on", "off"] {
         let ended = bench(&runs).args(["--disk", &path, "--acpi", tables]).end().went_well();
-        let figures = figures(&ended, 6);
+        let figures = figures(&ended, 7);
         let counts: Vec<u64> = figures.iter().map(|facts| facts.number("requests")).collect();
-        assert_eq!(counts, [WRITES, 200, 50, 5, 4, 10]);
+        assert_eq!(counts, [WRITES, 200, 50, 5, 4, 10, 20_000]);
         for facts in &figures[..5] {
             assert_eq!((facts.number("failed"), facts.number("wrong")), (0, 0), "{ended}");
             assert!(facts.number("p50_ns") > 0 && facts.number("p50_ns") <= facts.number("p999_ns"), "{ended}");

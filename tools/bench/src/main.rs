@@ -1,5 +1,6 @@
 //! `tools/dev bench`: husk beside the floor and beside other monitors, in one run, and a ratio of medians.
 
+mod api;
 mod boot;
 mod bzimage;
 mod child;
@@ -15,7 +16,8 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
+    ("api", "the control socket: exec to accepting, a request's latency, what requests cost the guest", api::run),
     ("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run),
     ("io", "disk and network: requests a second, and for each CPU-second of the monitor's", io::run),
 ];
@@ -59,6 +61,16 @@ pub(crate) enum BenchError {
         seconds: u64,
         /// What came instead.
         printed: String,
+    },
+    /// A monitor's control socket does not do as it should.
+    #[error("{path}: cannot {what}")]
+    Socket {
+        /// The socket.
+        path: String,
+        /// What was attempted.
+        what: &'static str,
+        /// What the host said.
+        source: std::io::Error,
     },
     /// A figure cannot be read from /proc.
     #[error("cannot read {path}")]

@@ -16,6 +16,7 @@ mod disk;
 mod doorbell;
 mod latency;
 mod net;
+mod spin;
 mod work;
 
 use guest::boot::Boot;
@@ -51,6 +52,7 @@ fn guest_main(boot: &'static Boot) -> ! {
             Kind::Transmit => net::transmit(&machine, &work),
             Kind::Receive => net::receive(&machine, &work),
             Kind::Doorbell => doorbell::run(&machine, &work),
+            Kind::Spin => spin::run(&work),
         });
         if let Err(reason) = result {
             println!("BENCH-FAIL {word} {reason}");

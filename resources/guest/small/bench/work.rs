@@ -3,6 +3,7 @@
 //! `blk-read`, `blk-write`: requests of `size` bytes, `depth` of them in flight; at random places when smaller than
 //! [`SEQUENTIAL_BYTES_MIN`], else one after the other. `blk-flush`: a write of `size` bytes and a flush, again and again.
 //! `net-tx`, `net-rx`: frames of `size` bytes. `notify`: doorbells of a queue in which there is nothing.
+//! `spin`: steps of a computation.
 //!
 //! `ms=` or `count=` says how long; `wait=poll|sleep` how the guest waits for answers: it turns on the used ring, so that
 //! the monitor never waits for the guest, or sleeps until an interrupt. A card is always polled.
@@ -23,6 +24,7 @@ pub(crate) enum Kind {
     Transmit,
     Receive,
     Doorbell,
+    Spin,
 }
 
 /// How an answer is waited for.
@@ -64,6 +66,7 @@ impl Work {
             "net-tx" => Kind::Transmit,
             "net-rx" => Kind::Receive,
             "notify" => Kind::Doorbell,
+            "spin" => Kind::Spin,
             _ => return Err("there is no such run"),
         };
         let mut work = Self { name, kind, size: 4096, depth: 1, until: Until::Ms(300), wait: Wait::Poll };
