@@ -150,6 +150,8 @@ fn limits_of_a_network_in_use_hold_from_then_on_and_until_they_are_taken_away() 
     in_network_namespace(|| {
         let (mut station, echo) = Station::echoing("");
         station.limit_reception(&json!({ "ops": { "size": 1, "refill_time": APART.as_millis() } }));
+        let limits = station.ctl_json(&["config"])["nets"][0]["limits"]["to_guest"].clone();
+        assert_eq!(limits["operations"], json!({ "size": 1, "burst": 0, "refill_ms": 25 }));
         let start = Instant::now();
         (0..FRAMES).for_each(|number| echoes(&echo, &noise(number.into(), 200)));
         // The first is for nothing.

@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, HardwareTables, KernelSource, MemoryBacking,
-    NetConfig, NetTuning, SerialTarget, VmConfig,
+    BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, HardwareTables, KernelSource, LimiterConfig,
+    Limits, MemoryBacking, NetConfig, NetTuning, Rate, SerialTarget, VmConfig,
 };
 
 /// The whole VM, defaults filled in.
@@ -51,6 +51,7 @@ struct DiskReport {
     /// Threads of its own.
     iothreads: Option<usize>,
     poll_us: u32,
+    limits: LimitsReport,
     limit_group: Option<String>,
 }
 
@@ -61,11 +62,39 @@ struct NetReport {
     mac: Option<String>,
     /// What the guest is told, in bytes.
     mtu: Option<u16>,
+    limits: LimitsReport,
     limit_group: Option<String>,
     /// `off`, `mac` or `mac+ip`.
     filter: &'static str,
     /// The addresses from which `mac+ip` lets packets go.
     ip: Vec<IpAddr>,
+}
+
+/// What a device is held to at present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+struct LimitsReport {
+    /// Both ways together.
+    total: BucketsReport,
+    to_guest: BucketsReport,
+    from_guest: BucketsReport,
+}
+
+/// Null where there is no limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+struct BucketsReport {
+    bytes: Option<BucketReport>,
+    /// Requests, or frames.
+    operations: Option<BucketReport>,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+struct BucketReport {
+    size: u64,
+    /// Tokens beside it, once.
+    burst: u64,
+    /// The time in which it fills.
+    refill_ms: u64,
 }
 
 impl From<&VmConfig> for ConfigReport {
@@ -138,6 +167,7 @@ impl From<&DiskConfig> for DiskReport {
             iothread,
             iothreads,
             poll_us: tuning.poll_us,
+            limits: tuning.limits.into(),
             limit_group: tuning.limit_group.clone(),
         }
     }
@@ -145,15 +175,36 @@ impl From<&DiskConfig> for DiskReport {
 
 impl From<&NetConfig> for NetReport {
     fn from(net: &NetConfig) -> Self {
-        let NetTuning { mtu, limit_group, filter, limits: _ } = &net.tuning;
+        let NetTuning { mtu, limit_group, filter, limits } = &net.tuning;
         Self {
             id: net.id.clone(),
             source: net.source.to_string(),
             mac: net.mac.map(|mac| mac.to_string()),
             mtu: *mtu,
+            limits: (*limits).into(),
             limit_group: limit_group.clone(),
             filter: filter.name(),
             ip: filter.addresses().to_vec(),
         }
+    }
+}
+
+impl From<LimiterConfig> for LimitsReport {
+    fn from(limits: LimiterConfig) -> Self {
+        let LimiterConfig { total, inward, outward } = limits;
+        Self { total: total.into(), to_guest: inward.into(), from_guest: outward.into() }
+    }
+}
+
+impl From<Limits> for BucketsReport {
+    fn from(limits: Limits) -> Self {
+        let Limits { bytes, operations } = limits;
+        Self { bytes: bytes.map(BucketReport::from), operations: operations.map(BucketReport::from) }
+    }
+}
+
+impl From<Rate> for BucketReport {
+    fn from(rate: Rate) -> Self {
+        Self { size: rate.size(), burst: rate.burst(), refill_ms: rate.refill_ms() }
     }
 }
