@@ -208,11 +208,13 @@ async fn answer(
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let dialect = routes::dialect(path);
+    let found = routes::find(&head.method, path);
+    let index = found.as_ref().ok().map(|found| found.index);
     let result = async {
         let body = collect(&head, body, context.request_bytes_max).await?;
         let answering = Answering::begin(phase);
         let query = head.uri.query().unwrap_or_default();
-        match routes::plan(context, &head.method, path, query, &body)? {
+        match found?.plan(context, query, &body)? {
             Plan::Say(answer) => Ok(answer),
             Plan::Ask(command, say) => {
                 log::debug!("api: {} {path}", head.method);
@@ -232,7 +234,7 @@ async fn answer(
         }
     };
     let result: Result<Answer, Fault> = result.await;
-    context.latency.add(begun.elapsed());
+    context.latency.add(index, begun.elapsed());
     result.unwrap_or_else(|fault| {
         log::debug!("api: {} {path}: {}", head.method, fault.message);
         fault.answer(dialect)

@@ -9,6 +9,7 @@
 //! | [`routes`] | the table of all routes, and how a request finds its own |
 //! | [`firecracker`], [`husk`] | the two dialects |
 //! | [`answer`] | what is said back |
+//! | [`latency`] | how long that took |
 //! | [`openapi`] | the routes as a document |
 //!
 //! Architecture invariant: nothing here waits for anything but sockets, timers and the reply to a command.
@@ -17,6 +18,7 @@ mod answer;
 mod connection;
 mod firecracker;
 mod husk;
+mod latency;
 mod openapi;
 mod routes;
 mod server;
@@ -28,8 +30,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 use vmm::control::{Command, CommandResult, CommandSender, EventLog, StateCell};
-use vmm::metrics::Latency;
 
+pub(crate) use latency::RouteLatencies;
 pub(crate) use server::{Server, ServerError};
 pub(crate) use socket::{DEFAULT_PATH, Listener, SocketError};
 
@@ -54,7 +56,7 @@ pub(crate) struct Context {
     /// When the process began.
     pub(crate) started: Instant,
     /// How long requests took.
-    pub(crate) latency: Latency,
+    pub(crate) latency: RouteLatencies,
     /// Clients that follow the events.
     pub(crate) followers: AtomicUsize,
 }

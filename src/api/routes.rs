@@ -115,22 +115,26 @@ pub(super) fn dialect(path: &str) -> Dialect {
     }
 }
 
-/// What a request asks for.
+/// The route of a request.
+pub(super) struct Found<'a> {
+    route: Route,
+    /// Its place in the table.
+    pub(super) index: usize,
+    argument: &'a str,
+}
+
+/// Finds the route of a request.
 ///
 /// # Errors
-/// There is no such route, or its body is wrong.
-pub(super) fn plan(context: &Context, method: &Method, path: &str, query: &str, body: &[u8]) -> Result<Plan, Fault> {
-    let body = std::str::from_utf8(body)
-        .map_err(|error| Fault::bad(format!("the body is no UTF-8 after byte {}", error.valid_up_to())))?;
+/// There is none.
+pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<Found<'a>, Fault> {
     let mut allowed = Vec::new();
-    for route in all() {
+    for (index, route) in all().enumerate() {
         let Some(argument) = arguments(route.path, path) else { continue };
-        if route.method != *method {
-            allowed.push(route.method);
-            continue;
+        if route.method == *method {
+            return Ok(Found { route, index, argument });
         }
-        check_body(&route, method, body)?;
-        return (route.plan)(context, &Request { summary: route.summary, argument, query, body });
+        allowed.push(route.method);
     }
     Err(match dialect(path) {
         Dialect::Firecracker => Fault::bad(format!("invalid request method and/or path: {method} {path}")),
@@ -145,7 +149,22 @@ pub(super) fn plan(context: &Context, method: &Method, path: &str, query: &str, 
     })
 }
 
-fn check_body(route: &Route, method: &Method, body: &str) -> Result<(), Fault> {
+impl Found<'_> {
+    /// What the request asks for.
+    ///
+    /// # Errors
+    /// Its body is wrong.
+    pub(super) fn plan(&self, context: &Context, query: &str, body: &[u8]) -> Result<Plan, Fault> {
+        let body = std::str::from_utf8(body)
+            .map_err(|error| Fault::bad(format!("the body is no UTF-8 after byte {}", error.valid_up_to())))?;
+        check_body(&self.route, body)?;
+        let request = Request { summary: self.route.summary, argument: self.argument, query, body };
+        (self.route.plan)(context, &request)
+    }
+}
+
+fn check_body(route: &Route, body: &str) -> Result<(), Fault> {
+    let method = &route.method;
     let empty = body.trim().is_empty();
     match &route.body {
         None if !empty => Err(Fault::bad(format!("a {method} request of {} has no body", route.path))),

@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use vmm::config::VmConfig;
 use vmm::control::command_queue;
-use vmm::metrics::Latency;
 
-use crate::api::{Context, Listener, Server};
+use crate::api::{Context, Listener, RouteLatencies, Server};
 use crate::session::{Begin, Finished, Manners, RunError, Session};
 
 /// The control socket that was asked for.
@@ -29,7 +28,7 @@ pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<
     let host = |source| RunError::Host { what: "create the command queue", source };
     let (commands, received) = command_queue().map_err(host)?;
     let mut session = Session::open(manners, Some(received))?;
-    let (news, state, latency) = (session.news(), session.state(), Latency::default());
+    let (news, state, latency) = (session.news(), session.state(), RouteLatencies::default());
     let context =
         Context { id, commands, news, state, request_bytes_max, started, latency, followers: AtomicUsize::new(0) };
     let _server = Server::start(listener, context)?;

@@ -35,6 +35,8 @@ pub struct FirecrackerFile {
     last: Snapshot,
     next: Instant,
     missed: u64,
+    /// The end of a line that was not taken whole: no other line comes before it.
+    rest: Vec<u8>,
     /// What every line has beside the figures.
     extra: Map<String, Value>,
 }
@@ -48,7 +50,7 @@ impl FirecrackerFile {
         let file = line_file::open(path).map_err(|cause| MetricsFileError { path: path.to_owned(), cause })?;
         let next = Instant::now() + PERIOD;
         let (last, extra) = (Snapshot::of_no_machine(), Map::new());
-        Ok(Self { file, path: path.to_owned(), last, next, missed: 0, extra })
+        Ok(Self { file, path: path.to_owned(), last, next, missed: 0, rest: Vec::new(), extra })
     }
 
     /// As a body asks, of the VM `id`.
@@ -78,16 +80,30 @@ impl FirecrackerFile {
         self.next
     }
 
-    /// Writes a line. One that the file does not take at once is counted, and its figures come with the next.
+    /// Writes a line. One that the file does not take is counted, and its figures come with the next.
     pub fn write(&mut self, now: Snapshot) {
         self.next = Instant::now() + PERIOD;
+        self.push_rest();
+        if !self.rest.is_empty() {
+            self.missed += 1;
+            return;
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let utc_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let line = format!("{}\n", line(utc_ms, &now, &self.last, self.missed, &self.extra));
-        match self.file.write(line.as_bytes()) {
-            Ok(written) if written == line.len() => (self.last, self.missed) = (now, 0),
-            _ => self.missed += 1,
+        self.rest = format!("{}\n", line(utc_ms, &now, &self.last, self.missed, &self.extra)).into_bytes();
+        if self.push_rest() > 0 {
+            (self.last, self.missed) = (now, 0);
+        } else {
+            self.rest.clear();
+            self.missed += 1;
         }
+    }
+
+    /// Writes what the file takes at once; how much that is.
+    fn push_rest(&mut self) -> usize {
+        let taken = self.file.write(&self.rest).unwrap_or(0);
+        self.rest.drain(..taken);
+        taken
     }
 }
 
@@ -98,7 +114,6 @@ fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<S
     };
     let exits = |kind| exits(now, kind).saturating_sub(exits(last, kind));
     let mut figures = extra.clone();
-    figures.insert("utc_timestamp_ms".to_owned(), utc_ms.into());
     figures.insert("logger".to_owned(), json!({ "missed_metrics_count": missed }));
     let vcpu = json!({
         "exit_io_in": exits(ExitKind::IoIn),
@@ -128,7 +143,9 @@ fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<S
             figures.insert(name.to_owned(), Value::Object(sums));
         }
     }
-    Value::Object(figures).to_string()
+    // Who reads lines as they grow looks for the time at their beginning, where Firecracker has it.
+    let figures = Value::Object(figures).to_string();
+    format!("{{\"utc_timestamp_ms\":{utc_ms},{}", figures.strip_prefix('{').expect("an object begins so"))
 }
 
 /// Firecracker's names for what a device did since `before`.
@@ -178,6 +195,7 @@ fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static
 mod tests {
     use super::*;
     use crate::metrics::{DiskQueueFigures, VcpuFigures};
+    use std::io::Read;
 
     fn snapshot(io_out: u64, frames: u64) -> Snapshot {
         let flow = |direction, operations| FlowFigures {
@@ -216,7 +234,7 @@ mod tests {
     #[test]
     fn a_line_tells_what_came_since_the_one_before() {
         let text = line(77, &snapshot(10, 5), &snapshot(4, 3), 1, &Map::new());
-        assert!(text.starts_with(r#"{"#) && text.contains(r#""utc_timestamp_ms":77"#), "{text}");
+        assert!(text.starts_with(r#"{"utc_timestamp_ms":77,""#), "{text}");
         let json: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["vcpu"]["exit_io_out"], 12);
         assert_eq!(json["net"]["rx_packets_count"], 4);
@@ -252,5 +270,39 @@ mod tests {
         );
         assert!(file.due() > Instant::now() + Duration::from_secs(50));
         assert!(FirecrackerFile::open(&folder.path().join("no/metrics")).is_err());
+    }
+
+    #[test]
+    fn lines_stay_whole_in_a_pipe_that_takes_only_parts_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut file = FirecrackerFile::open(&path).unwrap();
+        // A line longer than the pipe's 64 KiB, as many devices give.
+        file.extra.insert("properties".to_owned(), json!({ "long": "x".repeat(100 << 10) }));
+        let mut reader = line_file::open(&path).unwrap();
+        let mut read = Vec::new();
+        let mut drain = || {
+            let mut buffer = vec![0; 1 << 20];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                read.extend_from_slice(&buffer[..count]);
+            }
+            read.clone()
+        };
+        file.write(snapshot(1, 1));
+        file.write(snapshot(2, 1));
+        drain();
+        for io_out in 3..5 {
+            file.write(snapshot(io_out, 1));
+            drain();
+        }
+        file.write(snapshot(5, 1));
+        let read = drain();
+        let text = String::from_utf8(read).unwrap();
+        let (lines, _torn) = text.rsplit_once('\n').unwrap();
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told =
+            |line: &Value| (line["vcpu"]["exit_io_out"].as_u64(), line["logger"]["missed_metrics_count"].as_u64());
+        assert_eq!(lines.iter().map(told).collect::<Vec<_>>(), [(Some(2), Some(0)), (Some(4), Some(1))]);
     }
 }

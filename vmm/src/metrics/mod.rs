@@ -94,6 +94,17 @@ pub struct DiskQueueFigures {
     pub latency: LatencyFigures,
 }
 
+/// How long the requests of a route of the control socket took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteFigures {
+    /// Its method.
+    pub method: String,
+    /// Its path, with its argument's name in braces.
+    pub route: &'static str,
+    /// From a request's head to its answer's.
+    pub latency: LatencyFigures,
+}
+
 impl Snapshot {
     /// Of a machine that is not there yet.
     #[must_use]

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct ProcessFigures {
     /// CPU time by thread name; threads of one name count together.
     pub threads: Vec<(String, Duration)>,
-    /// Resident memory in bytes, by kind: `anonymous`, `file`, `shared`.
+    /// Resident memory in bytes, by kind: `anonymous`, `file`, `shared`, `hugetlb`.
     pub resident: Vec<(&'static str, u64)>,
     /// Log lines about faults that were left out, since a guest or the host repeated them.
     pub suppressed_log_lines: u64,
@@ -49,7 +49,9 @@ fn resident(status: &Path) -> Vec<(&'static str, u64)> {
     let kib = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
     };
-    let kinds = [("anonymous", "RssAnon:"), ("file", "RssFile:"), ("shared", "RssShmem:")];
+    // Pages of hugetlbfs are in none of the others.
+    let kinds =
+        [("anonymous", "RssAnon:"), ("file", "RssFile:"), ("shared", "RssShmem:"), ("hugetlb", "HugetlbPages:")];
     kinds.into_iter().filter_map(|(kind, name)| kib(name).map(|kib| (kind, kib << 10))).collect()
 }
 
@@ -61,7 +63,7 @@ mod tests {
     fn this_process_has_threads_that_ran_and_memory_that_is_there() {
         let figures = ProcessFigures::read();
         assert!(figures.threads.iter().any(|(_, ran)| !ran.is_zero()), "{figures:?}");
-        assert_eq!(figures.resident.len(), 3, "{figures:?}");
+        assert_eq!(figures.resident.len(), 4, "{figures:?}");
         assert!(figures.resident[0].1 > 0, "{figures:?}");
     }
 }

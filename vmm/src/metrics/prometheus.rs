@@ -4,14 +4,14 @@ use std::fmt::{Display, Write};
 
 use devices::virtio::blk::DiskOperation;
 
-use super::{DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, Snapshot};
+use super::{DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, RouteFigures, Snapshot};
 use crate::control::State;
 use crate::machine::DeviceKind;
 use crate::vcpu::ExitKind;
 
 /// All figures as text. `lost_log_lines` and `api` are the program's own.
 #[must_use]
-pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &LatencyFigures, lost_log_lines: u64) -> String {
+pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &[RouteFigures], lost_log_lines: u64) -> String {
     let mut page = Page::default();
     page.metric("husk_vm_state", "gauge", "1 for the state that the machine is in.");
     for state in [State::NotStarted, State::Running, State::Paused, State::Ended] {
@@ -37,7 +37,9 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &LatencyFig
         page.sample("husk_resident_memory_bytes", &[("kind", kind)], bytes);
     }
     page.metric("husk_api_request_duration_seconds", "histogram", "How long requests of the control socket took.");
-    page.histogram("husk_api_request_duration_seconds", &[], api);
+    for RouteFigures { method, route, latency } in api {
+        page.histogram("husk_api_request_duration_seconds", &[("method", method), ("route", route)], latency);
+    }
     page.text
 }
 
@@ -202,7 +204,8 @@ mod tests {
             resident: vec![("anonymous", 4096)],
             suppressed_log_lines: 7,
         };
-        prometheus(&machine, &process, &latency.read(), 2)
+        let route = RouteFigures { method: "PUT".to_owned(), route: "/drives/{drive_id}", latency: latency.read() };
+        prometheus(&machine, &process, &[route], 2)
     }
 
     #[test]
@@ -216,10 +219,10 @@ mod tests {
             "husk_device_bytes_total{device=\"a\\\"b\",kind=\"disk\",direction=\"both\"} 4096",
             "husk_device_filtered_total{device=\"a\\\"b\",kind=\"disk\",direction=\"both\"} 2",
             "husk_thread_cpu_seconds_total{thread=\"husk\"} 0.02",
-            "husk_api_request_duration_seconds_bucket{le=\"0.000002\"} 0",
-            "husk_api_request_duration_seconds_bucket{le=\"0.000004\"} 1",
-            "husk_api_request_duration_seconds_bucket{le=\"+Inf\"} 1",
-            "husk_api_request_duration_seconds_count 1",
+            "husk_api_request_duration_seconds_bucket{method=\"PUT\",route=\"/drives/{drive_id}\",le=\"0.000002\"} 0",
+            "husk_api_request_duration_seconds_bucket{method=\"PUT\",route=\"/drives/{drive_id}\",le=\"0.000004\"} 1",
+            "husk_api_request_duration_seconds_bucket{method=\"PUT\",route=\"/drives/{drive_id}\",le=\"+Inf\"} 1",
+            "husk_api_request_duration_seconds_count{method=\"PUT\",route=\"/drives/{drive_id}\"} 1",
             "husk_log_lost_lines_total 2",
             "husk_log_suppressed_lines_total 7",
             "husk_disk_queue_bytes_total{device=\"a\\\"b\",queue=\"0\",operation=\"read\"} 1024",
