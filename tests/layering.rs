@@ -13,6 +13,7 @@ const UNSAFE_FILES: &[&str] = &[
     "devices/src/backend/block/image.rs",
     "devices/src/backend/block/probe.rs",
     "devices/src/backend/block/uring.rs",
+    "devices/src/backend/memory.rs",
     "devices/src/backend/net/tap.rs",
     "devices/src/testing/namespace.rs",
     "devices/src/virtio/buffers.rs",

@@ -1,4 +1,5 @@
 //! What faces the host, which can fail at any call.
 
 pub mod block;
+pub mod memory;
 pub mod net;

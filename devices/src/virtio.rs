@@ -7,6 +7,7 @@
 //! | a [`worker::Worker`] | its I/O thread | its own |
 
 pub(crate) mod abi;
+pub mod balloon;
 pub mod blk;
 mod buffers;
 mod counters;
@@ -42,6 +43,8 @@ pub enum DeviceType {
     Block = 2,
     /// Entropy source.
     Entropy = 4,
+    /// Memory balloon.
+    Balloon = 5,
 }
 
 impl DeviceType {
@@ -51,6 +54,7 @@ impl DeviceType {
             Self::Network => 1,
             Self::Block => 2,
             Self::Entropy => 4,
+            Self::Balloon => 5,
         }
     }
 }

@@ -1,0 +1,137 @@
+//! Guest memory given back to the host, and taken from it again.
+#![expect(unsafe_code, reason = "madvise and fallocate have no safe interface in libc")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use arch::{GuestMemory, layout};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+
+/// Guest memory whose pages can be given back.
+#[derive(Debug, Clone)]
+pub struct Reclaim {
+    memory: Arc<GuestMemory>,
+    pool_page_bytes: Option<u64>,
+}
+
+impl Reclaim {
+    /// Of `memory`, which is made of a HugePage pool's pages of `pool_page_bytes` bytes, or of the host's small ones.
+    pub fn new(memory: Arc<GuestMemory>, pool_page_bytes: Option<u64>) -> Self {
+        Self { memory, pool_page_bytes }
+    }
+
+    /// The size of the pages that can be given back one by one, in bytes.
+    pub fn page_bytes(&self) -> u64 {
+        self.pool_page_bytes.unwrap_or(layout::PAGE_SIZE)
+    }
+
+    /// Whether they are a HugePage pool's.
+    pub fn is_of_pool(&self) -> bool {
+        self.pool_page_bytes.is_some()
+    }
+
+    /// Where memory ends for the guest.
+    pub fn end(&self) -> u64 {
+        self.memory.last_addr().raw_value() + 1
+    }
+
+    /// How much memory there is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// Gives the whole pages inside a range back: the host has them now, and the guest finds zeros there when it comes
+    /// back. Returns the bytes given back.
+    ///
+    /// # Errors
+    /// The range is no memory, or the host does not take it.
+    pub fn discard(&self, start: GuestAddress, len: u64) -> io::Result<u64> {
+        let page = self.page_bytes();
+        let end = start.raw_value().checked_add(len).ok_or(io::ErrorKind::InvalidInput)? / page * page;
+        let start = start.raw_value().checked_next_multiple_of(page).ok_or(io::ErrorKind::InvalidInput)?;
+        if start >= end {
+            return Ok(0);
+        }
+        let (region, offset) = self.inside(start, end - start)?;
+        match region.file_offset() {
+            None => advise(region, offset, end - start, libc::MADV_DONTNEED)?,
+            // Also out of every mapping of the file.
+            Some(file) => punch(file.file(), file.start() + offset.raw_value(), end - start)?,
+        }
+        Ok(end - start)
+    }
+
+    /// Takes the pages of a range from the host again.
+    ///
+    /// # Errors
+    /// The range is no memory, or the host has no page for it.
+    pub fn populate(&self, start: GuestAddress, len: u64) -> io::Result<()> {
+        let (region, offset) = self.inside(start.raw_value(), len)?;
+        advise(region, offset, len, libc::MADV_POPULATE_WRITE)
+    }
+
+    /// The region that all of a range is in.
+    fn inside(&self, start: u64, len: u64) -> io::Result<(&GuestRegionMmap, MemoryRegionAddress)> {
+        let region = self.memory.find_region(GuestAddress(start));
+        let found = region.and_then(|region| {
+            let offset = region.to_region_addr(GuestAddress(start))?;
+            (region.len() - offset.raw_value() >= len).then_some((region, offset))
+        });
+        found.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// `offset` and `len` are inside the region.
+fn advise(region: &GuestRegionMmap, offset: MemoryRegionAddress, len: u64, advice: libc::c_int) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let slice = region.get_slice(offset, len).map_err(io::Error::other)?;
+    let start = slice.ptr_guard_mut().as_ptr();
+    loop {
+        // SAFETY: the range is inside a mapping of guest memory, which is only ever reached as what anybody may change at any
+        // time; to become zeros, or to come in, is such a change, and unmaps nothing.
+        if unsafe { libc::madvise(start.cast(), len, advice) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn punch(file: &std::fs::File, offset: u64, len: u64) -> io::Result<()> {
+    let number = |value: u64| libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: fallocate takes a descriptor, which is open, and numbers. What it does to the mapping is as in `advise`.
+    let failed = unsafe { libc::fallocate(file.as_raw_fd(), mode, number(offset)?, number(len)?) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::memory_with_hole;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn only_whole_pages_inside_a_range_go_and_read_as_zeros() {
+        let memory = memory_with_hole(4 << 20);
+        memory.write_slice(&[7; 5 * 4096], GuestAddress(4096)).unwrap();
+        let reclaim = Reclaim::new(Arc::clone(&memory), None);
+        assert_eq!(reclaim.discard(GuestAddress(2 * 4096 - 1), 2 * 4096 + 2).unwrap(), 2 * 4096);
+        let mut bytes = [0; 5 * 4096];
+        memory.read_slice(&mut bytes, GuestAddress(4096)).unwrap();
+        assert!(bytes[..4096].iter().chain(&bytes[3 * 4096..]).all(|&byte| byte == 7));
+        assert!(bytes[4096..3 * 4096].iter().all(|&byte| byte == 0));
+        assert_eq!(reclaim.discard(GuestAddress(5), 4096).unwrap(), 0, "no whole page");
+    }
+
+    #[test]
+    fn what_is_no_memory_is_refused() {
+        let reclaim = Reclaim::new(memory_with_hole(4 << 20), None);
+        for (start, len) in [(u64::MAX - 4095, 4096), (u64::MAX, u64::MAX), (reclaim.end(), 4096), (0, 1 << 40)] {
+            reclaim.discard(GuestAddress(start), len).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What a balloon has of memory that is made of a HugePage pool's pages: a huge page can go to the host only when all of it
+//! is in the balloon, and has to come back before any of it is used.
+
+use super::BALLOON_PAGE_BYTES;
+use super::pages::Run;
+
+/// Which pages are in the balloon. Its size is that of guest memory, not of what a driver says.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pages_per_huge: u32,
+    /// A bit for each page.
+    inside: Box<[u64]>,
+    huge: Box<[Huge]>,
+}
+
+/// A huge page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Huge {
+    /// Its pages that are in the balloon.
+    inside: u32,
+    /// Whether the host has it.
+    gone: bool,
+}
+
+impl Ledger {
+    /// Of memory that ends at `end` for the guest, of pages of `huge_bytes` bytes.
+    pub(super) fn new(end: u64, huge_bytes: u64) -> Self {
+        let length = |bytes: u64| usize::try_from(end.div_ceil(bytes)).expect("a 64-bit host addresses 64 bits");
+        Self {
+            pages_per_huge: u32::try_from(huge_bytes / BALLOON_PAGE_BYTES).expect("at most 1 GiB"),
+            inside: vec![0; length(64 * BALLOON_PAGE_BYTES)].into(),
+            huge: vec![Huge::default(); length(huge_bytes)].into(),
+        }
+    }
+
+    /// Pages were put in. `discard` gets the number of each huge page that is whole now, and says whether the host took it.
+    pub(super) fn put_in(&mut self, run: Run, mut discard: impl FnMut(u64) -> bool) {
+        for page in run.first..run.first + run.count {
+            let Some(huge) = self.set(page, true) else { continue };
+            let state = &mut self.huge[huge];
+            state.inside += 1;
+            if state.inside == self.pages_per_huge && !state.gone {
+                state.gone = discard(u64::try_from(huge).expect("64 bits fit"));
+            }
+        }
+    }
+
+    /// Pages are to be taken out. `populate` gets the number of each huge page that the host has and that must come back,
+    /// and says whether it did. False if one did not: then the rest is as it was.
+    pub(super) fn take_out(&mut self, run: Run, mut populate: impl FnMut(u64) -> bool) -> bool {
+        for page in run.first..run.first + run.count {
+            let huge = usize::try_from(page / self.pages_per_huge).expect("32 bits fit");
+            let Some(state) = self.huge.get_mut(huge) else { return true };
+            if state.gone {
+                if !populate(u64::try_from(huge).expect("64 bits fit")) {
+                    return false;
+                }
+                state.gone = false;
+            }
+            if let Some(huge) = self.set(page, false) {
+                self.huge[huge].inside -= 1;
+            }
+        }
+        true
+    }
+
+    /// Marks a page, and returns its huge page if that is a change and the page is memory.
+    fn set(&mut self, page: u32, inside: bool) -> Option<usize> {
+        let (word, bit) = (usize::try_from(page / 64).expect("32 bits fit"), 1 << (page % 64));
+        let huge = usize::try_from(page / self.pages_per_huge).expect("32 bits fit");
+        let word = self.inside.get_mut(word).filter(|word| (**word & bit != 0) != inside && huge < self.huge.len())?;
+        *word ^= bit;
+        Some(huge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HUGE: u64 = 2 << 20;
+
+    fn run(first: u32, count: u32) -> Run {
+        Run { first, count }
+    }
+
+    #[test]
+    fn a_huge_page_goes_when_all_of_it_is_inside_and_comes_back_with_the_first_that_is_taken_out() {
+        let mut ledger = Ledger::new(2 * HUGE, HUGE);
+        let mut gone = Vec::new();
+        ledger.put_in(run(0, 511), |huge| {
+            gone.push(huge);
+            true
+        });
+        ledger.put_in(run(5, 3), |huge| {
+            gone.push(huge);
+            true
+        });
+        assert!(gone.is_empty(), "a page counts once");
+        ledger.put_in(run(511, 2), |huge| {
+            gone.push(huge);
+            true
+        });
+        assert_eq!(gone, [0]);
+        let mut back = Vec::new();
+        assert!(ledger.take_out(run(3, 2), |huge| {
+            back.push(huge);
+            true
+        }));
+        assert!(ledger.take_out(run(512, 1), |_| unreachable!("it never went")));
+        assert_eq!(back, [0]);
+        ledger.put_in(run(3, 2), |huge| {
+            gone.push(huge);
+            true
+        });
+        assert_eq!(gone, [0, 0]);
+    }
+
+    #[test]
+    fn what_cannot_come_back_stays_gone_and_is_tried_again() {
+        let mut ledger = Ledger::new(HUGE, HUGE);
+        ledger.put_in(run(0, 512), |_| true);
+        assert!(!ledger.take_out(run(0, 4), |_| false));
+        assert!(ledger.take_out(run(0, 4), |_| true));
+        assert!(ledger.take_out(run(4, 508), |_| unreachable!("it is back")));
+        // The host did not take it: it never went.
+        ledger.put_in(run(0, 512), |_| false);
+        assert!(ledger.take_out(run(0, 512), |_| unreachable!("it never went")));
+    }
+
+    #[test]
+    fn pages_beyond_memory_are_nobodys() {
+        let mut ledger = Ledger::new(HUGE, HUGE);
+        ledger.put_in(run(512, 1024), |_| unreachable!("there is no such page"));
+        ledger.put_in(run(u32::MAX - 1, 1), |_| unreachable!("there is no such page"));
+        assert!(ledger.take_out(run(512, 1), |_| unreachable!("there is no such page")));
+    }
+}
