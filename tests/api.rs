@@ -130,7 +130,9 @@ fn a_wrong_body_is_refused_by_its_field_and_changes_nothing() {
         ("GET", "/machine-config", "{}", &["no body"]),
         ("GET", "/nowhere", "", &["GET", "/nowhere"]),
         ("DELETE", "/machine-config", "", &["DELETE", "/machine-config"]),
-        ("PUT", "/balloon", r#"{"amount_mib": 1, "deflate_on_oom": false}"#, &["balloon", "not supported yet"]),
+        ("PUT", "/balloon", r#"{"amount_mib": 900, "deflate_on_oom": false}"#, &["balloon", "900 MiB", "at most"]),
+        ("GET", "/balloon", "", &["the machine has none"]),
+        ("PUT", "/vsock", "{}", &["vsock", "not supported yet"]),
         ("GET", "/mmds", "", &["metadata", "not supported yet"]),
         ("PUT", "/snapshot/create", "{}", &["snapshots", "not supported yet"]),
     ] {

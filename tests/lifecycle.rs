@@ -41,6 +41,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         nets: Vec::new(),
         entropy: Entropy::On,
         entropy_limits: LimiterConfig::default(),
+        balloon: None,
         cpu_template: None,
         serial: SerialTarget::Null,
         threads: ThreadPlacement::default(),

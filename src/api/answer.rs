@@ -66,6 +66,8 @@ impl From<CommandError> for Fault {
             | CommandError::Body(_)
             | CommandError::Disk(_)
             | CommandError::Net(_)
+            | CommandError::NoBalloon
+            | CommandError::Balloon(_)
             | CommandError::MetricsGo(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             CommandError::Kvm(_) | CommandError::Held(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
         };

@@ -15,6 +15,7 @@
 //! Architecture invariant: nothing here waits for anything but sockets, timers and the reply to a command.
 
 mod answer;
+mod balloon;
 mod connection;
 mod firecracker;
 mod husk;

@@ -8,7 +8,7 @@ use vmm::config::firecracker::from_json;
 use vmm::control::{Command, Reply};
 
 use super::answer::{Answer, Fault};
-use super::{Context, firecracker, husk};
+use super::{Context, balloon, firecracker, husk};
 
 /// Levels of arrays and objects that a body may have.
 const DEPTH_MAX: usize = 32;
@@ -104,7 +104,7 @@ pub(super) fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 /// All routes.
 pub(super) fn all() -> impl Iterator<Item = Route> {
-    firecracker::routes().into_iter().chain(husk::routes())
+    firecracker::routes().into_iter().chain(balloon::routes()).chain(husk::routes())
 }
 
 /// Whose a path is.

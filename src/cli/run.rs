@@ -125,6 +125,7 @@ impl RunArgs {
             nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
             entropy_limits: LimiterConfig::default(),
+            balloon: None,
             cpu_template: None,
             serial: self.serial,
             threads,

@@ -62,6 +62,7 @@ fn config(disk: File) -> VmConfig {
         nets: Vec::new(),
         entropy: Entropy::On,
         entropy_limits: LimiterConfig::default(),
+        balloon: None,
         cpu_template: None,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),

@@ -1,6 +1,7 @@
 //! What a VM is: the description a user gives, and [`validate`](VmConfig::validate), the only place where its limits
 //! live. Nothing here opens, maps or creates anything but a look at the host's facts.
 
+mod balloon;
 mod cmdline;
 mod disk;
 pub mod extension;
@@ -28,6 +29,7 @@ use crate::host::IdList;
 
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
+pub use balloon::{BALLOON_ID, BalloonConfig};
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
 pub use host::HostFacts;
 pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, Pages};
@@ -63,6 +65,8 @@ pub struct VmConfig {
     pub entropy: Entropy,
     /// What that device is held to.
     pub entropy_limits: LimiterConfig,
+    /// The memory balloon, if it has one.
+    pub balloon: Option<BalloonConfig>,
     /// What the user changes in CPUID and MSRs.
     pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
@@ -203,6 +207,14 @@ pub enum ConfigError {
         /// What was asked.
         nodes: IdList,
     },
+    /// A balloon that shall have more than there is.
+    #[error("balloon: {target_mib} MiB are more than the guest's {memory_mib}: give it at most that")]
+    BalloonTooLarge {
+        /// What was asked.
+        target_mib: u64,
+        /// The guest's memory.
+        memory_mib: u64,
+    },
     /// More memory than the host has.
     #[error("memory: {0} MiB is more than this host's {1} MiB (MemTotal): use at most {1}M", asked / MIB, host / MIB)]
     MemoryBeyondHost {
@@ -307,6 +319,7 @@ impl VmConfig {
     pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
         VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         self.memory.validate(host)?;
+        self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
         self.validate_devices()?;
         self.validate_nets()?;
         validate_cmdline(&self.cmdline())
@@ -318,15 +331,16 @@ impl VmConfig {
         match self.entropy {
             Entropy::Off => false,
             Entropy::On => true,
-            Entropy::IfRoom => self.disks.len() + self.nets.len() < SLOTS,
+            Entropy::IfRoom => self.disks.len() + self.nets.len() + usize::from(self.balloon.is_some()) < SLOTS,
         }
     }
 
-    /// The registers and interrupts of the machine's devices, in order: the disks, the networks, then the entropy
-    /// device.
+    /// The registers and interrupts of the machine's devices, in order: the disks, the networks, the entropy device,
+    /// then the balloon.
     #[must_use]
     pub fn windows(&self) -> Vec<VirtioMmioWindow> {
-        let count = self.disks.len() + self.nets.len() + usize::from(self.has_entropy());
+        let others = usize::from(self.has_entropy()) + usize::from(self.balloon.is_some());
+        let count = self.disks.len() + self.nets.len() + others;
         (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
     }
 
@@ -350,8 +364,9 @@ impl VmConfig {
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
         let entropy = self.has_entropy().then_some(ENTROPY_ID);
+        let others = entropy.into_iter().chain(self.balloon.as_ref().map(|_| BALLOON_ID));
         let disks = self.disks.iter().map(|disk| disk.id.as_str());
-        let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(entropy).collect();
+        let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(others).collect();
         for (index, id) in ids.iter().enumerate() {
             if !is_plain_name(id) {
                 return Err(ConfigError::BadId { id: (*id).to_owned() });

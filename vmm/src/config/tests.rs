@@ -17,6 +17,7 @@ fn config() -> VmConfig {
         nets: Vec::new(),
         entropy: Entropy::IfRoom,
         entropy_limits: LimiterConfig::default(),
+        balloon: None,
         cpu_template: None,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),

@@ -1,8 +1,13 @@
 //! Changes to the devices of a machine that is in use. The machine takes them first; then its description follows, so that
 //! who reads that, and a restart of the guest, find what is.
 
-use super::command::{CommandError, DiskChange, NetChange};
-use crate::config::{DiskSource, VmConfig};
+use std::time::Duration;
+
+use devices::virtio::balloon::{BALLOON_PAGE_BYTES, HintingStatus};
+
+use super::command::{BalloonAsk, CommandError, DiskChange, NetChange, Reply};
+use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
+use crate::config::{DiskSource, MIB, VmConfig};
 use crate::machine::{DiskChangeError, Machine, NetChangeError};
 
 /// Changes a disk, and says in what.
@@ -35,6 +40,49 @@ pub(super) fn disk(
             Ok(what)
         }
     }
+}
+
+/// Looks at the balloon, or changes it; whether that was a change.
+pub(super) fn balloon(
+    machine: &Machine,
+    config: &mut VmConfig,
+    ask: BalloonAsk,
+) -> Result<(Reply, Option<&'static str>), CommandError> {
+    let (Some(control), Some(described)) = (machine.balloon(), &mut config.balloon) else {
+        return Err(CommandError::NoBalloon);
+    };
+    Ok(match ask {
+        BalloonAsk::Read => (Reply::Balloon(Balloon::describe(described)), None),
+        BalloonAsk::Statistics => {
+            let told = control.statistics()?;
+            let statistics = BalloonStats::new(control.target_pages(), control.actual_pages(), told.iter());
+            (Reply::BalloonStatistics(Box::new(statistics)), None)
+        }
+        BalloonAsk::Hinting => {
+            let HintingStatus { host_command: host_cmd, guest_command: guest_cmd } = control.hinting()?;
+            (Reply::BalloonHinting(BalloonHintingStatus { host_cmd, guest_cmd }), None)
+        }
+        BalloonAsk::Target { mib } => {
+            let target_bytes = u64::from(mib) * MIB;
+            control.set_target(target_bytes / BALLOON_PAGE_BYTES)?;
+            described.target_bytes = target_bytes;
+            (Reply::Done, Some("size"))
+        }
+        BalloonAsk::Interval { seconds } => {
+            let interval = Duration::from_secs(seconds.into());
+            control.set_interval(interval)?;
+            described.statistics = Some(interval);
+            (Reply::Done, Some("statistics"))
+        }
+        BalloonAsk::StartHinting { acknowledge } => {
+            control.start_hinting(acknowledge)?;
+            (Reply::Done, Some("hinting"))
+        }
+        BalloonAsk::StopHinting => {
+            control.stop_hinting()?;
+            (Reply::Done, Some("hinting"))
+        }
+    })
 }
 
 /// Changes a network, and says in what.

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use devices::virtio::balloon::BalloonError;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::jobs::{JobId, JobReport};
 use super::{Refusal, State};
 use crate::config::VmConfig;
+use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
 use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::{BodyError, Change};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
@@ -46,6 +48,8 @@ pub enum Command {
     Disk(String, Box<DiskChange>),
     /// Change a network in use.
     Net(String, Box<NetChange>),
+    /// Look at the balloon, or change it.
+    Balloon(BalloonAsk),
     /// Tell what the machine is.
     ReadConfig,
     /// Tell what its devices do.
@@ -94,6 +98,34 @@ pub enum NetChange {
     Link(LinkState),
 }
 
+/// What is asked of the balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BalloonAsk {
+    /// What it is.
+    Read,
+    /// To have so much.
+    Target {
+        /// In MiB.
+        mib: u32,
+    },
+    /// What the guest tells.
+    Statistics,
+    /// To ask the guest so often.
+    Interval {
+        /// In seconds; 0 asks no more.
+        seconds: u16,
+    },
+    /// To ask the guest which pages are free.
+    StartHinting {
+        /// Whether it has them back when it has told all.
+        acknowledge: bool,
+    },
+    /// To ask no more.
+    StopHinting,
+    /// How far that is.
+    Hinting,
+}
+
 /// What the control loop answers to a command that it carried out.
 #[derive(Debug)]
 pub enum Reply {
@@ -105,6 +137,12 @@ pub enum Reply {
     Devices(Vec<DeviceReport>),
     /// What tells where its memory is.
     Placement(PlacementSource),
+    /// The balloon.
+    Balloon(Balloon),
+    /// What the guest tells of its memory.
+    BalloonStatistics(Box<BalloonStats>),
+    /// How far hinting is.
+    BalloonHinting(BalloonHintingStatus),
     /// What it has counted.
     Metrics(Box<Snapshot>),
     /// The jobs, oldest first.
@@ -141,6 +179,12 @@ pub enum CommandError {
     /// A network does not take the change.
     #[error(transparent)]
     Net(#[from] NetChangeError),
+    /// There is no balloon.
+    #[error("balloon: the machine has none: PUT /balloon before the start")]
+    NoBalloon,
+    /// The balloon does not take the change.
+    #[error("balloon: {0}")]
+    Balloon(#[from] BalloonError),
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),

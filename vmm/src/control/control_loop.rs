@@ -16,7 +16,7 @@ use super::console::{Console, Typed};
 use super::jobs::{JobId, JobKind, JobState};
 use super::news::EventKind;
 use super::{Action, ControlPlane, EventReceiver, GuestEvent, Starter, State};
-use crate::config::VmConfig;
+use crate::config::{BALLOON_ID, VmConfig};
 use crate::machine::{Machine, MachineError};
 use crate::vcpu::Crash;
 
@@ -290,6 +290,14 @@ impl<'a> ControlLoop<'a> {
                 let what = changes::net(&self.machine, self.config, &id, *change)?;
                 return Ok(self.tell_change(id, what));
             }
+            Command::Balloon(ask) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                let (reply, what) = changes::balloon(&self.machine, self.config, ask)?;
+                if let Some(what) = what {
+                    self.tell_change(BALLOON_ID.to_owned(), what);
+                }
+                return Ok(reply);
+            }
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) | Command::Stop { .. } => {
                 unreachable!("serve_commands has answered these")
             }
@@ -327,6 +335,12 @@ impl<'a> ControlLoop<'a> {
                     return Some(Outcome::Stopped);
                 }
                 GuestEvent::Request(MachineRequest::Reset) => return Some(Outcome::Reset),
+                GuestEvent::PoolExhausted => {
+                    log::error!(
+                        "balloon: the HugePage pool is empty: the guest waits for what it takes out: add pages"
+                    );
+                    self.plane.news.tell(EventKind::PoolExhausted);
+                }
                 GuestEvent::DiskFull { id } => self.wait_for_space(id),
             }
         }

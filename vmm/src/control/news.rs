@@ -48,9 +48,11 @@ pub enum EventKind {
     DeviceChanged {
         /// Which.
         id: String,
-        /// In what: `path`, `size`, `limits` or `link`.
+        /// In what: `path`, `size`, `limits`, `link`, `statistics` or `hinting`.
         what: &'static str,
     },
+    /// A guest that wants a huge page back from its balloon waits: the host's pool has none.
+    PoolExhausted,
     /// A disk has no space for what the guest wrote, and the machine is paused until somebody resumes it.
     DiskFull {
         /// Which.

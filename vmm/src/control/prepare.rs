@@ -7,9 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::command::{Command, CommandError, CommandResult, Reply, ReplyTo};
+use super::command::{BalloonAsk, Command, CommandError, CommandResult, Reply, ReplyTo};
 use super::{Action, ControlError, ControlPlane, State};
 use crate::config::firecracker::Change;
+use crate::config::firecracker::balloon::Balloon;
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
 
@@ -126,7 +127,11 @@ impl ControlPlane {
             Command::PowerButton => refuse(Action::PowerButton),
             Command::CtrlAltDel => refuse(Action::CtrlAltDel),
             Command::Nmi => refuse(Action::Nmi),
-            Command::Disk(..) | Command::Net(..) => refuse(Action::ChangeDevice),
+            Command::Balloon(BalloonAsk::Read) => {
+                let balloon = config.balloon.as_ref().map(Balloon::describe).ok_or(CommandError::NoBalloon);
+                Step::GoOn(balloon.map(Reply::Balloon))
+            }
+            Command::Disk(..) | Command::Net(..) | Command::Balloon(_) => refuse(Action::ChangeDevice),
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) => {
                 unreachable!("answered without a machine")

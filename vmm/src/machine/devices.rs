@@ -15,6 +15,7 @@ use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::limit::Limiter;
+use devices::virtio::balloon::BalloonControl;
 use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters, ReplaceError, ResizeError};
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
@@ -33,7 +34,7 @@ use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
-use crate::config::{ENTROPY_ID, LimiterConfig, NetSource, VmConfig};
+use crate::config::{BALLOON_ID, ENTROPY_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
@@ -213,6 +214,8 @@ pub enum DeviceKind {
     Net,
     /// virtio-rng.
     Entropy,
+    /// virtio-balloon.
+    Balloon,
 }
 
 /// What a device's driver has come to.
@@ -234,6 +237,7 @@ pub enum DriverState {
 enum Counters {
     Disk(DiskControl),
     Requests(Arc<DeviceCounters>),
+    Pages(BalloonControl),
     Frames(Arc<NetCounters>),
 }
 
@@ -284,6 +288,12 @@ impl Devices {
             let counters = Counters::Requests(rng.counters());
             let label = Label { id: ENTROPY_ID.to_owned(), kind: DeviceKind::Entropy, counters };
             devices.plug(label, next_window(), Box::new(rng), memory)?;
+        }
+        if let Some(balloon) = &config.balloon {
+            let device = super::balloon::make(balloon, config, memory, &events, &mut pool)?;
+            let counters = Counters::Pages(device.control());
+            let label = Label { id: BALLOON_ID.to_owned(), kind: DeviceKind::Balloon, counters };
+            devices.plug(label, next_window(), Box::new(device), memory)?;
         }
         devices.io_threads = pool.into_threads();
         Ok(devices)
@@ -360,6 +370,13 @@ impl Devices {
 
     fn net(&self, id: &str) -> Result<&Network, NetChangeError> {
         self.nets.iter().find(|net| net.id == id).ok_or_else(|| NetChangeError::Unknown(id.to_owned()))
+    }
+
+    pub(super) fn balloon(&self) -> Option<&BalloonControl> {
+        self.virtio.iter().find_map(|slot| match &slot.counters {
+            Counters::Pages(balloon) => Some(balloon),
+            _ => None,
+        })
     }
 
     pub(super) fn reports(&self) -> Vec<DeviceReport> {
@@ -520,6 +537,24 @@ impl VirtioSlot {
         let (flows, retired) = match &self.counters {
             Counters::Disk(disk) => (vec![requests(disk.counters())], &disk.counters().retired_queues),
             Counters::Requests(counters) => (vec![requests(counters)], &counters.retired_queues),
+            Counters::Pages(balloon) => {
+                let counters = balloon.counters();
+                let flow = |direction, pages: &AtomicU64, bytes: u64, errors| FlowFigures {
+                    direction,
+                    operations: read(pages),
+                    bytes,
+                    errors,
+                    dropped: 0,
+                    filtered: 0,
+                };
+                let given = [&counters.discarded_bytes, &counters.reported_bytes, &counters.hinted_bytes];
+                let given = given.into_iter().map(read).sum();
+                let flows = vec![
+                    flow("inflate", &counters.inflated_pages, given, read(&counters.errors)),
+                    flow("deflate", &counters.deflated_pages, 0, read(&counters.exhausted)),
+                ];
+                (flows, &counters.retired_queues)
+            }
             Counters::Frames(counters) => {
                 let flow = |direction, counters: &DirectionCounters, filtered| FlowFigures {
                     direction,
@@ -538,7 +573,7 @@ impl VirtioSlot {
         };
         let queues = match &self.counters {
             Counters::Disk(disk) => disk.queue_counters().iter().map(disk_queue).collect(),
-            Counters::Requests(_) | Counters::Frames(_) => Vec::new(),
+            Counters::Requests(_) | Counters::Pages(_) | Counters::Frames(_) => Vec::new(),
         };
         DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, retired_queues: read(retired) }
     }

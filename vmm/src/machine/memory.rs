@@ -68,9 +68,10 @@ fn map_hint(pages: Pages) -> &'static str {
 /// The host cannot give it.
 pub(crate) fn map(config: &MemoryConfig, placement: &MemoryPlacement) -> Result<GuestMemory, MemoryError> {
     let bytes = config.size_bytes;
-    let file = match config.backing {
-        MemoryBacking::Anonymous => None,
-        MemoryBacking::Memfd => Some(memfd_of(bytes, placement.pages)?),
+    let file = match (config.backing, placement.pages.pool_page_bytes()) {
+        (MemoryBacking::Anonymous, None) => None,
+        // A pool's pages always have a file: what is punched out of it is the pool's again, and not only this mapping's.
+        (MemoryBacking::Memfd, _) | (_, Some(_)) => Some(memfd_of(bytes, placement.pages)?),
     };
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
@@ -109,12 +110,11 @@ fn memfd_of(bytes: u64, pages: Pages) -> Result<Arc<File>, MemoryError> {
 /// forms across a guest's and a host's that do not match. Guest addresses are whole GiB.
 fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<MmapRegion, MmapRegionError> {
     let length = usize::try_from(length).expect("a 64-bit host addresses 64 bits");
-    let sharing = if place.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-    let flags = match pages.pool_page_bytes() {
+    let flags = match &place {
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
         // Reserved: what the pool cannot give is refused here.
-        Some(page) if place.is_none() => sharing | libc::MAP_HUGETLB | huge_shift(page),
-        Some(_) => sharing,
-        None => sharing | libc::MAP_NORESERVE,
+        Some(_) if pages.pool_page_bytes().is_some() => libc::MAP_SHARED,
+        Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
     };
     let map = || MmapRegion::build(place.clone(), length, libc::PROT_READ | libc::PROT_WRITE, flags);
     let mapping = map()?;
@@ -136,12 +136,6 @@ fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<M
 
 /// What a transparent HugePage maps.
 const THP_BYTES: usize = 2 << 20;
-
-/// The size of a pool's pages in mmap's flags.
-fn huge_shift(page_bytes: u64) -> libc::c_int {
-    let shift = libc::c_int::try_from(page_bytes.trailing_zeros()).expect("below 64");
-    shift << libc::MAP_HUGE_SHIFT
-}
 
 /// Gives KVM every region. Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.
 ///

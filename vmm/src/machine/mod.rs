@@ -1,6 +1,7 @@
 //! The machine: what it is made of, and the one right order in which each command touches its parts. Owned by the
 //! control loop's thread; every other thread of the process is reached, and joined, through it.
 
+mod balloon;
 mod build;
 mod devices;
 mod disks;
@@ -15,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::devices::virtio::balloon::BalloonControl;
 use arch::GuestMemory;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -182,6 +184,12 @@ impl Machine {
     /// There is no such network.
     pub fn set_link(&self, id: &str, state: LinkState) -> Result<(), NetChangeError> {
         self.devices.set_link(id, state)
+    }
+
+    /// The balloon, if there is one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.devices.balloon()
     }
 
     /// What each virtio device is and what its driver has done, in the order of their interrupts.

@@ -127,6 +127,7 @@ fn kind(kind: DeviceKind) -> &'static str {
         DeviceKind::Disk => "disk",
         DeviceKind::Net => "net",
         DeviceKind::Entropy => "entropy",
+        DeviceKind::Balloon => "balloon",
     }
 }
 

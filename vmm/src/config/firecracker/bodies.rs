@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
+use super::balloon::Balloon;
+
 /// `BootSource`: what the machine starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -316,8 +318,8 @@ pub struct FullVmConfiguration {
     pub logger: Option<Value>,
     /// Where the metrics go.
     pub metrics: Option<Value>,
-    /// Not there yet.
-    pub balloon: Option<Value>,
+    /// The balloon.
+    pub balloon: Option<Balloon>,
     /// Not there yet.
     pub vsock: Option<Value>,
     /// Not there yet.

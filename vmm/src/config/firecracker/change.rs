@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::balloon::Balloon;
 use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, HugePages, IoEngine, MachineConfiguration, MachineConfigurationPart,
     NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
@@ -35,6 +36,8 @@ pub enum Change {
     Entropy(EntropyDevice),
     /// `PUT /serial`.
     Serial(SerialDevice),
+    /// `PUT /balloon`.
+    Balloon(Balloon),
     /// `PUT /husk/v1/placement`.
     Placement(Placement),
 }
@@ -80,6 +83,7 @@ impl Change {
                 config.entropy_limits = entropy.rate_limiter.map(RateLimiter::into_config).unwrap_or_default();
             }
             Self::Serial(serial) => config.serial = serial.into_target(field)?,
+            Self::Balloon(balloon) => config.balloon = Some(balloon.into_config()),
             Self::Placement(placement) => placement.apply(config),
         }
         Ok(())

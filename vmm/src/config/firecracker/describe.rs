@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::balloon::Balloon;
 use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, HugePages, IoEngine, MachineConfiguration,
     NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
@@ -31,7 +32,7 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
         },
         logger: None,
         metrics: None,
-        balloon: None,
+        balloon: config.balloon.as_ref().map(Balloon::describe),
         vsock: None,
         mmds_config: None,
         memory_hotplug: None,

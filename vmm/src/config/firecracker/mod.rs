@@ -7,6 +7,7 @@
 //! | [`Change`] | a body applied to a `VmConfig`, checked |
 //! | [`describe`] | a `VmConfig` as bodies |
 
+pub mod balloon;
 pub mod bodies;
 mod change;
 pub mod describe;
@@ -111,7 +112,7 @@ struct ConfigFile {
     network_interfaces: Option<Vec<NetworkInterface>>,
     entropy: Option<EntropyDevice>,
     serial: Option<SerialDevice>,
-    balloon: Option<Value>,
+    balloon: Option<balloon::Balloon>,
     vsock: Option<Value>,
     logger: Option<Value>,
     metrics: Option<Value>,
@@ -135,6 +136,7 @@ pub fn blank() -> VmConfig {
         nets: Vec::new(),
         entropy: Entropy::Off,
         entropy_limits: LimiterConfig::default(),
+        balloon: None,
         cpu_template: None,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
@@ -192,7 +194,6 @@ fn cpu_template(section: Value) -> Result<CpuTemplate, BodyError> {
 impl ConfigFile {
     fn into_config(self) -> Result<VmConfig, BodyError> {
         let sections = [
-            ("balloon", self.balloon),
             ("vsock", self.vsock),
             ("logger", self.logger),
             ("metrics", self.metrics),
@@ -221,6 +222,9 @@ impl ConfigFile {
         }
         if let Some(serial) = self.serial {
             apply("serial.", Change::Serial(serial))?;
+        }
+        if let Some(balloon) = self.balloon {
+            apply("balloon.", Change::Balloon(balloon))?;
         }
         if let Some(extension) = self.husk {
             extension.apply(&mut config);

@@ -94,7 +94,6 @@ fn huge_pages_and_husks_own_key_say_where_memory_is() {
 fn what_husk_cannot_honour_yet_is_refused_by_name() {
     for (section, name) in [
         (r#""vsock": {"guest_cid": 3, "uds_path": "v"}"#, "vsock"),
-        (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""pmem": [{"id": "p"}]"#, "pmem"),
         (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#, "machine-config.smt"),
         (
