@@ -153,7 +153,7 @@ fn a_card_s_frame_allocates_nothing() {
         let thread = IoThread::spawn("husk-io-test").unwrap();
         let queue = NetQueue { backend: Arc::new(tap), thread: thread.handle() };
         let options = NetOptions { mac: Some([2, 0, 0, 0, 0, 7]), ..NetOptions::default() };
-        let net = Net::new("net0", queue, options).unwrap();
+        let net = Net::new("net0", vec![queue], options).unwrap();
         let mut driver = driver(Box::new(net), &[64, 64]);
         let rooms: Vec<_> = (0..16).map(|_| driver.allocate(2048)).collect();
         let mut frame = vec![0; 12];

@@ -64,6 +64,18 @@ pub trait NetBackend: Send + Sync {
     /// What the host said.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
 
+    /// Takes part in what comes to an interface of several queues, as it does at first.
+    ///
+    /// # Errors
+    /// What the host said.
+    fn attach(&self) -> io::Result<()>;
+
+    /// Takes no part: what comes goes to the interface's other queues, of which there must be one.
+    ///
+    /// # Errors
+    /// What the host said.
+    fn detach(&self) -> io::Result<()>;
+
     /// Reads the next frame. Returns its bytes, header included.
     ///
     /// # Errors

@@ -39,6 +39,14 @@ pub(crate) mod net_header {
     pub(crate) const GSO_ECN: u8 = 1 << 7;
 }
 
+/// Commands of a network device's control queue and their answers (virtio 1.3 §5.1.6.5).
+pub(crate) mod net_control {
+    pub(crate) const ACK_OK: u8 = 0;
+    pub(crate) const ACK_ERR: u8 = 1;
+    pub(crate) const CLASS_MQ: u8 = 4;
+    pub(crate) const MQ_PAIRS_SET: u8 = 0;
+}
+
 /// A network device's status field: the link is up (virtio 1.3 §5.1.4).
 pub(crate) const NET_LINK_UP: u16 = 1 << 0;
 
@@ -58,4 +66,8 @@ const _: () = assert!(net_header::GSO_TCPV4 as u32 == virtio_net::VIRTIO_NET_HDR
 const _: () = assert!(net_header::GSO_TCPV6 as u32 == virtio_net::VIRTIO_NET_HDR_GSO_TCPV6);
 const _: () = assert!(net_header::GSO_UDP_L4 as u32 == virtio_net::VIRTIO_NET_HDR_GSO_UDP_L4);
 const _: () = assert!(net_header::GSO_ECN as u32 == virtio_net::VIRTIO_NET_HDR_GSO_ECN);
+const _: () = assert!(net_control::ACK_OK as u32 == virtio_net::VIRTIO_NET_OK);
+const _: () = assert!(net_control::ACK_ERR as u32 == virtio_net::VIRTIO_NET_ERR);
+const _: () = assert!(net_control::CLASS_MQ as u32 == virtio_net::VIRTIO_NET_CTRL_MQ);
+const _: () = assert!(net_control::MQ_PAIRS_SET as u32 == virtio_net::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
 const _: () = assert!(NET_LINK_UP as u32 == virtio_net::VIRTIO_NET_S_LINK_UP);

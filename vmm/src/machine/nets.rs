@@ -74,7 +74,7 @@ pub(super) fn make(net: &NetConfig, tap: Tap, pool: &mut IoPool) -> Result<(Net,
         filter: mac.and_then(|mac| filter(mac, &tuning.filter)),
         limiter: Some(Arc::clone(&limiter)),
     };
-    let device = Net::new(id, queue, options);
+    let device = Net::new(id, vec![queue], options);
     let device =
         device.map_err(|source| DeviceError::Host { what: format!("the timers of network `{id}`"), source })?;
     let control = device.control();

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{NetBackend, Offloads};
@@ -19,6 +20,8 @@ pub struct NetFault {
     pub transmit: Option<i32>,
     /// The error that every change of offloads gives, by number.
     pub offloads: Option<i32>,
+    /// The error that attaching gives, by number.
+    pub attach: Option<i32>,
 }
 
 /// A backend whose frames go over a pair of sockets.
@@ -39,6 +42,7 @@ pub struct Wire {
 struct Shared {
     fault: Mutex<NetFault>,
     offloads: Mutex<Offloads>,
+    detached: AtomicBool,
 }
 
 impl FakeNet {
@@ -106,6 +110,11 @@ impl Wire {
         *lock(&self.shared.fault) = fault;
     }
 
+    /// Whether the backend takes part in what comes.
+    pub fn is_attached(&self) -> bool {
+        !self.shared.detached.load(Ordering::SeqCst)
+    }
+
     /// What the device set last.
     pub fn offloads(&self) -> Offloads {
         *lock(&self.shared.offloads)
@@ -124,6 +133,17 @@ impl NetBackend for FakeNet {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         fail(lock(&self.shared.fault).offloads)?;
         *lock(&self.shared.offloads) = offloads;
+        Ok(())
+    }
+
+    fn attach(&self) -> io::Result<()> {
+        fail(lock(&self.shared.fault).attach)?;
+        self.shared.detached.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn detach(&self) -> io::Result<()> {
+        self.shared.detached.store(true, Ordering::SeqCst);
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 
 use libc::{
-    IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4,
-    TUN_F_USO6, c_int, c_uint,
+    IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN,
+    TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6, c_int, c_uint,
 };
 use thiserror::Error;
 
@@ -43,6 +43,22 @@ pub enum TapError {
     /// Another descriptor is attached to it.
     #[error("tap {0} is in use by another process: end that, or give each machine its own")]
     Busy(InterfaceName),
+    /// It was made with one queue.
+    #[error("tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`")]
+    OneQueue(InterfaceName),
+    /// It has no more queues, or its others are in use.
+    #[error("tap {tap} gives {given} queues and no more: ask for fewer")]
+    FewQueues {
+        /// Its name.
+        tap: InterfaceName,
+        /// What it gave.
+        given: usize,
+    },
+    /// Two descriptors are of different taps, or of one that has one queue only.
+    #[error(
+        "descriptors {0} and {1} are not queues of one tap: give those that TUNSETIFF has attached to it with IFF_MULTI_QUEUE"
+    )]
+    Strangers(RawFd, RawFd),
     /// It has another owner, and we lack the capability that overrides it.
     #[error("tap {0} belongs to another user: make it with `ip tuntap add {0} mode tap user $USER`")]
     Foreign(InterfaceName),
@@ -84,6 +100,12 @@ pub struct Tap {
     mtu: Option<u32>,
 }
 
+/// What a descriptor is attached to.
+struct Attached {
+    name: [libc::c_char; libc::IFNAMSIZ],
+    flags: c_int,
+}
+
 impl Tap {
     /// Attaches to the tap called `name`, which must exist.
     ///
@@ -92,8 +114,7 @@ impl Tap {
     pub fn open(name: &InterfaceName) -> Result<Self, TapError> {
         let interfaces = Interfaces::new().map_err(host(name.as_str(), "look up the name"))?;
         let index = interfaces.index(name)?;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN_PATH);
-        let file = file.map_err(|source| open_error(name, source))?;
+        let file = open_driver(name)?;
         let attached = match attach(&file, name, 0) {
             // A tap of several queues wants to be asked for one of them.
             Err(source) if source.raw_os_error() == Some(libc::EINVAL) => {
@@ -108,7 +129,34 @@ impl Tap {
             return Err(TapError::Absent(name.clone()));
         }
         let mtu = interfaces.mtu(name)?;
-        Ok(Self { mtu: Some(mtu), ..Self::set_up(file.into(), name.as_str())? })
+        Ok(Self { mtu: Some(mtu), ..Self::set_up(file.into(), name.as_str(), None)? })
+    }
+
+    /// Attaches `count` queues to the tap called `name`, which must exist.
+    ///
+    /// # Errors
+    /// Each way in which it is no tap for us has its variant.
+    pub fn open_queues(name: &InterfaceName, count: usize) -> Result<Vec<Self>, TapError> {
+        if count == 1 {
+            return Self::open(name).map(|tap| vec![tap]);
+        }
+        let interfaces = Interfaces::new().map_err(host(name.as_str(), "look up the name"))?;
+        let index = interfaces.index(name)?;
+        let mut taps: Vec<Self> = Vec::with_capacity(count);
+        for given in 0..count {
+            let file = open_driver(name)?;
+            attach(&file, name, IFF_MULTI_QUEUE).map_err(|source| match source.raw_os_error() {
+                Some(libc::E2BIG) => TapError::FewQueues { tap: name.clone(), given },
+                Some(libc::EINVAL) => interfaces.expect_tap(name).err().unwrap_or(TapError::OneQueue(name.clone())),
+                _ => attach_error(name, source),
+            })?;
+            if interfaces.index(name)? != index {
+                return Err(TapError::Absent(name.clone()));
+            }
+            let mtu = Some(interfaces.mtu(name)?);
+            taps.push(Self { mtu, ..Self::set_up(file.into(), name.as_str(), taps.first())? });
+        }
+        Ok(taps)
     }
 
     /// The interface's MTU when it was opened by its name. A descriptor's may be in another network namespace, where
@@ -128,13 +176,7 @@ impl Tap {
         let copy = copy.map_err(|_| TapError::NotOpen(number))?;
         // SAFETY: the descriptor must be open and nobody else's = fcntl made it just now.
         let fd = unsafe { OwnedFd::from_raw_fd(copy) };
-        let mut request = request([0; libc::IFNAMSIZ]);
-        // SAFETY: TUNGETIFF writes an ifreq = `request`, which is one and lives across the call; of another file's
-        // driver it is unknown.
-        let asked = check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) });
-        asked.map_err(|_| TapError::OtherDescriptor(number))?;
-        // SAFETY: the union's flags are read = TUNGETIFF wrote them.
-        let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let Attached { flags, .. } = attached(&fd).map_err(|_| TapError::OtherDescriptor(number))?;
         if flags & IFF_TAP == 0 {
             return Err(TapError::OtherDescriptor(number));
         }
@@ -144,15 +186,38 @@ impl Tap {
         }
         let tap = format!("(descriptor {number})");
         set_nonblocking(&fd).map_err(host(&tap, "set the mode"))?;
-        Self::set_up(fd, &tap)
+        Self::set_up(fd, &tap, None)
     }
 
-    fn set_up(fd: OwnedFd, tap: &str) -> Result<Self, TapError> {
+    /// As [`Self::from_fd`], of the queues of one tap.
+    ///
+    /// # Errors
+    /// As [`Self::from_fd`], and if they are not that.
+    pub fn from_fds(numbers: &[RawFd]) -> Result<Vec<Self>, TapError> {
+        let taps = numbers.iter().map(|number| Self::from_fd(*number)).collect::<Result<Vec<_>, _>>()?;
+        let queues = taps.iter().map(|tap| attached(&tap.fd)).collect::<io::Result<Vec<_>>>();
+        let queues = queues.map_err(host("(descriptors)", "look up the name"))?;
+        let is_strange = |queue: &Attached| queue.name != queues[0].name || queue.flags & IFF_MULTI_QUEUE == 0;
+        if let Some((_, number)) = queues.iter().zip(numbers).skip(1).find(|(queue, _)| is_strange(queue)) {
+            return Err(TapError::Strangers(numbers[0], *number));
+        }
+        // A machine that used them before left them as its guest did.
+        for (tap, _) in taps.iter().zip(&queues).filter(|(_, queue)| queue.flags & IFF_DETACH_QUEUE != 0) {
+            tap.attach().map_err(host("(descriptors)", "attach to a queue"))?;
+        }
+        Ok(taps)
+    }
+
+    /// A queue that is attached, beside `first` of the same tap.
+    fn set_up(fd: OwnedFd, tap: &str, first: Option<&Self>) -> Result<Self, TapError> {
         let header_bytes = c_int::try_from(HEADER_BYTES).expect("12");
         // SAFETY: TUNSETVNETHDRSZ reads an int = `header_bytes`, which is one and lives across the call.
         let set = check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes) });
         set.map_err(host(tap, "set the header size"))?;
-        let offloads = probe(&fd).map_err(host(tap, "set the offloads"))?;
+        let offloads = match first {
+            Some(first) => first.offloads,
+            None => probe(&fd).map_err(host(tap, "set the offloads"))?,
+        };
         let transmit = fd.try_clone().map_err(host(tap, "duplicate the descriptor"))?;
         Ok(Self { fd, transmit, offloads, mtu: None })
     }
@@ -165,6 +230,14 @@ impl NetBackend for Tap {
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         set_offloads(&self.fd, offloads)
+    }
+
+    fn attach(&self) -> io::Result<()> {
+        set_queue(&self.fd, IFF_ATTACH_QUEUE)
+    }
+
+    fn detach(&self) -> io::Result<()> {
+        set_queue(&self.fd, IFF_DETACH_QUEUE)
     }
 
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize> {
@@ -214,6 +287,23 @@ fn attach(file: &File, name: &InterfaceName, more: c_int) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("flags of a field of 16 bits");
     // SAFETY: TUNSETIFF reads and writes an ifreq = `request`, which is one and lives across the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }).map(drop)
+}
+
+fn set_queue(fd: &OwnedFd, flag: c_int) -> io::Result<()> {
+    let mut request = request([0; libc::IFNAMSIZ]);
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).expect("a flag of a field of 16 bits");
+    // SAFETY: TUNSETQUEUE reads an ifreq = `request`, which is one and lives across the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) }).map(drop)
+}
+
+fn attached(fd: &OwnedFd) -> io::Result<Attached> {
+    let mut request = request([0; libc::IFNAMSIZ]);
+    // SAFETY: TUNGETIFF writes an ifreq = `request`, which is one and lives across the call; of another file's driver
+    // it is unknown.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: the union's flags are read = TUNGETIFF wrote them.
+    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    Ok(Attached { name: request.ifr_name, flags })
 }
 
 /// A socket to ask about the interfaces of this thread's network namespace.
@@ -293,6 +383,11 @@ fn request(name: [libc::c_char; libc::IFNAMSIZ]) -> libc::ifreq {
     // All of the union, which is as large as this member.
     let zeroes = libc::__c_anonymous_ifru_map { mem_start: 0, mem_end: 0, base_addr: 0, irq: 0, dma: 0, port: 0 };
     libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_map: zeroes } }
+}
+
+fn open_driver(name: &InterfaceName) -> Result<File, TapError> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN_PATH);
+    file.map_err(|source| open_error(name, source))
 }
 
 fn open_error(name: &InterfaceName, source: io::Error) -> TapError {

@@ -33,7 +33,7 @@ pub fn net(bytes: &[u8]) {
     let thread = IoThread::spawn("husk-io-victim").expect("a test has threads");
     let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
     let options = NetOptions { mac: Some([2, 0, 0, 0, 0, 7]), ..NetOptions::default() };
-    let net = Net::new("victim", queue, options).expect("a fuzzer has descriptors");
+    let net = Net::new("victim", vec![queue], options).expect("a fuzzer has descriptors");
     Attack::run(Box::new(net), Card { wire, _thread: thread }, Input::new(bytes));
 }
 

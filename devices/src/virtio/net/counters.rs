@@ -11,6 +11,8 @@ pub struct NetCounters {
     pub transmitted: DirectionCounters,
     /// Frames from the guest that its source filter refused.
     pub filtered: AtomicU64,
+    /// Commands of the control queue that were refused.
+    pub control_errors: AtomicU64,
     /// Queues that a driver broke.
     pub retired_queues: AtomicU64,
 }

@@ -74,17 +74,20 @@ impl Link {
         self.plugged.load(Ordering::Relaxed)
     }
 
-    /// Signalled, for the receive queue of that pair, when the cable was plugged in or out.
+    /// Signalled, for the receive queue of that pair, when the cable was plugged in or out, or by [`Self::wake`].
     pub(super) fn wake_fd(&self, pair: usize) -> RawFd {
         self.wakes[pair].as_raw_fd()
     }
 
     fn plug(&self, state: LinkState) {
         self.change(|| self.plugged.store(state == LinkState::Up, Ordering::Relaxed));
-        for wake in &self.wakes {
-            // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
-            let _pending = wake.write(1);
-        }
+        (0..self.wakes.len()).for_each(|pair| self.wake(pair));
+    }
+
+    /// Wakes the receive queue of a pair.
+    pub(super) fn wake(&self, pair: usize) {
+        // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
+        let _pending = self.wakes[pair].write(1);
     }
 
     /// The backend is gone.

@@ -29,7 +29,7 @@ pub(super) struct Pair {
 }
 
 /// One queue.
-enum Lane<W> {
+pub(super) enum Lane<W> {
     /// What it keeps while it is not served.
     Stopped(Option<Throttle>),
     Running(Attachment<W>),
@@ -62,7 +62,12 @@ impl Pair {
 }
 
 impl<W: Retired> Lane<W> {
-    fn start(&mut self, thread: &IoThreadHandle, worker: impl FnOnce(Option<Throttle>) -> W) -> Result<(), StartError> {
+    /// Begins to serve it.
+    pub(super) fn start(
+        &mut self,
+        thread: &IoThreadHandle,
+        worker: impl FnOnce(Option<Throttle>) -> W,
+    ) -> Result<(), StartError> {
         let Self::Stopped(throttle) = std::mem::replace(self, Self::Lost) else {
             return Err(StartError::Attach(io::Error::other("the I/O thread has ended")));
         };
@@ -80,7 +85,8 @@ impl<W: Retired> Lane<W> {
         }
     }
 
-    fn stop(&mut self) -> Option<QueueState> {
+    /// Stops serving it, and says where it has come to if it was served.
+    pub(super) fn stop(&mut self) -> Option<QueueState> {
         match std::mem::replace(self, Self::Lost) {
             Self::Running(attachment) => {
                 let (state, throttle) = attachment.detach().into_parts();

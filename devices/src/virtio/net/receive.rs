@@ -17,6 +17,7 @@ use super::header::{
     VLAN_TAGS_MAX, VLAN_TYPES,
 };
 use super::pair::Retired;
+use super::steering::{Seat, Steering};
 use super::{Ends, Link, NetCounters, Publishing, features, publish};
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
@@ -39,6 +40,7 @@ pub(super) struct ReceiveWorker {
     interrupt: Arc<Interrupt>,
     backend: Arc<dyn NetBackend>,
     link: Arc<Link>,
+    steering: Arc<Steering>,
     pair: usize,
     throttle: Option<Throttle>,
     /// The MTU that the driver knows.
@@ -80,6 +82,8 @@ enum WaitsFor {
     Buffers,
     /// A frame of so many bytes, header included, is in the room and may not be delivered yet: the throttle wakes us.
     Admission(usize),
+    /// The pair takes no part.
+    Seat,
     /// The backend is gone.
     Reset,
 }
@@ -92,6 +96,7 @@ impl ReceiveWorker {
             interrupt: Arc::clone(&ends.interrupt),
             backend: Arc::clone(&ends.backend),
             link: Arc::clone(&ends.link),
+            steering: Arc::clone(&ends.steering),
             pair: ends.pair,
             throttle,
             mtu: ends.mtu,
@@ -154,6 +159,15 @@ impl ReceiveWorker {
             }
         }
         Ok(if self.waits_for == WaitsFor::Frames { Progress::More } else { Progress::Idle })
+    }
+
+    /// The pair takes no part: what is the driver's goes back to it, before anybody says so.
+    fn leave(&mut self) {
+        if !matches!(self.waits_for, WaitsFor::Seat | WaitsFor::Reset) {
+            self.drain();
+            self.waits_for = WaitsFor::Seat;
+        }
+        self.steering.leave(self.pair);
     }
 
     /// The cable is out: what comes is lost. The driver's chains are as if they had never been popped.
@@ -308,6 +322,10 @@ impl Worker for ReceiveWorker {
     }
 
     fn wake(&mut self) -> Progress {
+        if self.steering.seat(self.pair) != Seat::In {
+            self.leave();
+            return Progress::Idle;
+        }
         let served = self.serve();
         self.publish();
         served.unwrap_or_else(|error| {
@@ -315,6 +333,15 @@ impl Worker for ReceiveWorker {
             self.waits_for = WaitsFor::Reset;
             Progress::Idle
         })
+    }
+
+    fn begin_looking(&mut self) {
+        self.queue.ring.retract_notification();
+    }
+
+    /// Frames are seen by the thread.
+    fn look(&self) -> bool {
+        self.waits_for == WaitsFor::Buffers && self.queue.ring.is_available()
     }
 
     fn is_listening(&self) -> bool {

@@ -6,9 +6,11 @@ mod lifecycle;
 mod limits;
 mod link;
 mod model;
+mod pairs;
 mod receive;
 mod tap;
 mod transmit;
+mod vlan;
 
 use super::*;
 use crate::backend::net::{FakeNet, NetFault, Wire};
@@ -70,7 +72,7 @@ impl Bench {
         let memory = memory_with_hole(16 << 20);
         let thread = IoThread::spawn(thread).unwrap();
         let queue = NetQueue { backend: backend(fake, &memory), thread: thread.handle() };
-        let net = Net::new("net0", queue, NetOptions { mac: Some(MAC), ..options }).unwrap();
+        let net = Net::new("net0", vec![queue], NetOptions { mac: Some(MAC), ..options }).unwrap();
         let (counters, control) = (net.counters(), net.control());
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
         let driver = FakeDriver::new(transport, memory);
@@ -165,7 +167,7 @@ fn without_an_address_the_guest_chooses() {
     let (backend, _wire) = FakeNet::new(Offloads::default());
     let thread = IoThread::spawn("husk-io-test").unwrap();
     let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
-    let net = Net::new("net0", queue, NetOptions::default()).unwrap();
+    let net = Net::new("net0", vec![queue], NetOptions::default()).unwrap();
     assert_eq!(net.identity().features & (1 << 5), 0);
     let mut config = [9; 6];
     net.read_config(0, &mut config);

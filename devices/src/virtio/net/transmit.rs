@@ -209,6 +209,14 @@ impl Worker for TransmitWorker {
         }
     }
 
+    fn begin_looking(&mut self) {
+        self.queue.ring.retract_notification();
+    }
+
+    fn look(&self) -> bool {
+        self.waits_for == WaitsFor::Frames && self.queue.ring.is_available()
+    }
+
     fn is_listening(&self) -> bool {
         self.waits_for == WaitsFor::Room
     }

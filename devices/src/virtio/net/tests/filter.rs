@@ -132,6 +132,14 @@ impl NetBackend for Hasty {
         self.inner.set_offloads(offloads)
     }
 
+    fn attach(&self) -> io::Result<()> {
+        self.inner.attach()
+    }
+
+    fn detach(&self) -> io::Result<()> {
+        self.inner.detach()
+    }
+
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize> {
         self.inner.receive(room)
     }

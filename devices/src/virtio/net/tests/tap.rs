@@ -33,7 +33,7 @@ impl TapBench {
         ip("neighbour add 192.0.2.2 lladdr 02:00:00:00:00:07 dev tap7");
         let thread = IoThread::spawn("husk-io-test").unwrap();
         let queue = NetQueue { backend: Arc::new(tap), thread: thread.handle() };
-        let net = Net::new("net0", queue, NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap();
+        let net = Net::new("net0", vec![queue], NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap();
         let counters = net.counters();
         let memory = memory_with_hole(16 << 20);
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
