@@ -250,8 +250,13 @@ impl DriverRing {
 
     /// Asks for an interrupt with the next used chain.
     pub fn want_interrupt(&self) {
+        self.want_interrupt_at(self.used_index.wrapping_add(1));
+    }
+
+    /// Asks for an interrupt once the device's used index is `index`, which it is not yet.
+    pub fn want_interrupt_at(&self, index: u16) {
         if self.event_idx {
-            self.set_used_event(self.used_index);
+            self.set_used_event(index.wrapping_sub(1));
         } else {
             self.memory.store(0_u16, self.avail, Ordering::SeqCst).expect(MAPPED);
         }

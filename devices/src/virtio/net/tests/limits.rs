@@ -41,7 +41,10 @@ fn add_frames(bench: &mut Bench, count: usize) -> Vec<Vec<u8>> {
 }
 
 fn wait_for_used(bench: &mut Bench, queue: usize, count: u16) {
-    bench.driver.wait_for("used chains", |driver| (driver.queues[queue].device_used_index() == count).then_some(()));
+    bench.driver.wait_for("used chains", |driver| {
+        driver.queues[queue].want_interrupt_at(count);
+        (driver.queues[queue].device_used_index() == count).then_some(())
+    });
 }
 
 #[test]
