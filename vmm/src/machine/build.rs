@@ -19,7 +19,7 @@ use std::thread::{self, ScopedJoinHandle};
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
 use arch::cpu_template::{CpuTemplate, CpuTemplateError};
-use arch::cpuid::{self, CpuModel};
+use arch::cpuid::{self, CpuModel, Ring0};
 use arch::mp::{self, MpError};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
@@ -288,6 +288,7 @@ impl CpuTemplates {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
+        let supported = cpuid::usable(supported, Ring0::of_host());
         let msrs = kvm.get_msr_index_list().map_err(failed("list the MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
         let supported = match custom {
             Some(custom) => custom.apply_cpuid(&supported).map_err(BuildError::CpuTemplate)?,

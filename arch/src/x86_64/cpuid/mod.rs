@@ -3,12 +3,14 @@
 //!
 //! The topology is one package with one core for each vCPU and one thread for each core; the APIC ID is the index.
 
+mod hypercalls;
 mod rules;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use self::rules::{RULES, Scope};
 
+pub use self::hypercalls::{Ring0, usable};
 pub use self::rules::Register;
 use crate::topology::{VcpuCount, VcpuIndex};
 

@@ -165,6 +165,28 @@ fn the_hypervisor_leaves_say_kvm_and_the_clocks_if_they_are_known() {
 }
 
 #[test]
+fn where_ring_0_is_emulated_a_guest_sees_no_feature_that_is_a_hypercall() {
+    assert_eq!(usable(intel(), Ring0::Native), intel());
+    let found = usable(intel(), Ring0::Emulated);
+    // Without PV_UNHALT (7), PV_SEND_IPI (11) and PV_SCHED_YIELD (13): clock, steal time, PV_EOI and the rest stay.
+    assert_eq!(registers(&found, 0x4000_0001, 0)[0], 0x0100_567b);
+    let others = |cpuid: &CpuId| {
+        let all = cpuid.as_slice().iter().copied();
+        all.filter(|entry| entry.function != 0x4000_0001).collect::<Vec<_>>()
+    };
+    assert_eq!(others(&found), others(&intel()));
+    assert_eq!(usable(amd(), Ring0::Emulated), amd(), "there is no such leaf");
+}
+
+#[test]
+fn the_host_runs_ring_0_if_its_kernel_finds_vmx_or_svm() {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap();
+    let native = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    assert_eq!(Ring0::of_host(), if native { Ring0::Native } else { Ring0::Emulated });
+}
+
+#[test]
 fn more_leaves_than_kvm_takes_are_an_error_and_not_a_panic() {
     let many: Vec<_> = (0..256).map(|index| leaf(0x4, index, [0; 4])).collect();
     let refused = for_vcpu(&CpuId::from_entries(&many).unwrap(), VcpuIndex::BOOT, &model(1)).unwrap_err();
