@@ -16,6 +16,7 @@ mod call {
     pub(super) const OPEN: usize = 2;
     pub(super) const CLOSE: usize = 3;
     pub(super) const MMAP: usize = 9;
+    pub(super) const MUNMAP: usize = 11;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
     pub(super) const PREAD: usize = 17;
@@ -207,12 +208,26 @@ pub(crate) fn sync() {
 
 /// Memory for the rest of the program's life, all of it there already, aligned to a page. `len` in bytes.
 pub(crate) fn memory(len: usize) -> Result<&'static mut [u8]> {
-    const READ_WRITE: usize = 3;
-    const PRIVATE_ANONYMOUS_POPULATE: usize = 0x2 | 0x20 | 0x8000;
-    let start = plain(call::MMAP, [0, len, READ_WRITE, PRIVATE_ANONYMOUS_POPULATE, usize::MAX, 0])?;
+    let start = map(0, len)?;
     let start = core::ptr::with_exposed_provenance_mut(start);
     // SAFETY: the kernel has just made this mapping of `len` zeroed bytes, nothing else knows of it, and nobody unmaps it.
     Ok(unsafe { core::slice::from_raw_parts_mut(start, len) })
+}
+
+/// Maps a page far from all others and unmaps it again. Its page tables go with it, so the kernel interrupts the other CPUs
+/// that may have them in their TLB, idle ones too, and waits for them.
+pub(crate) fn flush_other_tlbs() -> Result<()> {
+    const FAR: usize = 0x2000_0000_0000;
+    const PAGE: usize = 4096;
+    let start = map(FAR, PAGE)?;
+    plain(call::MUNMAP, [start, PAGE, 0, 0, 0, 0]).map(|_| ())
+}
+
+/// New memory, at `hint` if that is free. Nobody knows of it yet.
+fn map(hint: usize, len: usize) -> Result<usize> {
+    const READ_WRITE: usize = 3;
+    const PRIVATE_ANONYMOUS_POPULATE: usize = 0x2 | 0x20 | 0x8000;
+    plain(call::MMAP, [hint, len, READ_WRITE, PRIVATE_ANONYMOUS_POPULATE, usize::MAX, 0])
 }
 
 /// struct new_utsname.
