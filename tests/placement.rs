@@ -195,6 +195,12 @@ fn threads_run_where_they_were_asked_to_and_a_change_from_outside_is_told() {
     assert_eq!(moved.code(), Some(0), "{moved}");
     let report = client.ask("GET", "/husk/v1/placement", "").json();
     assert_eq!(report["drift"], json!(["husk-vcpu1 has CPUs 0, not 1"]), "{report}");
+    // husk finds it by itself.
+    let mut follower = common::http::Connection::open(&socket);
+    follower.send(common::http::request("GET", "/husk/v1/events", "").as_bytes());
+    follower.wait_for(r#""event":"placement_drift","what":"husk-vcpu1 has CPUs 0, not 1""#);
+    let metrics = client.ask("GET", "/husk/v1/metrics", "").body;
+    assert!(metrics.contains("\nhusk_placement_drift 1\n"), "{metrics}");
     husk.signal(libc::SIGTERM);
     assert_eq!(husk.end().code(), Some(0));
 }

@@ -335,6 +335,10 @@ impl<'a> ControlLoop<'a> {
                     return Some(Outcome::Stopped);
                 }
                 GuestEvent::Request(MachineRequest::Reset) => return Some(Outcome::Reset),
+                GuestEvent::Drifted { what } => {
+                    log::warn!("placement: {what}");
+                    self.plane.news.tell(EventKind::PlacementDrift { what });
+                }
                 GuestEvent::PoolExhausted => {
                     log::error!(
                         "balloon: the HugePage pool is empty: the guest waits for what it takes out: add pages"

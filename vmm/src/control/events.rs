@@ -16,6 +16,11 @@ pub enum GuestEvent {
     Crashed(Box<Crash>),
     /// The guest asked, through a device, for something that the whole machine does.
     Request(MachineRequest),
+    /// A thread or memory is not where it was asked to be.
+    Drifted {
+        /// What.
+        what: String,
+    },
     /// The HugePage pool has no page for what the guest takes out of its balloon.
     PoolExhausted,
     /// A disk's file system or device has no space for a write, and its user wants the machine to wait for some.

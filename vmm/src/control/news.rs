@@ -51,6 +51,11 @@ pub enum EventKind {
         /// In what: `path`, `size`, `limits`, `link`, `statistics` or `hinting`.
         what: &'static str,
     },
+    /// A thread or memory is not where it was asked to be (`GET /husk/v1/placement`).
+    PlacementDrift {
+        /// What.
+        what: String,
+    },
     /// A guest that wants a huge page back from its balloon waits: the host's pool has none.
     PoolExhausted,
     /// A disk has no space for what the guest wrote, and the machine is paused until somebody resumes it.

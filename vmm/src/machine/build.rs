@@ -31,8 +31,10 @@ use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
 use crate::config::{HardwareTables, KernelSource, MemoryConfig, ThreadName, ThreadPlacement, VmConfig};
-use crate::control::{EventSender, State};
-use crate::placement::{self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError};
+use crate::control::{EventSender, GuestEvent, State};
+use crate::placement::{
+    self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
+};
 use crate::vcpu::{
     ExitCounts, FirstState, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler,
 };
@@ -58,6 +60,9 @@ pub enum BuildError {
     /// Its memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Nobody can look after what has a place.
+    #[error("cannot start the thread husk-placement")]
+    Watch(#[source] io::Error),
     /// A thread cannot run where it was asked to.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -148,7 +153,18 @@ impl Machine {
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
         let threads = place_threads(&config.threads, &vcpus, &devices)?;
         let placement = PlacementSource::new(&memory, settled, threads);
-        Ok(Self { vcpus, devices, vm, memory, placement, state: State::NotStarted, first_entry: None, ended: None })
+        let watch = watch(&placement, &events)?;
+        Ok(Self {
+            watch,
+            vcpus,
+            devices,
+            vm,
+            memory,
+            placement,
+            state: State::NotStarted,
+            first_entry: None,
+            ended: None,
+        })
     }
 }
 
@@ -162,6 +178,16 @@ fn settle(memory: &MemoryConfig) -> Result<Settled, PlacementError> {
         log::warn!("best effort: {difference}");
     }
     Ok(settled)
+}
+
+/// Looks after what has a place.
+fn watch(placement: &PlacementSource, events: &EventSender) -> Result<Option<Watch>, BuildError> {
+    if !placement.can_drift() {
+        return Ok(None);
+    }
+    let events = events.clone();
+    let tell = move |what| events.send(GuestEvent::Drifted { what });
+    Watch::start(placement.clone(), placement::WATCH_EVERY, tell).map(Some).map_err(BuildError::Watch)
 }
 
 /// Gives husk's threads their places, this one last.

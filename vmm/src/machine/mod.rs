@@ -36,7 +36,7 @@ pub use nets::NetChangeError;
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};
 use crate::metrics::{Snapshot, VcpuFigures};
-use crate::placement::PlacementSource;
+use crate::placement::{PlacementSource, Watch};
 use crate::vcpu::{ExitKind, VcpuHandle};
 
 /// A machine, from its assembly to its end.
@@ -45,6 +45,7 @@ use crate::vcpu::{ExitKind, VcpuHandle};
 /// outlives everything that touches it.
 #[derive(Debug)]
 pub struct Machine {
+    watch: Option<Watch>,
     vcpus: Vec<VcpuHandle>,
     devices: Devices,
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
@@ -227,6 +228,7 @@ impl Machine {
             vcpus: self.vcpus.iter().map(vcpu).collect(),
             devices: self.devices.figures(),
             console_dropped_bytes: self.devices.console_dropped_bytes(),
+            placement_drift: self.watch.as_ref().map(Watch::drifted),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub devices: Vec<DeviceFigures>,
     /// Bytes of serial output that the console did not take.
     pub console_dropped_bytes: u64,
+    /// Threads, and memory as one, that were not where they were asked to be at the last look; `None` if nothing was asked.
+    pub placement_drift: Option<u64>,
 }
 
 /// What a vCPU has done.
@@ -115,6 +117,7 @@ impl Snapshot {
             vcpus: Vec::new(),
             devices: Vec::new(),
             console_dropped_bytes: 0,
+            placement_drift: None,
         }
     }
 }

@@ -24,6 +24,14 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &[RouteFigu
     disk_queues(&mut page, &machine.devices);
     page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that the console did not take.");
     page.sample("husk_console_dropped_bytes_total", &[], machine.console_dropped_bytes);
+    if let Some(drift) = machine.placement_drift {
+        page.metric(
+            "husk_placement_drift",
+            "gauge",
+            "Threads, and memory as one, that are not where they were asked to be.",
+        );
+        page.sample("husk_placement_drift", &[], drift);
+    }
     page.metric("husk_log_suppressed_lines_total", "counter", "Log lines about repeated faults that were left out.");
     page.sample("husk_log_suppressed_lines_total", &[], process.suppressed_log_lines);
     page.metric("husk_log_lost_lines_total", "counter", "Lines of the log that could not be written.");
@@ -197,6 +205,7 @@ mod tests {
             vcpus: vec![vcpu],
             devices: vec![device],
             console_dropped_bytes: 9,
+            placement_drift: Some(0),
         };
         let latency = Latency::default();
         latency.add(Duration::from_micros(3));

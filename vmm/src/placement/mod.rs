@@ -8,12 +8,14 @@
 //! | `residency` | the node and the kind of every page that is there |
 //! | `threads` | CPUs and priorities of husk's threads |
 //! | `report` | asked against is, for `GET /husk/v1/placement` |
+//! | `watch` | the thread that looks again, and tells of drift |
 
 mod apply;
 mod check;
 mod report;
 mod residency;
 mod threads;
+mod watch;
 
 pub use apply::ApplyError;
 pub(crate) use apply::{advise, lock, prefault};
@@ -22,3 +24,4 @@ pub use check::{HostMemory, PlacementError, Settled};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{PlacedThread, Thread, named as thread_named, place as place_threads};
 pub use threads::{ThreadError, ThreadReport};
+pub(crate) use watch::{EVERY as WATCH_EVERY, Watch};

@@ -125,13 +125,32 @@ impl PlacementSource {
         }
     }
 
+    /// Whether there is a place that memory or a thread could drift from.
+    pub(crate) fn can_drift(&self) -> bool {
+        let fixed = self.settled.placement.nodes.as_ref().is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
+        fixed || !self.threads.is_empty()
+    }
+
+    /// What is not where it was asked to be now, by a look at all threads and at some pages. What the kernel does not tell
+    /// has not drifted.
+    pub(crate) fn drift(&self) -> Vec<String> {
+        let mut drift = threads::drift(&threads::reports(&self.threads));
+        let placement = &self.settled.placement;
+        let some = |span| residency::by_node_of_some(span, page_bytes(placement)).unwrap_or_default();
+        let elsewhere = self.memory.iter().map(Span::of).map(|span| elsewhere(placement, &some(span))).sum::<u64>();
+        if elsewhere > 0 {
+            drift.push(MEMORY_DRIFT.to_owned());
+        }
+        drift
+    }
+
     /// Looks at every page.
     ///
     /// # Errors
     /// The kernel does not tell.
     pub fn report(&self) -> io::Result<PlacementReport> {
         let placement = &self.settled.placement;
-        let page_bytes = placement.pages.pool_page_bytes().unwrap_or(arch::layout::PAGE_SIZE);
+        let page_bytes = page_bytes(placement);
         let spans: Vec<Span> = self.memory.iter().map(Span::of).collect();
         let kinds = residency::kinds(&spans)?;
         let regions = spans
@@ -145,7 +164,7 @@ impl PlacementSource {
         let elsewhere_bytes = regions.iter().map(|region| elsewhere(placement, &region.resident_by_node)).sum();
         let mut drift = threads::drift(&threads);
         if elsewhere_bytes > 0 {
-            drift.push(format!("{elsewhere_bytes} bytes of guest memory are on other nodes"));
+            drift.push(MEMORY_DRIFT.to_owned());
         }
         Ok(PlacementReport {
             memory: MemoryReport {
@@ -164,6 +183,13 @@ impl PlacementSource {
             differences: self.differences.to_vec(),
         })
     }
+}
+
+/// How much, `elsewhere_bytes` tells.
+const MEMORY_DRIFT: &str = "a part of guest memory is on other nodes";
+
+fn page_bytes(placement: &MemoryPlacement) -> u64 {
+    placement.pages.pool_page_bytes().unwrap_or(arch::layout::PAGE_SIZE)
 }
 
 /// What is on nodes where it shall not be.

@@ -12,11 +12,23 @@ use super::apply::Span;
 /// Bytes that are there, by node.
 pub(super) type ByNode = BTreeMap<u16, u64>;
 
+/// Pages of a region that are looked at where a sample is enough.
+const SAMPLE_PAGES: u64 = 16384;
+
 /// Addresses that the kernel is asked about at once.
 const BATCH: usize = 4096;
 
 /// The nodes of the pages of `page_bytes` bytes in a span. Pages that are not there are not counted.
 pub(super) fn by_node(span: Span, page_bytes: u64) -> io::Result<ByNode> {
+    by_node_of_every(span, page_bytes, 1)
+}
+
+/// As [`by_node`], of some of the pages only, evenly spread: at most [`SAMPLE_PAGES`]. Bytes are those of the pages looked at.
+pub(super) fn by_node_of_some(span: Span, page_bytes: u64) -> io::Result<ByNode> {
+    by_node_of_every(span, page_bytes, (span.bytes / page_bytes).div_ceil(SAMPLE_PAGES).max(1))
+}
+
+fn by_node_of_every(span: Span, page_bytes: u64, stride: u64) -> io::Result<ByNode> {
     let mut nodes = ByNode::new();
     let mut addresses = Vec::with_capacity(BATCH);
     let mut next = 0;
@@ -24,7 +36,7 @@ pub(super) fn by_node(span: Span, page_bytes: u64) -> io::Result<ByNode> {
         addresses.clear();
         while addresses.len() < BATCH && next < span.bytes {
             addresses.push(span.host + usize::try_from(next).expect("a 64-bit host addresses 64 bits"));
-            next += page_bytes;
+            next += page_bytes * stride;
         }
         for status in statuses(&addresses)? {
             if let Ok(node) = u16::try_from(status) {
