@@ -31,6 +31,12 @@ pub(crate) enum RunError {
     /// The configuration breaks a limit.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A disk would pause the machine for ever.
+    #[error("disk `{disk}`: on_enospc=stop: nobody could resume the machine: give it a control socket (--api-sock)")]
+    NobodyResumes {
+        /// Its id.
+        disk: String,
+    },
     /// The configuration file cannot be read.
     #[error("cannot read the configuration file {}", path.display())]
     ReadFile {

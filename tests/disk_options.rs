@@ -85,6 +85,11 @@ fn options_that_cannot_be_are_refused_by_name() {
         (",iothreads=2", 1, "iothreads=2: use 1 to 1, its number of queues"),
         (",serial=123456789012345678901", 1, "use 1 to 20 printable ASCII characters"),
         (",poll_us=5000", 1, "poll_us=5000: use at most 1000"),
+        (
+            ",on_enospc=stop",
+            1,
+            "disk `disk0`: on_enospc=stop: nobody could resume the machine: give it a control socket",
+        ),
     ] {
         let ended = probe("check=blk end=poweroff").args(["--disk", &format!("{path}{options}")]).end();
         assert_eq!(ended.code(), Some(code), "{options}: {ended}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use vmm::config::VmConfig;
+use vmm::config::{OnEnospc, VmConfig};
 use vmm::control::command_queue;
 
 use crate::api::{Context, Listener, RouteLatencies, Server};
@@ -22,6 +22,9 @@ pub(super) struct Api {
 /// Runs a machine to its end. The socket accepts before anything slow is done.
 pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<Api>) -> Result<Finished, RunError> {
     let Some(Api { path, id, request_bytes_max, started }) = api else {
+        if let Some(disk) = config.disks.iter().find(|disk| disk.tuning.on_enospc == OnEnospc::Stop) {
+            return Err(RunError::NobodyResumes { disk: disk.id.clone() });
+        }
         return Session::open(manners, None)?.run(config, begin);
     };
     let listener = Listener::open(&path)?;
