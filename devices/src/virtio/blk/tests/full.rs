@@ -21,24 +21,6 @@ fn no_space(fail_nth: u64, fail_count: u64, depth: usize) -> Fault {
     Fault { fail_nth: Some(fail_nth), fail_count, errno: libc::ENOSPC, depth, ..Fault::default() }
 }
 
-impl Bench {
-    /// Makes a write of one sector available; where its status will be.
-    fn begin_write(&mut self, sector: u64, byte: u8) -> GuestAddress {
-        let (header, status) = (self.header(OUT, sector), self.status_byte());
-        let data = self.driver.place(&[byte; SECTOR]);
-        self.driver.queues[0].add(&[header, Buffer::Readable(data, 512), Buffer::Writable(status, 1)]);
-        status
-    }
-
-    fn pause(&self) {
-        self.driver.transport().lock().unwrap().core().pause();
-    }
-
-    fn resume(&self) {
-        self.driver.transport().lock().unwrap().core().resume();
-    }
-}
-
 #[test]
 fn a_write_without_space_waits_for_a_stop_and_is_done_when_the_device_goes_on() {
     for engine in [Engine::Sync, Engine::Uring] {
