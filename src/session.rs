@@ -18,6 +18,7 @@ use vmm::machine::{BuildError, Machine, Wiring};
 use vmm::metrics::{FirecrackerFile, MetricsFileError};
 
 use crate::api::{ServerError, SocketError};
+use crate::cli::PlanError;
 use crate::client::ClientError;
 use crate::exit::{self, ExitStatus};
 use crate::logging::LoggerError;
@@ -83,6 +84,9 @@ pub(crate) enum RunError {
     /// A disk or a network that `husk host` is asked about is not there.
     #[error(transparent)]
     Asked(#[from] AskedError),
+    /// VMs cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// A descriptor that the process itself needs.
     #[error("cannot {what}")]
     Host {

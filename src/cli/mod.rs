@@ -8,6 +8,7 @@ mod host;
 mod log;
 mod memory;
 mod net;
+mod plan;
 mod run;
 mod thread;
 
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+
+pub(crate) use plan::PlanError;
 
 use crate::demo;
 use crate::exit::ExitStatus;
@@ -61,6 +64,9 @@ enum Command {
     /// Show what this host can do for husk, and the command that would mend what it cannot.
     #[command(after_help = "Example: husk host --json")]
     Host(host::HostArgs),
+    /// Show where VMs would fit on this host or another: nodes, CPUs and pool pages, and what is lacking.
+    #[command(after_help = "Example: husk plan --vm a.json --vm b.json --overcommit 2.0 --write")]
+    Plan(plan::PlanArgs),
 }
 
 /// Reads the command line; a usage error ends the process with exit code 2.
@@ -80,6 +86,7 @@ impl Cli {
             Some(Command::Demo) => demo::run(started),
             Some(Command::Run(args)) => args.run(started),
             Some(Command::Host(args)) => args.run(),
+            Some(Command::Plan(args)) => args.run(),
             Some(Command::Ctl(args)) => args.run(),
             Some(Command::Completion { shell }) => {
                 clap_complete::generate(shell, &mut Self::command(), "husk", &mut io::stdout());

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`config`] | what a VM is; `validate` is the only place where limits live |
 //! | [`machine`] | assembly (`build`), guest memory, interrupts, doorbells, the device registry |
+//! | [`plan`] | where VMs would fit on a host, a pure function |
 //! | [`placement`] | guest memory on the asked pages and nodes: checked, applied, looked up |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
 //! | [`host`] | what this host can do: facts and verdicts |
@@ -20,4 +21,5 @@ pub mod machine;
 pub mod memfd;
 pub mod metrics;
 pub mod placement;
+pub mod plan;
 pub mod vcpu;

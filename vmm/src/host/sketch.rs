@@ -1,6 +1,7 @@
 //! Hosts drawn by their shape, as the files that their kernels would have: what a recording of hundreds of files would
 //! say, in a few lines.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -180,6 +181,16 @@ impl Sketch {
         file("sys/devices/system/node/online".to_owned(), format!("0-{}", self.nodes.len() - 1));
         for (id, node) in self.nodes.iter().enumerate() {
             node.files(id, &mut file);
+        }
+        let mut pools = BTreeMap::<u64, (u64, u64)>::new();
+        for (kib, total, free) in self.nodes.iter().flat_map(|node| node.pools) {
+            let pool = pools.entry(*kib).or_default();
+            *pool = (pool.0 + total, pool.1 + free);
+        }
+        for (kib, (total, free)) in pools {
+            for (name, pages) in [("nr_hugepages", total), ("free_hugepages", free), ("resv_hugepages", 0)] {
+                file(format!("sys/kernel/mm/hugepages/hugepages-{kib}kB/{name}"), pages.to_string());
+            }
         }
         files
     }
