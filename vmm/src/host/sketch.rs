@@ -136,7 +136,8 @@ pub(crate) const UNEVEN_NODES: Sketch = Sketch {
 
 /// Files below a root that is gone with the first of the two. A content that begins with `-> ` is a link.
 pub(super) fn record(files: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>) -> (TempDir, Tree) {
-    let folder = tempfile::tempdir().unwrap();
+    // In memory: a host is a thousand small files.
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     for (path, content) in files {
         let path = folder.path().join(path.as_ref());
         fs::create_dir_all(path.parent().unwrap()).unwrap();

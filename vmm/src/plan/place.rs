@@ -59,7 +59,7 @@ fn mend_cpus(ground: &Ground, vms: &[VmDemand], host: &Host, lacks: &[Lack]) -> 
     let vcpus: u64 = lacks.iter().map(|lack| lack.vcpus).sum();
     let tenths = |(lack, state): (&Lack, &NodeState)| {
         let work = state.cores.work() + lack.work;
-        (lack.work > 0).then(|| (work * 10).div_ceil(state.cores.threads().max(1)))
+        (lack.vcpus > 0).then(|| (work * 10).div_ceil(state.cores.threads().max(1)))
     };
     let mut tenths = lacks.iter().zip(&host.nodes).filter_map(tenths).max()?;
     let mut fix = "fewer VMs, or another host".to_owned();
@@ -267,7 +267,7 @@ impl<'a> Host<'a> {
             self.take_memory(index, vm.page_bytes, vm.memory_bytes());
             let lack = &mut lacks[index];
             lack.vcpus += u64::from(miss.vcpus);
-            lack.work += u64::from(miss.vcpus) * cost;
+            lack.work += u64::from(vm.vcpus()) * cost;
             lack.memory_bytes = lack.memory_bytes.saturating_add(miss.memory_bytes);
             if let Some(page) = miss.page_bytes {
                 *lack.pages.entry(page).or_default() += miss.pages;
@@ -302,8 +302,9 @@ impl NodeState<'_> {
 /// What a node lacks for all VMs that it was given beyond what it has.
 #[derive(Debug, Clone, Default)]
 struct Lack {
+    /// vCPUs that find no CPU.
     vcpus: u64,
-    /// The same in threads.
+    /// What all vCPUs of the VMs that it was given take, in threads.
     work: u64,
     memory_bytes: u64,
     pages: BTreeMap<u64, u64>,
