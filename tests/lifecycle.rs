@@ -30,6 +30,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
     let config = VmConfig {
         cpus,
         memory: MemoryConfig { backing, ..MemoryConfig::new(64 * MIB) },
+        numa: Vec::new(),
         boot: Some(BootConfig {
             kernel: KernelSource::Path(PROBE.into()),
             initrd: None,

@@ -226,3 +226,44 @@ fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
         assert_eq!(message.lines().count(), 1, "{message}");
     }
 }
+
+#[test]
+fn each_guest_node_has_its_memory_on_its_host_nodes() {
+    let pool = Pool::of_2m(32);
+    let placement = json!({
+        "memory": { "pages": "2M" },
+        "numa": [
+            { "cpus": "0", "mem_size_mib": 40, "nodes": "0", "distances": [10, 15] },
+            { "cpus": "", "mem_size_mib": 24 }
+        ]
+    });
+    let mut vm = placed(&json!({}), &placement);
+    let report = vm.get("/husk/v1/placement");
+    let regions = &report["memory"]["regions"];
+    assert_eq!((bytes(&regions[0], "guest_address"), bytes(&regions[0], "bytes")), (0, 40 * MIB), "{report}");
+    assert_eq!((bytes(&regions[1], "guest_address"), bytes(&regions[1], "bytes")), (40 * MIB, 24 * MIB), "{report}");
+    assert_eq!((&regions[0]["nodes"], &regions[1]["nodes"]), (&json!("0"), &Value::Null), "{report}");
+    assert_eq!(regions[0]["resident_by_node"], json!({ "0": 40 * MIB }), "bound, so all there: {report}");
+    assert!(regions[1]["resident_by_node"]["0"].as_u64().unwrap_or(0) < 24 * MIB, "{report}");
+    vm.stop();
+    drop(pool);
+}
+
+#[test]
+fn guest_nodes_that_do_not_fit_together_are_refused_by_name() {
+    let run = |words: &[&str]| {
+        let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--cpus", "2", "--memory", "64M"];
+        husk(run).args(words).end()
+    };
+    for (words, part) in [
+        (vec!["--numa", "cpus=0-1,memory=32M"], "numa: the nodes have 32 MiB and the machine 64: make them equal"),
+        (vec!["--numa", "cpus=0,memory=64M"], "numa: vCPU 1 is in no node"),
+        (vec!["--numa", "cpus=0-2,memory=64M"], "numa: node 0: the machine has no vCPU 2"),
+        (vec!["--numa", "cpus=0-1,memory=64M", "--acpi", "off"], "numa: the guest learns of its nodes by ACPI"),
+        (vec!["--numa", "cpus=0-1,memory=64M,nodes=900"], "the host has no node 900"),
+    ] {
+        let ended = run(&words);
+        assert!(ended.code() == Some(1) && ended.message().contains(part), "{words:?}: {ended}");
+    }
+    run(&["--numa", "cpus=0,memory=40M,nodes=0", "--numa", "cpus=1,memory=24M"]).went_well();
+}

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::memory::GuestAddress;
+
 /// The most vCPUs that a machine can have. One LAPIC entry each in the MADT, and KVM's default APIC ID space is not the
 /// limit: this is what husk is tested with.
 pub const VCPU_COUNT_MAX: u8 = 64;
@@ -67,6 +69,17 @@ impl VcpuIndex {
     pub const fn is_boot(self) -> bool {
         self.0 == Self::BOOT.0
     }
+}
+
+/// A NUMA node of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NumaNode {
+    /// The APIC IDs of its vCPUs.
+    pub cpus: Vec<u8>,
+    /// Its memory: first address and length in bytes.
+    pub memory: Vec<(GuestAddress, u64)>,
+    /// How far it is to each node, as ACPI counts; empty for the custom: 10 to itself, 20 to others.
+    pub distances: Vec<u8>,
 }
 
 impl fmt::Display for VcpuIndex {

@@ -8,6 +8,7 @@ mod host;
 mod log;
 mod memory;
 mod net;
+mod numa;
 mod plan;
 mod run;
 mod thread;

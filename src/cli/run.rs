@@ -16,6 +16,7 @@ use super::firecracker::{parse_id, read_config_file};
 use super::log::LogArgs;
 use super::memory::MemoryArg;
 use super::net::NetArg;
+use super::numa::NumaArg;
 use super::thread::ThreadArg;
 use crate::api::REQUEST_BYTES_MAX;
 use crate::exit::ExitStatus;
@@ -62,6 +63,10 @@ pub(super) struct RunArgs {
     /// The other end of the serial port; a file gets output only, a pty's path is printed.
     #[arg(long, value_name = "stdio|FILE|pty|null", default_value = "stdio", value_parser = parse_serial)]
     serial: SerialTarget,
+    /// A NUMA node of the guest; repeat for each, in the order of their memory. The host's nodes and the policy are as for
+    /// --memory; distances are those to each node, 10 to itself.
+    #[arg(long, value_name = "cpus=LIST,memory=SIZE[,nodes=LIST][,policy=P][,distances=N:N]")]
+    numa: Vec<NumaArg>,
     /// Where threads of husk's run on the host; NAME is vcpu0 (or vcpu: all), io:DEVICE (or io: all), api or main, PRIORITY is
     /// nice:N, fifo:N or rr:N; repeat for more.
     #[arg(long, value_name = "NAME[,cpus=LIST][,priority=PRIORITY]")]
@@ -85,7 +90,7 @@ pub(super) struct RunArgs {
     log: LogArgs,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
-        "boot_entry", "acpi", "serial", "thread", "core_scheduling"])]
+        "boot_entry", "acpi", "serial", "numa", "thread", "core_scheduling"])]
     config_file: Option<PathBuf>,
 }
 
@@ -114,6 +119,7 @@ impl RunArgs {
         Ok(VmConfig {
             cpus: self.cpus,
             memory: self.memory.0,
+            numa: self.numa.into_iter().map(|NumaArg(node)| node).collect(),
             boot: Some(BootConfig {
                 kernel: KernelSource::Path(self.kernel.expect("clap requires it where there is no --config-file")),
                 initrd: self.initrd,

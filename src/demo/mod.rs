@@ -45,6 +45,7 @@ fn config(disk: File) -> VmConfig {
     VmConfig {
         cpus: CPUS,
         memory: MemoryConfig::new(MEMORY_BYTES),
+        numa: Vec::new(),
         boot: Some(BootConfig {
             kernel: KernelSource::BuiltIn(GUEST),
             initrd: None,

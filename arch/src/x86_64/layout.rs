@@ -157,6 +157,28 @@ pub fn ram_ranges(size_bytes: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
+/// Where the memory of nodes goes that take guest memory in turn: for each node the ranges of [`ram_ranges`], cut where the
+/// next node begins.
+pub fn node_ranges(node_bytes: &[u64]) -> Vec<Vec<(GuestAddress, u64)>> {
+    let mut ranges = ram_ranges(node_bytes.iter().sum()).into_iter();
+    let mut rest = ranges.next();
+    let mut take = |bytes: u64| {
+        let mut taken = Vec::with_capacity(1);
+        let mut wanted = bytes;
+        while let (Some((start, length)), 1..) = (rest, wanted) {
+            let here = length.min(wanted);
+            taken.push((start, here));
+            wanted -= here;
+            rest = match length - here {
+                0 => ranges.next(),
+                left => Some((GuestAddress(start.0 + here), left)),
+            };
+        }
+        taken
+    };
+    node_bytes.iter().map(|&bytes| take(bytes)).collect()
+}
+
 /// Each entry is a name, its first address and the address behind it. In order of address.
 type Places<const N: usize> = [(&'static str, u64, u64); N];
 
@@ -232,6 +254,14 @@ mod tests {
         assert_eq!(ram_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
         assert_eq!(ram_ranges(3 * GIB + 1), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 1)]);
         assert_eq!(ram_ranges(6 * GIB), [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 3 * GIB)]);
+        let nodes = node_ranges(&[GIB, 3 * GIB, GIB]);
+        let expected = [
+            vec![(GuestAddress(0), GIB)],
+            vec![(GuestAddress(GIB), 2 * GIB), (GuestAddress(4 * GIB), GIB)],
+            vec![(GuestAddress(5 * GIB), GIB)],
+        ];
+        assert_eq!(nodes, expected);
+        assert_eq!(node_ranges(&[5 * GIB]), [ram_ranges(5 * GIB)]);
         assert_eq!(ram_ranges(u64::MAX).iter().map(|r| r.1).sum::<u64>(), u64::MAX);
     }
 

@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CoreScheduling, Honour, HostNodes, MemoryPlacement, NodePolicy, Pages, ThreadName, ThreadPlacement, ThreadTerms,
-    VmConfig,
+    CoreScheduling, GuestNode, Honour, HostNodes, MIB, MemoryPlacement, NodePolicy, Pages, ThreadName, ThreadPlacement,
+    ThreadTerms, VmConfig,
 };
 use crate::host::IdList;
 
@@ -26,6 +26,8 @@ pub struct Extension {
 pub struct Placement {
     /// Guest memory.
     pub memory: Memory,
+    /// The guest's NUMA nodes, in the order of their memory.
+    pub numa: Vec<Node>,
     /// husk's threads: `vcpu0`, `vcpu` (all), `io:NAME`, `io` (all), `api`, `main`.
     pub threads: BTreeMap<ThreadName, ThreadTerms>,
     /// Which threads may share a core's SMT siblings at one time.
@@ -54,6 +56,26 @@ pub struct Memory {
     pub dump: bool,
 }
 
+/// A NUMA node of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its vCPUs, as in `0-1`.
+    #[serde(default)]
+    pub cpus: IdList,
+    /// Its memory, in MiB.
+    pub mem_size_mib: u32,
+    /// The host's NUMA nodes that its memory comes from, in the place of the whole memory's.
+    #[serde(default)]
+    pub nodes: Option<IdList>,
+    /// How they are used.
+    #[serde(default)]
+    pub policy: NodePolicy,
+    /// How far it is to each node, as ACPI counts: 10 to itself. Absent is 20 to any other.
+    #[serde(default)]
+    pub distances: Vec<u8>,
+}
+
 impl Extension {
     /// Applies it, unchecked.
     pub(super) fn apply(self, config: &mut VmConfig) {
@@ -68,6 +90,13 @@ impl Placement {
     pub(super) fn apply(self, config: &mut VmConfig) {
         let honour = if self.best_effort { Honour::BestEffort } else { Honour::Strictly };
         config.threads = ThreadPlacement { terms: self.threads, core_scheduling: self.core_scheduling, honour };
+        let node = |Node { cpus, mem_size_mib, nodes, policy, distances }| GuestNode {
+            cpus,
+            bytes: u64::from(mem_size_mib) * MIB,
+            host: nodes.map(|nodes| HostNodes { nodes, policy }),
+            distances,
+        };
+        config.numa = self.numa.into_iter().map(node).collect();
         let Memory { pages, nodes, policy, prefault, lock, merge, dump } = self.memory;
         config.memory.placement = MemoryPlacement {
             pages: pages.unwrap_or(config.memory.placement.pages),

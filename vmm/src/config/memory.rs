@@ -126,6 +126,15 @@ pub struct HostNodes {
     pub policy: NodePolicy,
 }
 
+/// A part of guest memory that comes from nodes of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPart {
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// The host's nodes.
+    pub nodes: Option<HostNodes>,
+}
+
 /// How nodes are used, as set_mempolicy(2) names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -163,16 +172,10 @@ impl FromStr for NodePolicy {
 }
 
 impl MemoryPlacement {
-    /// Whether the host's nodes and pools have a say in it.
+    /// Whether all of a part of memory that comes from `nodes` is there before the guest starts.
     #[must_use]
-    pub fn needs_the_host(&self) -> bool {
-        self.pages.pool_page_bytes().is_some() || self.nodes.is_some() || self.lock
-    }
-
-    /// Whether all of memory is there before the guest starts.
-    #[must_use]
-    pub fn is_prefaulted(&self) -> bool {
-        let bound = self.nodes.as_ref().is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
+    pub fn is_prefaulted(&self, nodes: Option<&HostNodes>) -> bool {
+        let bound = nodes.is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
         self.prefault || self.lock || (bound && self.pages.pool_page_bytes().is_some())
     }
 }
@@ -209,10 +212,16 @@ impl MemoryConfig {
         if merges && (self.backing != MemoryBacking::Anonymous || pages.pool_page_bytes().is_some()) {
             return Err(ConfigError::MemoryCannotMerge);
         }
-        match &self.placement.nodes {
-            Some(HostNodes { nodes, .. }) if nodes.is_empty() => Err(ConfigError::NoHostNodes),
-            Some(HostNodes { nodes, policy: NodePolicy::Preferred }) if nodes.len() > 1 => {
-                Err(ConfigError::OnePreferredNode { nodes: nodes.clone() })
+        self.placement.nodes.as_ref().map_or(Ok(()), HostNodes::validate)
+    }
+}
+
+impl HostNodes {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        match self.policy {
+            _ if self.nodes.is_empty() => Err(ConfigError::NoHostNodes),
+            NodePolicy::Preferred if self.nodes.len() > 1 => {
+                Err(ConfigError::OnePreferredNode { nodes: self.nodes.clone() })
             }
             _ => Ok(()),
         }

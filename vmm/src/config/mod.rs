@@ -9,6 +9,7 @@ pub mod firecracker;
 mod host;
 mod memory;
 mod net;
+mod numa;
 mod report;
 mod size;
 mod threads;
@@ -32,8 +33,9 @@ pub use arch::cpu_template::CpuTemplate;
 pub use balloon::{BALLOON_ID, BalloonConfig};
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
 pub use host::HostFacts;
-pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, Pages};
+pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
+pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
 pub use threads::{CoreScheduling, Priority, PriorityError, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms};
@@ -53,6 +55,8 @@ pub struct VmConfig {
     pub cpus: u64,
     /// Guest memory.
     pub memory: MemoryConfig,
+    /// The guest's NUMA nodes; without any it has no say in where its memory is.
+    pub numa: Vec<GuestNode>,
     /// What the machine starts with. Without it there is no machine.
     pub boot: Option<BootConfig>,
     /// The tables that tell the kernel what hardware there is.
@@ -207,6 +211,9 @@ pub enum ConfigError {
         /// What was asked.
         nodes: IdList,
     },
+    /// NUMA nodes that do not fit together.
+    #[error("numa: {0}")]
+    Numa(NumaError),
     /// A balloon that shall have more than there is.
     #[error("balloon: {target_mib} MiB are more than the guest's {memory_mib}: give it at most that")]
     BalloonTooLarge {
@@ -319,10 +326,28 @@ impl VmConfig {
     pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
         VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         self.memory.validate(host)?;
+        self.numa.iter().filter_map(|node| node.host.as_ref()).try_for_each(HostNodes::validate)?;
+        numa::validate(&self.numa, self.cpus, &self.memory).map_err(ConfigError::Numa)?;
+        if !self.numa.is_empty() && self.tables == HardwareTables::Mp {
+            return Err(ConfigError::Numa(NumaError::NoAcpi));
+        }
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
         self.validate_devices()?;
         self.validate_nets()?;
         validate_cmdline(&self.cmdline())
+    }
+
+    /// The parts of guest memory with the host's nodes of each: one for each guest node, or one.
+    #[must_use]
+    pub fn memory_parts(&self) -> Vec<MemoryPart> {
+        let whole = &self.memory.placement.nodes;
+        match self.numa.as_slice() {
+            [] => vec![MemoryPart { bytes: self.memory.size_bytes, nodes: whole.clone() }],
+            nodes => nodes
+                .iter()
+                .map(|node| MemoryPart { bytes: node.bytes, nodes: node.host.clone().or_else(|| whole.clone()) })
+                .collect(),
+        }
     }
 
     /// Whether the machine gets an entropy device, [`Entropy::IfRoom`] decided.

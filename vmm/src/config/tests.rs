@@ -6,6 +6,7 @@ fn config() -> VmConfig {
     VmConfig {
         cpus: 1,
         memory: MemoryConfig::new(512 * MIB),
+        numa: Vec::new(),
         boot: Some(BootConfig {
             kernel: KernelSource::BuiltIn(b""),
             initrd: None,

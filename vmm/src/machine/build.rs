@@ -20,7 +20,9 @@ use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
 use arch::cpu_template::{CpuTemplate, CpuTemplateError};
 use arch::cpuid::{self, CpuModel, Ring0};
+use arch::layout;
 use arch::mp::{self, MpError};
+use arch::topology::NumaNode;
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -30,7 +32,7 @@ use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
-use crate::config::{HardwareTables, KernelSource, MemoryConfig, ThreadName, ThreadPlacement, VmConfig};
+use crate::config::{GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::placement::{
     self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
@@ -130,8 +132,8 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let settled = settle(&config.memory)?;
-        let memory = Arc::new(memory::map(&config.memory, &settled.placement)?);
+        let settled = settle(config)?;
+        let memory = Arc::new(memory::map(&config.memory, &settled)?);
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -169,11 +171,12 @@ impl Machine {
 }
 
 /// Holds memory's placement against the host, which is asked only where it has a say.
-fn settle(memory: &MemoryConfig) -> Result<Settled, PlacementError> {
-    if !memory.placement.needs_the_host() {
-        return Ok(Settled { placement: memory.placement.clone(), differences: Vec::new() });
+fn settle(config: &VmConfig) -> Result<Settled, PlacementError> {
+    let asked = Settled::as_asked(&config.memory.placement, config.memory_parts());
+    if !asked.needs_the_host() {
+        return Ok(asked);
     }
-    let settled = placement::settle(memory, &HostMemory::read())?;
+    let settled = placement::settle(asked, &HostMemory::read())?;
     for difference in &settled.differences {
         log::warn!("best effort: {difference}");
     }
@@ -263,9 +266,10 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
     mp::write_mp_table(memory, count)?;
     let rsdp = match config.tables {
         HardwareTables::Mp => None,
-        HardwareTables::Acpi | HardwareTables::AcpiAndMp => {
-            Some(acpi::write_tables(memory, &AcpiConfig { cpus: count, virtio_mmio: &config.windows() })?)
-        }
+        HardwareTables::Acpi | HardwareTables::AcpiAndMp => Some(acpi::write_tables(
+            memory,
+            &AcpiConfig { cpus: count, virtio_mmio: &config.windows(), numa: &numa_nodes(config) },
+        )?),
     };
     boot::write_boot_data(memory, &kernel, initrd.as_ref(), &config.cmdline(), rsdp).map_err(BuildError::BootData)?;
     if let KernelFile::Unpacked { compression, .. } = kernel.file {
@@ -274,6 +278,18 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
         );
     }
     Ok(kernel)
+}
+
+/// The guest's nodes with the memory that they take in turn.
+fn numa_nodes(config: &VmConfig) -> Vec<NumaNode> {
+    let bytes: Vec<u64> = config.numa.iter().map(|node| node.bytes).collect();
+    let ranges = layout::node_ranges(&bytes);
+    let node = |(node, memory): (&GuestNode, Vec<_>)| NumaNode {
+        cpus: node.cpus.iter().filter_map(|cpu| u8::try_from(cpu).ok()).collect(),
+        memory,
+        distances: node.distances.clone(),
+    };
+    config.numa.iter().zip(ranges).map(node).collect()
 }
 
 /// What KVM makes: the VM with memory, interrupt controllers and timer, and its vCPUs.

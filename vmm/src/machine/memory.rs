@@ -5,16 +5,16 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use arch::{GuestMemory, layout};
+use arch::GuestMemory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use crate::config::{MIB, MemoryBacking, MemoryConfig, MemoryPlacement, Pages};
+use crate::config::{MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::memfd;
-use crate::placement::{self, ApplyError};
+use crate::placement::{self, ApplyError, Settled};
 
 /// What keeps a machine from having its memory.
 #[derive(Debug, Error)]
@@ -61,13 +61,13 @@ fn map_hint(pages: Pages) -> &'static str {
     }
 }
 
-/// Maps guest memory as `config` says, at the addresses where the machine has RAM, with `placement` for what the host has
-/// settled on: nothing is touched before its policy is set, and what shall be there from the start is.
+/// Maps guest memory as `config` says, at the addresses where the machine has RAM and on what the host has `settled` on, part
+/// by part: nothing is touched before its policy is set, and what shall be there from the start is.
 ///
 /// # Errors
 /// The host cannot give it.
-pub(crate) fn map(config: &MemoryConfig, placement: &MemoryPlacement) -> Result<GuestMemory, MemoryError> {
-    let bytes = config.size_bytes;
+pub(crate) fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryError> {
+    let (bytes, placement) = (config.size_bytes, &settled.placement);
     let file = match (config.backing, placement.pages.pool_page_bytes()) {
         (MemoryBacking::Anonymous, None) => None,
         // A pool's pages always have a file: what is punched out of it is the pool's again, and not only this mapping's.
@@ -75,7 +75,7 @@ pub(crate) fn map(config: &MemoryConfig, placement: &MemoryPlacement) -> Result<
     };
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
-    for (address, length) in layout::ram_ranges(bytes) {
+    for (address, length, nodes) in settled.ranges() {
         let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
         offset += length;
         let mapping = map_aligned(place, length, placement.pages).map_err(|cause| MemoryError::Map {
@@ -84,13 +84,11 @@ pub(crate) fn map(config: &MemoryConfig, placement: &MemoryPlacement) -> Result<
             cause,
         })?;
         let region = GuestRegionMmap::new(mapping, address).expect("RAM ends below 64 bits");
-        placement::advise(&region, placement)?;
+        placement::advise(&region, placement, nodes)?;
         regions.push(region);
     }
     let memory = GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart");
-    if placement.is_prefaulted() {
-        placement::prefault(&memory, placement)?;
-    }
+    placement::prefault(&memory, settled)?;
     if placement.lock {
         placement::lock(&memory)?;
     }

@@ -10,6 +10,7 @@ use arch::GuestMemory;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::check::Settled;
 use crate::config::{HostNodes, MIB, MemoryPlacement, NodePolicy, Pages};
 use crate::host::IdList;
 
@@ -89,9 +90,13 @@ impl Span {
 ///
 /// # Errors
 /// The kernel does not take it.
-pub(crate) fn advise(region: &GuestRegionMmap, placement: &MemoryPlacement) -> Result<(), ApplyError> {
+pub(crate) fn advise(
+    region: &GuestRegionMmap,
+    placement: &MemoryPlacement,
+    nodes: Option<&HostNodes>,
+) -> Result<(), ApplyError> {
     let span = Span::of(region);
-    if let Some(nodes) = &placement.nodes {
+    if let Some(nodes) = nodes {
         span.mbind(nodes).map_err(span.failed("bind to its nodes (mbind)", "check the nodes with `husk host`"))?;
     }
     let mut advices = Vec::with_capacity(3);
@@ -140,14 +145,20 @@ const STEP_BYTES: u64 = 64 * MIB;
 /// More threads than this wait for the memory, not for each other.
 const THREADS_MAX: usize = 32;
 
-/// Brings every page of memory in, with all CPUs that there are (MADV_POPULATE_WRITE: an empty pool is an error here, and no
+/// Brings every page in that shall be there from the start, with all CPUs that there are (MADV_POPULATE_WRITE: an empty pool is an error here, and no
 /// signal).
 ///
 /// # Errors
 /// The host has no page where one must come from.
-pub(crate) fn prefault(memory: &GuestMemory, placement: &MemoryPlacement) -> Result<(), ApplyError> {
+pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled) -> Result<(), ApplyError> {
+    let placement = &settled.placement;
     let step = placement.pages.pool_page_bytes().unwrap_or(0).max(STEP_BYTES);
-    let spans: Vec<Span> = memory.iter().flat_map(|region| steps(Span::of(region), step)).collect();
+    let regions = memory.iter().zip(settled.ranges());
+    let asked = regions.filter(|(_, (.., nodes))| placement.is_prefaulted(*nodes));
+    let spans: Vec<Span> = asked.flat_map(|(region, _)| steps(Span::of(region), step)).collect();
+    if spans.is_empty() {
+        return Ok(());
+    }
     let total: u64 = spans.iter().map(|span| span.bytes).sum();
     let hint = match placement.pages.pool_page_bytes() {
         Some(_) => "another process took pages of the pool: add some, and start again",

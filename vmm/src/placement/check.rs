@@ -1,8 +1,12 @@
 //! What the host can honour, before anything is made. Pure: the host's part is a value.
 
-use thiserror::Error;
+use std::collections::BTreeMap;
 
-use crate::config::{Honour, HostNodes, MIB, MemoryConfig, MemoryPlacement, NodePolicy, Pages};
+use arch::layout;
+use thiserror::Error;
+use vm_memory::GuestAddress;
+
+use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 use crate::host::{self, IdList, NodeFacts, PoolFacts};
 
 /// The host's memory, as far as a placement asks for it.
@@ -110,45 +114,77 @@ pub enum PlacementError {
 /// A placement that the host can honour now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
-    /// It.
+    /// What holds for all of memory.
     pub placement: MemoryPlacement,
+    /// Its parts in the order of their guest addresses, each with the host's nodes that it comes from.
+    pub parts: Vec<MemoryPart>,
     /// What differs from what was asked, where that is allowed.
     pub differences: Vec<PlacementError>,
+}
+
+impl Settled {
+    /// What was asked, of a host that has no say in it.
+    pub(crate) fn as_asked(placement: &MemoryPlacement, parts: Vec<MemoryPart>) -> Self {
+        Self { placement: placement.clone(), parts, differences: Vec::new() }
+    }
+
+    /// The ranges of guest memory in the order of their addresses, each in one part, with that part's nodes.
+    pub(crate) fn ranges(&self) -> Vec<(GuestAddress, u64, Option<&HostNodes>)> {
+        let bytes: Vec<u64> = self.parts.iter().map(|part| part.bytes).collect();
+        let of_parts = layout::node_ranges(&bytes).into_iter().zip(&self.parts);
+        of_parts
+            .flat_map(|(ranges, part)| ranges.into_iter().map(|(start, length)| (start, length, part.nodes.as_ref())))
+            .collect()
+    }
+
+    /// Whether the host's nodes, pools or limits have a say in it.
+    pub(crate) fn needs_the_host(&self) -> bool {
+        let placement = &self.placement;
+        placement.pages.pool_page_bytes().is_some()
+            || placement.lock
+            || self.parts.iter().any(|part| part.nodes.is_some())
+    }
 }
 
 /// Holds what is asked against the host. With [`Honour::BestEffort`] what the host cannot do is left out.
 ///
 /// # Errors
 /// The first thing that it cannot.
-pub(crate) fn settle(config: &MemoryConfig, host: &HostMemory) -> Result<Settled, PlacementError> {
-    let mut settled = Settled { placement: config.placement.clone(), differences: Vec::new() };
-    while let Err(error) = check(config.size_bytes, &settled.placement, host) {
-        if config.placement.honour == Honour::Strictly {
+pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, PlacementError> {
+    let mut settled = asked;
+    while let Err(error) = check(&settled, host) {
+        if settled.placement.honour == Honour::Strictly {
             return Err(error);
         }
-        let placement = &mut settled.placement;
         match &error {
             PlacementError::NoSuchPages { .. } | PlacementError::PoolTooSmall { .. } => {
-                placement.pages = Pages::Transparent;
+                settled.placement.pages = Pages::Transparent;
             }
             PlacementError::NoSuchNode { .. }
             | PlacementError::NodeWithoutMemory { .. }
             | PlacementError::NodeForbidden { .. }
-            | PlacementError::NodesTooSmall { .. } => placement.nodes = None,
-            PlacementError::LockLimit { .. } => placement.lock = false,
+            | PlacementError::NodesTooSmall { .. } => {
+                settled.placement.nodes = None;
+                settled.parts.iter_mut().for_each(|part| part.nodes = None);
+            }
+            PlacementError::LockLimit { .. } => settled.placement.lock = false,
         }
         settled.differences.push(error);
     }
     Ok(settled)
 }
 
-fn check(bytes: u64, placement: &MemoryPlacement, host: &HostMemory) -> Result<(), PlacementError> {
-    if let Some(nodes) = &placement.nodes {
-        check_nodes(bytes, nodes, placement.pages, host)?;
+fn check(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
+    let (placement, parts) = (&settled.placement, &settled.parts);
+    for part in parts {
+        if let Some(nodes) = &part.nodes {
+            check_nodes(part.bytes, nodes, placement.pages, host)?;
+        }
     }
     if let Some(page_bytes) = placement.pages.pool_page_bytes() {
-        check_pool(bytes, placement, page_bytes, host)?;
+        check_pool(placement.pages, parts, page_bytes, host)?;
     }
+    let bytes = parts.iter().map(|part| part.bytes).sum();
     match host.lockable_bytes {
         Some(limit) if placement.lock && limit < bytes => Err(PlacementError::LockLimit { limit, needed: bytes }),
         _ => Ok(()),
@@ -181,49 +217,57 @@ fn check_nodes(bytes: u64, asked: &HostNodes, pages: Pages, host: &HostMemory) -
     Ok(())
 }
 
-fn check_pool(
-    bytes: u64,
-    placement: &MemoryPlacement,
-    page_bytes: u64,
-    host: &HostMemory,
-) -> Result<(), PlacementError> {
-    let (pages, needed) = (placement.pages, bytes / page_bytes);
+fn check_pool(pages: Pages, parts: &[MemoryPart], page_bytes: u64, host: &HostMemory) -> Result<(), PlacementError> {
+    let needed = parts.iter().map(|part| part.bytes).sum::<u64>() / page_bytes;
     let Some(pool) = host.pools.iter().find(|pool| pool.page_bytes == page_bytes) else {
         let available = host.pools.iter().map(|pool| pool.page_bytes).collect();
         return Err(PlacementError::NoSuchPages { pages, available });
     };
-    let folder = format!("hugepages/hugepages-{}kB/nr_hugepages", page_bytes / 1024);
+    let file = format!("hugepages/hugepages-{}kB/nr_hugepages", page_bytes / 1024);
     if pool.available() < needed {
         let total = pool.total + (needed - pool.available());
-        let mend = format!("echo {total} > /sys/kernel/mm/{folder}");
+        let mend = format!("echo {total} > /sys/kernel/mm/{file}");
         return Err(PlacementError::PoolTooSmall { pages, needed, free: pool.available(), place: String::new(), mend });
     }
-    let Some(HostNodes { nodes, policy }) = &placement.nodes else { return Ok(()) };
-    let of_node = |id| host.node(id).and_then(|node| node.pools.iter().find(|pool| pool.page_bytes == page_bytes));
-    let free = |id| of_node(id).map_or(0, |pool| pool.free);
-    let short = |place: String, id: u16, needed: u64, free: u64| {
-        let total = of_node(id).map_or(0, |pool| pool.total) + (needed - free);
-        let mend = format!("echo {total} > /sys/devices/system/node/node{id}/{folder}");
-        Err(PlacementError::PoolTooSmall { pages, needed, free, place, mend })
-    };
-    match policy {
-        NodePolicy::Preferred => Ok(()),
-        NodePolicy::Bind => {
-            let together: u64 = nodes.iter().map(free).sum();
-            let first = nodes.iter().next().expect("validate() wants a node");
-            match together < needed {
-                true => short(format!(" on node {nodes}"), first, needed, together),
-                false => Ok(()),
+    let of_node = |node: &NodeFacts| node.pools.iter().find(|pool| pool.page_bytes == page_bytes).cloned();
+    let mut free: BTreeMap<u16, u64> =
+        host.nodes.iter().map(|node| (node.id, of_node(node).map_or(0, |pool| pool.free))).collect();
+    // Who has the least choice goes first.
+    let mut bound: Vec<(u64, &HostNodes)> =
+        parts.iter().filter_map(|part| Some((part.bytes / page_bytes, part.nodes.as_ref()?))).collect();
+    bound.sort_by_key(|(_, nodes)| nodes.nodes.len());
+    for (needed, HostNodes { nodes, policy }) in bound {
+        let shares = match policy {
+            NodePolicy::Preferred => continue,
+            NodePolicy::Bind => vec![(nodes.clone(), needed)],
+            NodePolicy::Interleave => {
+                let share = needed.div_ceil(u64::try_from(nodes.len()).expect("at most 65536"));
+                nodes.iter().map(|node| (IdList::from_iter([node]), share)).collect()
             }
-        }
-        NodePolicy::Interleave => {
-            let share = needed.div_ceil(u64::try_from(nodes.len()).expect("at most 65536"));
-            match nodes.iter().find(|&id| free(id) < share) {
-                Some(id) => short(format!(" on node {id}"), id, share, free(id)),
-                None => Ok(()),
+        };
+        for (nodes, needed) in shares {
+            let there: u64 = nodes.iter().filter_map(|node| free.get(&node)).sum();
+            if there < needed {
+                let first = nodes.iter().next().expect("validate() wants a node");
+                let total = host.node(first).and_then(of_node).map_or(0, |pool| pool.total) + (needed - there);
+                let mend = format!("echo {total} > /sys/devices/system/node/node{first}/{file}");
+                return Err(PlacementError::PoolTooSmall {
+                    pages,
+                    needed,
+                    free: there,
+                    place: format!(" on node {nodes}"),
+                    mend,
+                });
+            }
+            let mut wanted = needed;
+            for node in nodes.iter() {
+                let left = free.entry(node).or_default();
+                let taken = wanted.min(*left);
+                (*left, wanted) = (*left - taken, wanted - taken);
             }
         }
     }
+    Ok(())
 }
 
 fn sizes(bytes: &[u64]) -> String {

@@ -13,7 +13,7 @@ use super::apply::Span;
 use super::check::Settled;
 use super::residency::{self, ByNode};
 use super::threads::{self, PlacedThread, ThreadError, ThreadReport};
-use crate::config::{MemoryConfig, MemoryPlacement, NodePolicy};
+use crate::config::{HostNodes, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy};
 
 /// What was asked and what is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -96,6 +96,12 @@ pub struct RegionReport {
     pub guest_address: u64,
     /// Its size.
     pub bytes: u64,
+    /// The host's nodes that it shall be on; null for any.
+    pub nodes: Option<String>,
+    /// How they are used; null without nodes.
+    pub policy: Option<&'static str>,
+    /// What is on other nodes. With the policy `preferred` or without nodes that is none.
+    pub elsewhere_bytes: u64,
     /// The bytes that are there, by host node.
     pub resident_by_node: BTreeMap<u16, u64>,
 }
@@ -127,8 +133,8 @@ impl PlacementSource {
 
     /// Whether there is a place that memory or a thread could drift from.
     pub(crate) fn can_drift(&self) -> bool {
-        let fixed = self.settled.placement.nodes.as_ref().is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
-        fixed || !self.threads.is_empty()
+        let fixed = |part: &MemoryPart| part.nodes.as_ref().is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
+        self.settled.parts.iter().any(fixed) || !self.threads.is_empty()
     }
 
     /// What is not where it was asked to be now, by a look at all threads and at some pages. What the kernel does not tell
@@ -137,8 +143,8 @@ impl PlacementSource {
         let mut drift = threads::drift(&threads::reports(&self.threads));
         let placement = &self.settled.placement;
         let some = |span| residency::by_node_of_some(span, page_bytes(placement)).unwrap_or_default();
-        let elsewhere = self.memory.iter().map(Span::of).map(|span| elsewhere(placement, &some(span))).sum::<u64>();
-        if elsewhere > 0 {
+        let mut regions = self.memory.iter().map(Span::of).zip(self.settled.ranges());
+        if regions.any(|(span, (.., nodes))| elsewhere(nodes, &some(span)) > 0) {
             drift.push(MEMORY_DRIFT.to_owned());
         }
         drift
@@ -155,13 +161,21 @@ impl PlacementSource {
         let kinds = residency::kinds(&spans)?;
         let regions = spans
             .iter()
-            .map(|&span| {
+            .zip(self.settled.ranges())
+            .map(|(&span, (.., nodes))| {
                 let resident_by_node = residency::by_node(span, page_bytes)?;
-                Ok(RegionReport { guest_address: span.guest, bytes: span.bytes, resident_by_node })
+                Ok(RegionReport {
+                    guest_address: span.guest,
+                    bytes: span.bytes,
+                    nodes: nodes.map(|nodes| nodes.nodes.to_string()),
+                    policy: nodes.map(|nodes| nodes.policy.name()),
+                    elsewhere_bytes: elsewhere(nodes, &resident_by_node),
+                    resident_by_node,
+                })
             })
             .collect::<io::Result<Vec<_>>>()?;
         let threads = threads::reports(&self.threads);
-        let elsewhere_bytes = regions.iter().map(|region| elsewhere(placement, &region.resident_by_node)).sum();
+        let elsewhere_bytes = regions.iter().map(|region| region.elsewhere_bytes).sum();
         let mut drift = threads::drift(&threads);
         if elsewhere_bytes > 0 {
             drift.push(MEMORY_DRIFT.to_owned());
@@ -193,8 +207,8 @@ fn page_bytes(placement: &MemoryPlacement) -> u64 {
 }
 
 /// What is on nodes where it shall not be.
-fn elsewhere(placement: &MemoryPlacement, by_node: &ByNode) -> u64 {
-    let Some(asked) = placement.nodes.as_ref().filter(|nodes| nodes.policy != NodePolicy::Preferred) else { return 0 };
+fn elsewhere(nodes: Option<&HostNodes>, by_node: &ByNode) -> u64 {
+    let Some(asked) = nodes.filter(|nodes| nodes.policy != NodePolicy::Preferred) else { return 0 };
     by_node.iter().filter(|(node, _)| !asked.nodes.contains(**node)).map(|(_, bytes)| bytes).sum()
 }
 
@@ -204,7 +218,7 @@ impl From<&MemoryPlacement> for MemoryTerms {
             pages: placement.pages.name(),
             nodes: placement.nodes.as_ref().map(|nodes| nodes.nodes.to_string()),
             policy: placement.nodes.as_ref().map(|nodes| nodes.policy.name()),
-            prefault: placement.is_prefaulted(),
+            prefault: placement.is_prefaulted(placement.nodes.as_ref()),
             lock: placement.lock,
             merge: placement.merge,
             dump: placement.dump,
@@ -215,18 +229,14 @@ impl From<&MemoryPlacement> for MemoryTerms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HostNodes;
 
     #[test]
     fn bytes_on_other_nodes_than_those_asked_for_are_counted() {
-        let on = |nodes: &str, policy| MemoryPlacement {
-            nodes: Some(HostNodes { nodes: nodes.parse().unwrap(), policy }),
-            ..MemoryPlacement::default()
-        };
+        let on = |nodes: &str, policy| HostNodes { nodes: nodes.parse().unwrap(), policy };
         let by_node = ByNode::from([(0, 10), (1, 5), (3, 2)]);
-        assert_eq!(elsewhere(&on("0", NodePolicy::Bind), &by_node), 7);
-        assert_eq!(elsewhere(&on("0-1", NodePolicy::Interleave), &by_node), 2);
-        assert_eq!(elsewhere(&on("0", NodePolicy::Preferred), &by_node), 0);
-        assert_eq!(elsewhere(&MemoryPlacement::default(), &by_node), 0);
+        assert_eq!(elsewhere(Some(&on("0", NodePolicy::Bind)), &by_node), 7);
+        assert_eq!(elsewhere(Some(&on("0-1", NodePolicy::Interleave)), &by_node), 2);
+        assert_eq!(elsewhere(Some(&on("0", NodePolicy::Preferred)), &by_node), 0);
+        assert_eq!(elsewhere(None, &by_node), 0);
     }
 }

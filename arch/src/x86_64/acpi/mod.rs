@@ -5,6 +5,7 @@
 
 mod dsdt;
 mod fixed;
+mod numa;
 
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
@@ -13,7 +14,7 @@ use acpi_tables::xsdt::XSDT;
 
 use crate::layout::{ACPI_SIZE, ACPI_START, VirtioMmioWindow};
 use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
-use crate::topology::VcpuCount;
+use crate::topology::{NumaNode, VcpuCount};
 
 const OEM_ID: [u8; 6] = *b"HUSK  ";
 const OEM_TABLE_ID: [u8; 8] = *b"HUSKVM  ";
@@ -28,6 +29,8 @@ pub struct AcpiConfig<'a> {
     pub cpus: VcpuCount,
     /// The virtio-mmio devices, in the order in which the guest shall find them.
     pub virtio_mmio: &'a [VirtioMmioWindow],
+    /// The NUMA nodes; without any nothing is said of them.
+    pub numa: &'a [NumaNode],
 }
 
 /// The tables cannot be written.
@@ -71,6 +74,10 @@ fn tables(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if !config.numa.is_empty() {
+        xsdt.add_entry(area.append(&table(*b"SRAT", numa::SRAT_REVISION, &numa::srat_body(config.numa))));
+        xsdt.add_entry(area.append(&table(*b"SLIT", numa::SLIT_REVISION, &numa::slit_body(config.numa))));
+    }
     let xsdt = area.append(&xsdt);
     let mut rsdp = Vec::with_capacity(Rsdp::len());
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);

@@ -6,7 +6,7 @@ use crate::layout::{VIRTIO_MMIO_DEVICES_MAX, virtio_mmio_window};
 fn write(cpus: u64, devices: u8) -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let windows: Vec<_> = (0..devices).map_while(virtio_mmio_window).collect();
-    let config = AcpiConfig { cpus: VcpuCount::new(cpus).unwrap(), virtio_mmio: &windows };
+    let config = AcpiConfig { cpus: VcpuCount::new(cpus).unwrap(), virtio_mmio: &windows, numa: &[] };
     assert_eq!(write_tables(&memory, &config).unwrap(), ACPI_START);
     memory
 }
@@ -174,6 +174,7 @@ fn a_window_that_a_32_bit_resource_cannot_name_is_refused() {
         let config = AcpiConfig {
             cpus: VcpuCount::ONE,
             virtio_mmio: &[window, VirtioMmioWindow { base: GuestAddress(base), ..window }],
+            numa: &[],
         };
         let refused = write_tables(&memory, &config).unwrap_err();
         assert!(matches!(refused, AcpiError::WindowAbove4Gib { index: 1, .. }), "{refused}");
@@ -184,7 +185,49 @@ fn a_window_that_a_32_bit_resource_cannot_name_is_refused() {
 fn tables_without_room_or_without_memory_are_refused() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let windows = [virtio_mmio_window(0).unwrap(); 2000];
-    let config = |count| AcpiConfig { cpus: VcpuCount::ONE, virtio_mmio: &windows[..count] };
+    let config = |count| AcpiConfig { cpus: VcpuCount::ONE, virtio_mmio: &windows[..count], numa: &[] };
     assert!(matches!(write_tables(&memory, &config(2000)), Err(AcpiError::TooLarge { .. })));
     assert!(matches!(write_tables(&memory, &config(1)), Err(AcpiError::Memory(_))));
+}
+
+#[test]
+fn nodes_have_their_cpus_their_memory_and_their_distances() {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let node = |cpus: &[u8], memory: &[(u64, u64)], distances: &[u8]| NumaNode {
+        cpus: cpus.to_vec(),
+        memory: memory.iter().map(|&(start, length)| (GuestAddress(start), length)).collect(),
+        distances: distances.to_vec(),
+    };
+    let numa = [
+        node(&[0, 2], &[(0, 3 << 30), (4 << 30, 1 << 30)], &[10, 31, 255]),
+        node(&[1], &[(5 << 30, 1 << 30)], &[]),
+        node(&[], &[(6 << 30, 1 << 30)], &[]),
+    ];
+    let config = AcpiConfig { cpus: VcpuCount::new(3).unwrap(), virtio_mmio: &[], numa: &numa };
+    write_tables(&memory, &config).unwrap();
+    let rsdp = read(&memory, ACPI_START.0, 36);
+    let xsdt = table_at(&memory, number(&rsdp[24..32]), b"XSDT");
+    let srat = table_at(&memory, number(&xsdt[52..60]), b"SRAT");
+    let slit = table_at(&memory, number(&xsdt[60..68]), b"SLIT");
+    assert_eq!((srat[8], number(&srat[36..40])), (3, 1));
+    let (mut cpus, mut ranges, mut rest) = (Vec::new(), Vec::new(), &srat[48..]);
+    while let [kind, length, ..] = *rest {
+        let (entry, later) = rest.split_at(length.into());
+        match kind {
+            0 => {
+                assert_eq!(number(&entry[4..8]), 1, "enabled");
+                cpus.push((entry[3], entry[2]));
+            }
+            1 => {
+                assert_eq!(number(&entry[28..32]), 1, "enabled");
+                ranges.push((number(&entry[2..6]), number(&entry[8..16]), number(&entry[16..24])));
+            }
+            other => panic!("an entry of kind {other}"),
+        }
+        rest = later;
+    }
+    assert_eq!(cpus, [(0, 0), (2, 0), (1, 1)]);
+    assert_eq!(ranges, [(0, 0, 3 << 30), (0, 4 << 30, 1 << 30), (1, 5 << 30, 1 << 30), (2, 6 << 30, 1 << 30)]);
+    assert_eq!(number(&slit[36..44]), 3);
+    assert_eq!(slit[44..], [10, 31, 255, 31, 10, 20, 255, 20, 10]);
 }

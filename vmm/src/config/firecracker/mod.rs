@@ -130,6 +130,7 @@ pub fn blank() -> VmConfig {
     VmConfig {
         cpus: vcpu_count,
         memory: MemoryConfig::new(mem_size_mib * MIB),
+        numa: Vec::new(),
         boot: None,
         tables: HardwareTables::AcpiAndMp,
         disks: Vec::new(),

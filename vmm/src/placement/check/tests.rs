@@ -35,14 +35,19 @@ fn host() -> HostMemory {
     }
 }
 
-fn asked(gib_halves: u64, pages: Pages, nodes: &str, policy: NodePolicy) -> MemoryConfig {
+fn part(gib_halves: u64, nodes: &str, policy: NodePolicy) -> MemoryPart {
     let nodes = (!nodes.is_empty()).then(|| HostNodes { nodes: nodes.parse().unwrap(), policy });
-    let placement = MemoryPlacement { pages, nodes, ..MemoryPlacement::default() };
-    MemoryConfig { placement, ..MemoryConfig::new(gib_halves * GIB / 2) }
+    MemoryPart { bytes: gib_halves * GIB / 2, nodes }
 }
 
-fn refused(config: &MemoryConfig) -> String {
-    settle(config, &host()).unwrap_err().to_string()
+fn asked(gib_halves: u64, pages: Pages, nodes: &str, policy: NodePolicy) -> Settled {
+    let part = part(gib_halves, nodes, policy);
+    let placement = MemoryPlacement { pages, nodes: part.nodes.clone(), ..MemoryPlacement::default() };
+    Settled::as_asked(&placement, vec![part])
+}
+
+fn refused(asked: Settled) -> String {
+    settle(asked, &host()).unwrap_err().to_string()
 }
 
 #[test]
@@ -55,31 +60,30 @@ fn what_the_host_has_is_granted_as_it_was_asked() {
         asked(2, Pages::Huge2M, "0-1", NodePolicy::Bind),
         asked(2, Pages::Huge2M, "1", NodePolicy::Preferred),
     ] {
-        let settled = settle(&config, &host()).unwrap();
-        assert_eq!(settled, Settled { placement: config.placement, differences: vec![] });
+        assert_eq!(settle(config.clone(), &host()), Ok(config));
     }
 }
 
 #[test]
 fn a_pool_that_is_too_small_is_refused_with_the_shortfall_and_the_command() {
     assert_eq!(
-        refused(&asked(3, Pages::Huge2M, "", NodePolicy::Bind)),
+        refused(asked(3, Pages::Huge2M, "", NodePolicy::Bind)),
         "memory: pages: 768 HugePages of 2M are needed and 600 are free: 168 short: \
          echo 868 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(
-        refused(&asked(1, Pages::Huge2M, "1", NodePolicy::Bind)),
+        refused(asked(1, Pages::Huge2M, "1", NodePolicy::Bind)),
         "memory: pages: 256 HugePages of 2M are needed on node 1 and 100 are free: 156 short: \
          echo 256 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
         "large enough in all, too small on the node"
     );
     assert_eq!(
-        refused(&asked(1, Pages::Huge2M, "0-1", NodePolicy::Interleave)),
+        refused(asked(1, Pages::Huge2M, "0-1", NodePolicy::Interleave)),
         "memory: pages: 128 HugePages of 2M are needed on node 1 and 100 are free: 28 short: \
          echo 128 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(
-        refused(&asked(2, Pages::Huge1G, "", NodePolicy::Bind)),
+        refused(asked(2, Pages::Huge1G, "", NodePolicy::Bind)),
         "memory: pages: this host has no HugePages of 1G: it has 2M"
     );
 }
@@ -87,19 +91,19 @@ fn a_pool_that_is_too_small_is_refused_with_the_shortfall_and_the_command() {
 #[test]
 fn a_node_that_cannot_be_used_is_named_with_those_that_can() {
     assert_eq!(
-        refused(&asked(1, Pages::HostsChoice, "0,7", NodePolicy::Bind)),
+        refused(asked(1, Pages::HostsChoice, "0,7", NodePolicy::Bind)),
         "memory: nodes: the host has no node 7: its nodes are 0-2"
     );
     assert_eq!(
-        refused(&asked(1, Pages::HostsChoice, "2", NodePolicy::Preferred)),
+        refused(asked(1, Pages::HostsChoice, "2", NodePolicy::Preferred)),
         "memory: nodes: node 2 has no memory: use 0-1"
     );
     assert_eq!(
-        refused(&asked(17, Pages::HostsChoice, "0", NodePolicy::Bind)),
+        refused(asked(17, Pages::HostsChoice, "0", NodePolicy::Bind)),
         "memory: nodes: node 0 has 8192 MiB and the guest needs 8704: give it less, or more nodes"
     );
     let fenced = HostMemory { allowed_nodes: Some("1".parse().unwrap()), ..host() };
-    let error = settle(&asked(1, Pages::HostsChoice, "0", NodePolicy::Bind), &fenced).unwrap_err();
+    let error = settle(asked(1, Pages::HostsChoice, "0", NodePolicy::Bind), &fenced).unwrap_err();
     assert_eq!(
         error.to_string(),
         "memory: nodes: husk may not use node 0: its cpuset allows 1: widen cpuset.mems of its cgroup"
@@ -112,7 +116,7 @@ fn more_than_may_be_locked_is_refused_with_what_would_do() {
     config.placement.lock = true;
     let host = HostMemory { lockable_bytes: Some(8 << 20), ..host() };
     assert_eq!(
-        settle(&config, &host).unwrap_err().to_string(),
+        settle(config, &host).unwrap_err().to_string(),
         "memory: lock: husk may lock 8192 KiB (RLIMIT_MEMLOCK) and the guest has 524288: ulimit -l 524288"
     );
 }
@@ -123,9 +127,27 @@ fn the_best_effort_leaves_out_what_cannot_be_and_tells_it() {
     config.placement.lock = true;
     config.placement.honour = Honour::BestEffort;
     let host = HostMemory { lockable_bytes: Some(0), ..host() };
-    let Settled { placement, differences } = settle(&config, &host).unwrap();
+    let Settled { placement, parts, differences } = settle(config, &host).unwrap();
     assert_eq!((placement.pages, placement.nodes, placement.lock), (Pages::Transparent, None, false));
+    assert_eq!(parts, [part(2, "", NodePolicy::Bind)]);
     let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 3);
     assert!(told[0].contains("node 7") && told[1].contains("1G") && told[2].contains("RLIMIT_MEMLOCK"), "{told:?}");
+}
+
+#[test]
+fn guest_nodes_share_what_their_host_nodes_have() {
+    let two = |first: MemoryPart, second: MemoryPart| {
+        let placement = MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() };
+        settle(Settled::as_asked(&placement, vec![first, second]), &host())
+    };
+    let bind = |gib_halves, nodes| part(gib_halves, nodes, NodePolicy::Bind);
+    // 512 and 100 pages: 256 and 256 fit on node 0, but not beside a third of them on node 1.
+    two(bind(1, "0"), bind(1, "0")).unwrap();
+    two(bind(1, "0-1"), bind(1, "0")).unwrap();
+    let short = two(bind(1, "0"), bind(1, "1")).unwrap_err().to_string();
+    assert!(short.contains("256 HugePages of 2M are needed on node 1 and 100 are free"), "{short}");
+    // Each would fit alone.
+    let twice = two(bind(1, "0"), bind(2, "0")).unwrap_err().to_string();
+    assert!(twice.contains("768 HugePages of 2M are needed and 600 are free"), "{twice}");
 }
