@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 use vmm::config::{
-    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, DiskTuning, OnEnospc, Rate, RootDevice,
+    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, IoThreads, OnEnospc, Rate, RootDevice,
     SizeError, parse_size,
 };
 
@@ -150,8 +150,8 @@ impl DiskArg {
             "queues" => tuning.queues = count()?,
             "queue_size" => tuning.queue_size = u16::try_from(number()?).unwrap_or(u16::MAX),
             "serial" => tuning.serial = Some(value.to_owned()),
-            "iothread" => tuning.threads = DiskThreads::Shared(value.to_owned()),
-            "iothreads" => tuning.threads = DiskThreads::Own(count()?),
+            "iothread" => tuning.threads = IoThreads::Shared(value.to_owned()),
+            "iothreads" => tuning.threads = IoThreads::Own(count()?),
             "poll_us" => tuning.poll_us = number()?,
             "bps" => tuning.limits.total.bytes = Rate::per_second(parse_size(value)?),
             "iops" => tuning.limits.total.operations = Rate::per_second(number()?.into()),
@@ -239,7 +239,7 @@ mod tests {
             serial: Some("S 1".to_owned()),
             queues: 4,
             queue_size: 128,
-            threads: DiskThreads::Own(2),
+            threads: IoThreads::Own(2),
             poll_us: 50,
             limits: LimiterConfig { total, ..LimiterConfig::default() },
             limit_group: Some("g".to_owned()),
@@ -247,7 +247,7 @@ mod tests {
         };
         assert_eq!(tuning, expected);
         let shared = "x,iothread=fast".parse::<DiskArg>().unwrap().into_config(0).tuning.threads;
-        assert_eq!(shared, DiskThreads::Shared("fast".to_owned()));
+        assert_eq!(shared, IoThreads::Shared("fast".to_owned()));
         for word in WORDS {
             let taken = format!("x,{word}=?").parse::<DiskArg>();
             assert!(!matches!(taken, Err(DiskArgError::UnknownWord { .. })), "{word}");

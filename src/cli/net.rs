@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{ConfigError, NetConfig, NetFilter, NetSource, NetTuning, Rate, SizeError, parse_size};
+use vmm::config::{ConfigError, IoThreads, NetConfig, NetFilter, NetSource, NetTuning, Rate, SizeError, parse_size};
 
 /// One `--net` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +60,24 @@ pub(crate) enum NetArgError {
 }
 
 /// All words; each has a value.
-const WORDS: [&str; 12] =
-    ["tap", "fd", "mac", "id", "mtu", "rx_bps", "tx_bps", "rx_pps", "tx_pps", "limit_group", "filter", "ip"];
+const WORDS: [&str; 16] = [
+    "tap",
+    "fd",
+    "mac",
+    "id",
+    "queues",
+    "iothread",
+    "iothreads",
+    "poll_us",
+    "mtu",
+    "rx_bps",
+    "tx_bps",
+    "rx_pps",
+    "tx_pps",
+    "limit_group",
+    "filter",
+    "ip",
+];
 
 impl FromStr for NetArg {
     type Err = NetArgError;
@@ -80,10 +96,16 @@ impl FromStr for NetArg {
             given.push(word);
             words.take(word, value)?;
         }
-        if ["tap", "fd"].iter().all(|word| given.contains(word)) {
-            return Err(NetArgError::Both("tap", "fd"));
+        for [one, other] in [["tap", "fd"], ["iothread", "iothreads"]] {
+            if given.contains(&one) && given.contains(&other) {
+                return Err(NetArgError::Both(one, other));
+            }
         }
         let Words { source, mac, id, addresses, mut tuning } = words;
+        match &source {
+            Some(NetSource::Fds(numbers)) if !given.contains(&"queues") => tuning.queues = numbers.len(),
+            _ => {}
+        }
         match &mut tuning.filter {
             NetFilter::MacAndIp(allowed) => *allowed = addresses,
             _ if given.contains(&"ip") => return Err(NetArgError::Needs("ip", "filter=mac+ip")),
@@ -125,11 +147,16 @@ impl Words {
         match word {
             "tap" => self.source = Some(NetSource::Tap(value.to_owned())),
             "fd" => {
-                let number = value.parse().map_err(|_| refuse("the number of a descriptor"))?;
-                self.source = Some(NetSource::Fd(number));
+                let numbers = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                let numbers = numbers.map_err(|_| refuse("the number of a descriptor, or of several as 5,,6"))?;
+                self.source = Some(NetSource::Fds(numbers));
             }
             "mac" => self.mac = Some(value.to_owned()),
             "id" => self.id = Some(value.to_owned()),
+            "queues" => tuning.queues = value.parse().map_err(|_| refuse("a whole number"))?,
+            "iothread" => tuning.threads = IoThreads::Shared(value.to_owned()),
+            "iothreads" => tuning.threads = IoThreads::Own(value.parse().map_err(|_| refuse("a whole number"))?),
+            "poll_us" => tuning.poll_us = value.parse().map_err(|_| refuse("a whole number"))?,
             "mtu" => tuning.mtu = Some(value.parse().map_err(|_| refuse("68 to 65535"))?),
             "rx_bps" => tuning.limits.inward.bytes = bytes()?,
             "tx_bps" => tuning.limits.outward.bytes = bytes()?,
@@ -180,19 +207,24 @@ mod tests {
         }
         let config = "fd=5,id=lan".parse::<NetArg>().unwrap().into_config(0).unwrap();
         let tuning = NetTuning::default();
-        assert_eq!(config, NetConfig { id: "lan".to_owned(), source: NetSource::Fd(5), mac: None, tuning });
+        assert_eq!(config, NetConfig { id: "lan".to_owned(), source: NetSource::Fds(vec![5]), mac: None, tuning });
     }
 
     #[test]
     fn every_word_reaches_the_configuration() {
-        let text = "tap=t0,mtu=9000,rx_bps=10M,tx_bps=1M,rx_pps=1000,tx_pps=500,limit_group=g,filter=mac";
+        let text = "tap=t0,mtu=9000,rx_bps=10M,tx_bps=1M,rx_pps=1000,tx_pps=500,limit_group=g,filter=mac,\
+                    queues=4,iothreads=2,poll_us=50";
         let tuning = text.parse::<NetArg>().unwrap().into_config(0).unwrap().tuning;
         let limits =
             |bytes, operations| Limits { bytes: Rate::per_second(bytes), operations: Rate::per_second(operations) };
         let limits =
             LimiterConfig { inward: limits(10 << 20, 1000), outward: limits(1 << 20, 500), ..LimiterConfig::default() };
         let (limit_group, filter) = (Some("g".to_owned()), NetFilter::Mac);
-        assert_eq!(tuning, NetTuning { mtu: Some(9000), limits, limit_group, filter });
+        let (queues, threads, poll_us) = (4, IoThreads::Own(2), 50);
+        assert_eq!(tuning, NetTuning { queues, threads, poll_us, mtu: Some(9000), limits, limit_group, filter });
+        let several = "fd=5,,6,,7,iothread=fast".parse::<NetArg>().unwrap().into_config(0).unwrap();
+        assert_eq!((several.source, several.tuning.queues), (NetSource::Fds(vec![5, 6, 7]), 3));
+        assert_eq!(several.tuning.threads, IoThreads::Shared("fast".to_owned()));
         for word in WORDS {
             let taken = format!("{word}=?").parse::<NetArg>();
             assert!(!matches!(taken, Err(NetArgError::UnknownWord { .. })), "{word}");
@@ -225,13 +257,14 @@ mod tests {
     fn what_is_wrong_is_named() {
         let refused = |text: &str| text.parse::<NetArg>().unwrap_err();
         assert_eq!(refused("mac=02:00:00:00:00:01"), NetArgError::NoSource);
-        assert_eq!(refused("fd=x").to_string(), "fd=x: use the number of a descriptor");
+        assert_eq!(refused("fd=x").to_string(), "fd=x: use the number of a descriptor, or of several as 5,,6");
         assert_eq!(refused("tap=t0,mtu=65536").to_string(), "mtu=65536: use 68 to 65535");
         assert_eq!(refused("tap=t0,rx_pps=-1").to_string(), "rx_pps=-1: use a whole number");
         assert!(refused("tap=t0,tx_bps=fast").to_string().starts_with("tx_bps: `fast` is not a size"));
         assert_eq!(refused("t0"), NetArgError::UnknownWord { word: "t0".to_owned() });
         assert_eq!(refused("tap=t0,"), NetArgError::UnknownWord { word: String::new() });
         assert_eq!(refused("tap=t0,fd=3"), NetArgError::Both("tap", "fd"));
+        assert_eq!(refused("tap=t0,iothread=a,iothreads=1"), NetArgError::Both("iothread", "iothreads"));
         assert_eq!(refused("tap=t0,id=a,id=b"), NetArgError::Twice { word: "id" });
         let group = "tap=t0,mac=01:00:00:00:00:01".parse::<NetArg>().unwrap().into_config(0);
         assert!(matches!(group, Err(ConfigError::Mac { source: MacAddressError::Multicast { .. }, .. })));

@@ -5,7 +5,7 @@ use std::fmt;
 pub use devices::backend::block::{BlockSize, CacheMode};
 use devices::virtio::blk::{QUEUE_SIZE_DEFAULT, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
 
-use super::tuning::{LimiterConfig, POLL_US_MAX, TuningError, validate_name};
+use super::tuning::{IoThreads, LimiterConfig, TuningError, validate_name, validate_poll};
 
 /// How a disk is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct DiskTuning {
     /// Entries of each.
     pub queue_size: u16,
     /// Where its queues are served.
-    pub threads: DiskThreads,
+    pub threads: IoThreads,
     /// How long these threads look for more work before they sleep, in microseconds.
     pub poll_us: u32,
     /// What it is held to.
@@ -55,15 +55,6 @@ pub enum DiskEngine {
     Sync,
 }
 
-/// Where a disk's queues are served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskThreads {
-    /// On so many threads of its own, the queues dealt out in turn.
-    Own(usize),
-    /// On a thread that it shares with the other disks that name it; it polls for as long as the first of them says.
-    Shared(String),
-}
-
 impl Default for DiskTuning {
     fn default() -> Self {
         Self {
@@ -73,7 +64,7 @@ impl Default for DiskTuning {
             serial: None,
             queues: 1,
             queue_size: QUEUE_SIZE_DEFAULT,
-            threads: DiskThreads::Own(1),
+            threads: IoThreads::Own(1),
             poll_us: 0,
             limits: LimiterConfig::default(),
             limit_group: None,
@@ -91,13 +82,7 @@ impl DiskTuning {
         if !queue_size.is_power_of_two() || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&queue_size) {
             return Err(TuningError::QueueSize(queue_size));
         }
-        match &self.threads {
-            DiskThreads::Own(threads) if !(1..=queues).contains(threads) => {
-                return Err(TuningError::Threads { threads: *threads, queues });
-            }
-            DiskThreads::Own(_) => {}
-            DiskThreads::Shared(name) => validate_name("iothread", name)?,
-        }
+        self.threads.validate(queues)?;
         if let Some(name) = &self.limit_group {
             validate_name("limit_group", name)?;
         }
@@ -108,7 +93,7 @@ impl DiskTuning {
             }
             _ => {}
         }
-        if poll_us > POLL_US_MAX { Err(TuningError::Poll(poll_us)) } else { Ok(()) }
+        validate_poll(poll_us)
     }
 }
 
@@ -125,6 +110,7 @@ impl fmt::Display for DiskEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::POLL_US_MAX;
 
     fn verdict(change: impl FnOnce(&mut DiskTuning)) -> Result<(), TuningError> {
         let mut tuning = DiskTuning::default();
@@ -142,7 +128,7 @@ mod tests {
             assert_eq!(verdict(|tuning| tuning.queue_size = size).is_ok(), fits, "{size}");
         }
         for (threads, fits) in [(0, false), (1, true), (2, false)] {
-            assert_eq!(verdict(|tuning| tuning.threads = DiskThreads::Own(threads)).is_ok(), fits, "{threads}");
+            assert_eq!(verdict(|tuning| tuning.threads = IoThreads::Own(threads)).is_ok(), fits, "{threads}");
         }
         assert_eq!(verdict(|tuning| tuning.poll_us = POLL_US_MAX), Ok(()));
         assert_eq!(verdict(|tuning| tuning.poll_us = 1001).unwrap_err().to_string(), "poll_us=1001: use at most 1000");
@@ -151,7 +137,7 @@ mod tests {
     #[test]
     fn names_are_plain_and_serials_printable() {
         for (name, fits) in [("", false), ("a", true), ("a b", false), ("../x", false), ("io_1-b", true)] {
-            assert_eq!(verdict(|tuning| tuning.threads = DiskThreads::Shared(name.to_owned())).is_ok(), fits);
+            assert_eq!(verdict(|tuning| tuning.threads = IoThreads::Shared(name.to_owned())).is_ok(), fits);
             assert_eq!(verdict(|tuning| tuning.limit_group = Some(name.to_owned())).is_ok(), fits);
         }
         for (serial, fits) in [("", false), ("QM 00001", true), ("é", false), ("123456789012345678901", false)] {

@@ -31,7 +31,7 @@ use crate::host::IdList;
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
 pub use balloon::{BALLOON_ID, BalloonConfig};
-pub use disk::{BlockSize, CacheMode, DiskEngine, DiskThreads, DiskTuning, OnEnospc};
+pub use disk::{BlockSize, CacheMode, DiskEngine, DiskTuning, OnEnospc};
 pub use host::HostFacts;
 pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
@@ -39,7 +39,7 @@ pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
 pub use size::{SizeError, parse_size};
 pub use threads::{CoreScheduling, Priority, PriorityError, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms};
-pub use tuning::{LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
+pub use tuning::{IoThreads, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
 
 /// Bytes in one MiB.
 pub const MIB: u64 = 1 << 20;
@@ -426,7 +426,11 @@ impl VmConfig {
             {
                 return Err(ConfigError::TapName { id: id.clone(), name: name.clone() });
             }
-            if let Some(other) = self.nets[..index].iter().find(|other| other.source == *source) {
+            if source.repeats() {
+                let (first, second) = (id.clone(), id.clone());
+                return Err(ConfigError::DoubleTap { first, second, source_name: source.to_string() });
+            }
+            if let Some(other) = self.nets[..index].iter().find(|other| other.source.meets(source)) {
                 let (first, second) = (other.id.clone(), id.clone());
                 return Err(ConfigError::DoubleTap { first, second, source_name: source.to_string() });
             }

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use devices::virtio::net::MTU_MIN;
+use devices::virtio::net::{MTU_MIN, PAIRS_MAX};
 use thiserror::Error;
 
-use super::tuning::{LimiterConfig, TuningError, validate_name};
+use super::tuning::{IoThreads, LimiterConfig, TuningError, validate_name, validate_poll};
 
 /// One virtio-net device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +24,14 @@ pub struct NetConfig {
 }
 
 /// How a network device is served.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetTuning {
+    /// Pairs of queues, of which the guest uses as many as it likes.
+    pub queues: usize,
+    /// Where they are served.
+    pub threads: IoThreads,
+    /// How long these threads look for more work before they sleep, in microseconds.
+    pub poll_us: u32,
     /// The MTU that the guest is told. Its tap's must not be smaller.
     pub mtu: Option<u16>,
     /// What it is held to: inward is what it receives, outward what it transmits.
@@ -34,6 +40,20 @@ pub struct NetTuning {
     pub limit_group: Option<String>,
     /// What its frames may say of their source.
     pub filter: NetFilter,
+}
+
+impl Default for NetTuning {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            threads: IoThreads::Own(1),
+            poll_us: 0,
+            mtu: None,
+            limits: LimiterConfig::default(),
+            limit_group: None,
+            filter: NetFilter::Off,
+        }
+    }
 }
 
 /// What a guest's frames may say of their source. Others do not go.
@@ -53,7 +73,18 @@ pub const FILTER_ADDRESSES_MAX: usize = 64;
 
 impl NetConfig {
     pub(super) fn validate_tuning(&self) -> Result<(), TuningError> {
-        let NetTuning { mtu, limit_group, filter, .. } = &self.tuning;
+        let NetTuning { queues, threads, poll_us, mtu, limit_group, filter, limits: _ } = &self.tuning;
+        if !(1..=PAIRS_MAX).contains(queues) {
+            return Err(TuningError::Pairs(*queues));
+        }
+        match &self.source {
+            NetSource::Fds(numbers) if numbers.len() != *queues => {
+                return Err(TuningError::Descriptors { queues: *queues, descriptors: numbers.len() });
+            }
+            NetSource::Fds(_) | NetSource::Tap(_) => {}
+        }
+        threads.validate(*queues)?;
+        validate_poll(*poll_us)?;
         match mtu {
             Some(mtu) if *mtu < MTU_MIN => return Err(TuningError::Mtu(*mtu)),
             _ => limit_group.iter().try_for_each(|name| validate_name("limit_group", name))?,
@@ -104,15 +135,41 @@ impl NetFilter {
 pub enum NetSource {
     /// A tap that exists, by its name.
     Tap(String),
-    /// A tap that whoever started this process has attached, by the number of its descriptor, which stays open.
-    Fd(RawFd),
+    /// Queues of a tap that whoever started this process has attached, by the numbers of their descriptors, which stay
+    /// open.
+    Fds(Vec<RawFd>),
+}
+
+impl NetSource {
+    /// Whether one queue is of both.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tap(one), Self::Tap(other)) => one == other,
+            (Self::Fds(some), Self::Fds(others)) => some.iter().any(|number| others.contains(number)),
+            _ => false,
+        }
+    }
+
+    /// Whether it names one queue twice.
+    pub(super) fn repeats(&self) -> bool {
+        match self {
+            Self::Tap(_) => false,
+            Self::Fds(numbers) => (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at])),
+        }
+    }
 }
 
 impl fmt::Display for NetSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tap(name) => write!(f, "tap `{name}`"),
-            Self::Fd(number) => write!(f, "descriptor {number}"),
+            Self::Fds(numbers) => {
+                f.write_str(if numbers.len() == 1 { "descriptor " } else { "descriptors " })?;
+                numbers.iter().enumerate().try_for_each(|(at, number)| match at {
+                    0 => write!(f, "{number}"),
+                    _ => write!(f, ", {number}"),
+                })
+            }
         }
     }
 }
@@ -198,11 +255,37 @@ mod tests {
     }
 
     #[test]
+    fn queues_threads_and_descriptors_fit_each_other() {
+        let verdict = |source: NetSource, queues, threads| {
+            let tuning = NetTuning { queues, threads, ..NetTuning::default() };
+            NetConfig { id: "n".to_owned(), source, mac: None, tuning }.validate_tuning()
+        };
+        let tap = || NetSource::Tap("t".to_owned());
+        for (queues, fits) in [(0, false), (1, true), (PAIRS_MAX, true), (PAIRS_MAX + 1, false)] {
+            assert_eq!(verdict(tap(), queues, IoThreads::Own(1)).is_ok(), fits, "{queues}");
+        }
+        for (threads, fits) in [(0, false), (1, true), (4, true), (5, false)] {
+            assert_eq!(verdict(tap(), 4, IoThreads::Own(threads)).is_ok(), fits, "{threads}");
+        }
+        assert_eq!(verdict(tap(), 4, IoThreads::Shared("fast".to_owned())), Ok(()));
+        assert_eq!(verdict(NetSource::Fds(vec![5, 6]), 2, IoThreads::Own(2)), Ok(()));
+        let few = TuningError::Descriptors { queues: 3, descriptors: 2 };
+        assert_eq!(verdict(NetSource::Fds(vec![5, 6]), 3, IoThreads::Own(1)), Err(few));
+        let fds = |numbers: &[RawFd]| NetSource::Fds(numbers.to_vec());
+        assert!(fds(&[5, 6]).meets(&fds(&[6, 7])) && !fds(&[5, 6]).meets(&fds(&[7])) && !fds(&[5]).meets(&tap()));
+        assert!(fds(&[5, 6, 5]).repeats() && !fds(&[5, 6]).repeats() && !tap().repeats());
+        assert_eq!(
+            (fds(&[5]).to_string(), fds(&[5, 6]).to_string()),
+            ("descriptor 5".into(), "descriptors 5, 6".into())
+        );
+    }
+
+    #[test]
     fn a_filter_knows_the_address_and_those_that_a_station_can_have() {
         let verdict = |mac: Option<&str>, filter| {
             let tuning = NetTuning { filter, ..NetTuning::default() };
             let mac = mac.map(|mac| mac.parse().unwrap());
-            NetConfig { id: "n".to_owned(), source: NetSource::Fd(5), mac, tuning }.validate_tuning()
+            NetConfig { id: "n".to_owned(), source: NetSource::Fds(vec![5]), mac, tuning }.validate_tuning()
         };
         let mac = Some("02:00:00:00:00:01");
         let ip = |addresses: &[&str]| NetFilter::MacAndIp(addresses.iter().map(|text| text.parse().unwrap()).collect());

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskThreads, HardwareTables, KernelSource, LimiterConfig,
+    BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, HardwareTables, IoThreads, KernelSource, LimiterConfig,
     Limits, MemoryBacking, NetConfig, NetTuning, Rate, SerialTarget, VmConfig,
 };
 
@@ -60,6 +60,13 @@ struct NetReport {
     id: String,
     source: String,
     mac: Option<String>,
+    /// Pairs of queues.
+    queues: usize,
+    /// The thread that it shares with others.
+    iothread: Option<String>,
+    /// Threads of its own.
+    iothreads: Option<usize>,
+    poll_us: u32,
     /// What the guest is told, in bytes.
     mtu: Option<u16>,
     limits: LimitsReport,
@@ -140,10 +147,7 @@ impl From<&VmConfig> for ConfigReport {
 impl From<&DiskConfig> for DiskReport {
     fn from(disk: &DiskConfig) -> Self {
         let tuning = &disk.tuning;
-        let (iothread, iothreads) = match &tuning.threads {
-            DiskThreads::Own(count) => (None, Some(*count)),
-            DiskThreads::Shared(name) => (Some(name.clone()), None),
-        };
+        let (iothread, iothreads) = threads(&tuning.threads);
         Self {
             id: disk.id.clone(),
             path: match &disk.source {
@@ -175,11 +179,16 @@ impl From<&DiskConfig> for DiskReport {
 
 impl From<&NetConfig> for NetReport {
     fn from(net: &NetConfig) -> Self {
-        let NetTuning { mtu, limit_group, filter, limits } = &net.tuning;
+        let NetTuning { queues, threads: on, poll_us, mtu, limit_group, filter, limits } = &net.tuning;
+        let (iothread, iothreads) = threads(on);
         Self {
             id: net.id.clone(),
             source: net.source.to_string(),
             mac: net.mac.map(|mac| mac.to_string()),
+            queues: *queues,
+            iothread,
+            iothreads,
+            poll_us: *poll_us,
             mtu: *mtu,
             limits: (*limits).into(),
             limit_group: limit_group.clone(),
@@ -206,5 +215,13 @@ impl From<Limits> for BucketsReport {
 impl From<Rate> for BucketReport {
     fn from(rate: Rate) -> Self {
         Self { size: rate.size(), burst: rate.burst(), refill_ms: rate.refill_ms() }
+    }
+}
+
+/// The thread that a device shares, or how many it has of its own.
+fn threads(threads: &IoThreads) -> (Option<String>, Option<usize>) {
+    match threads {
+        IoThreads::Own(count) => (None, Some(*count)),
+        IoThreads::Shared(name) => (Some(name.clone()), None),
     }
 }

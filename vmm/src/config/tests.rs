@@ -119,7 +119,7 @@ fn networks_have_taps_of_their_own_with_names_that_can_be() {
     let (first, second) = ("n0".to_owned(), "n1".to_owned());
     let both = ConfigError::DoubleTap { first, second, source_name: "tap `t0`".to_owned() };
     assert_eq!(with(vec![net("n0", "t0"), net("n1", "t0")]), Err(both));
-    let fd = |id: &str| NetConfig { source: NetSource::Fd(5), ..net(id, "") };
+    let fd = |id: &str| NetConfig { source: NetSource::Fds(vec![5]), ..net(id, "") };
     assert!(matches!(with(vec![fd("n0"), fd("n1")]), Err(ConfigError::DoubleTap { .. })));
     for name in ["", "0123456789abcdef", "a/b", "tap%d", "a b"] {
         let refused = ConfigError::TapName { id: "n0".to_owned(), name: name.to_owned() };

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 pub use devices::limit::{LimiterConfig, Limits, Rate};
 use devices::virtio::blk::{QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BYTES};
-use devices::virtio::net::MTU_MIN;
+use devices::virtio::net::{MTU_MIN, PAIRS_MAX};
 use thiserror::Error;
 
 use super::net::FILTER_ADDRESSES_MAX;
@@ -13,12 +13,45 @@ use super::{ID_LENGTH_MAX, is_plain_name};
 /// The longest that an I/O thread looks for work before it sleeps, in microseconds: longer burns a CPU for nothing.
 pub const POLL_US_MAX: u32 = 1000;
 
+/// Where a device's queues are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IoThreads {
+    /// On so many threads of its own, the queues dealt out in turn.
+    Own(usize),
+    /// On a thread that it shares with the other devices that name it; it polls for as long as the first of them says.
+    Shared(String),
+}
+
+impl IoThreads {
+    /// Those of a device of so many queues, or of pairs of them.
+    pub(super) fn validate(&self, queues: usize) -> Result<(), TuningError> {
+        match self {
+            Self::Own(threads) if !(1..=queues).contains(threads) => {
+                Err(TuningError::Threads { threads: *threads, queues })
+            }
+            Self::Own(_) => Ok(()),
+            Self::Shared(name) => validate_name("iothread", name),
+        }
+    }
+}
+
 /// What is wrong with how a device is to be served.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum TuningError {
     /// None, or too many.
     #[error("queues={0}: use 1 to {QUEUES_MAX}")]
     Queues(usize),
+    /// None, or too many, of a network.
+    #[error("queues={0}: use 1 to {PAIRS_MAX}")]
+    Pairs(usize),
+    /// Not one for each descriptor.
+    #[error("queues={queues}: there are {descriptors} descriptors: give one for each queue by fd=N,,N")]
+    Descriptors {
+        /// Queues.
+        queues: usize,
+        /// Descriptors.
+        descriptors: usize,
+    },
     /// No size that a queue has.
     #[error("queue_size={0}: use a power of two from {QUEUE_SIZE_MIN} to {QUEUE_SIZE_MAX}")]
     QueueSize(u16),
@@ -73,6 +106,10 @@ pub(super) fn validate_groups<'a>(
         }
     }
     Ok(())
+}
+
+pub(super) fn validate_poll(poll_us: u32) -> Result<(), TuningError> {
+    if poll_us > POLL_US_MAX { Err(TuningError::Poll(poll_us)) } else { Ok(()) }
 }
 
 pub(super) fn validate_name(what: &'static str, name: &str) -> Result<(), TuningError> {

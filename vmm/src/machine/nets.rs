@@ -48,35 +48,40 @@ impl Network {
     }
 }
 
-/// Attaches to a network's tap.
-pub(super) fn open(net: &NetConfig) -> Result<Tap, DeviceError> {
-    let tap = match &net.source {
-        NetSource::Tap(name) => Tap::open(&InterfaceName::new(name).expect("validate() holds names to their form")),
-        NetSource::Fd(number) => Tap::from_fd(*number),
+/// Attaches to the queues of a network's tap.
+pub(super) fn open(net: &NetConfig) -> Result<Vec<Tap>, DeviceError> {
+    let taps = match &net.source {
+        NetSource::Tap(name) => {
+            let name = InterfaceName::new(name).expect("validate() holds names to their form");
+            Tap::open_queues(&name, net.tuning.queues)
+        }
+        NetSource::Fds(numbers) => Tap::from_fds(numbers),
     };
-    let tap = tap.map_err(|source| DeviceError::Net { id: net.id.clone(), source })?;
-    match (net.tuning.mtu, tap.mtu()) {
+    let taps = taps.map_err(|source| DeviceError::Net { id: net.id.clone(), source })?;
+    match (net.tuning.mtu, taps.first().and_then(Tap::mtu)) {
         (Some(mtu), Some(tap_mtu)) if tap_mtu < mtu.into() => {
             Err(DeviceError::Mtu { id: net.id.clone(), mtu, tap: net.source.clone(), tap_mtu })
         }
-        _ => Ok(tap),
+        _ => Ok(taps),
     }
 }
 
-/// Makes a network over its tap.
-pub(super) fn make(net: &NetConfig, tap: Tap, pool: &mut IoPool) -> Result<(Net, Network), DeviceError> {
+/// Makes a network over its tap's queues.
+pub(super) fn make(net: &NetConfig, taps: Vec<Tap>, pool: &mut IoPool) -> Result<(Net, Network), DeviceError> {
     let NetConfig { id, mac, tuning, .. } = net;
     let limiter = pool.limiter(tuning.limits, tuning.limit_group.as_deref());
-    let queue = NetQueue { backend: Arc::new(tap), thread: pool.spawn(id, Duration::ZERO)? };
+    let threads = pool.threads(id, &tuning.threads, Duration::from_micros(tuning.poll_us.into()))?;
+    let queues = taps.into_iter().zip(threads.iter().cycle());
+    let queues = queues.map(|(tap, thread)| NetQueue { backend: Arc::new(tap), thread: thread.clone() }).collect();
     let options = NetOptions {
         mac: mac.map(MacAddress::bytes),
         mtu: tuning.mtu,
         filter: mac.and_then(|mac| filter(mac, &tuning.filter)),
         limiter: Some(Arc::clone(&limiter)),
     };
-    let device = Net::new(id, vec![queue], options);
+    let device = Net::new(id, queues, options);
     let device =
-        device.map_err(|source| DeviceError::Host { what: format!("the timers of network `{id}`"), source })?;
+        device.map_err(|source| DeviceError::Host { what: format!("the queues of network `{id}`"), source })?;
     let control = device.control();
     Ok((device, Network { id: id.clone(), control, limiter, filter: tuning.filter.name() }))
 }

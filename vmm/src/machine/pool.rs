@@ -8,7 +8,7 @@ use devices::limit::Limiter;
 use devices::virtio::worker::{IoThread, IoThreadHandle};
 
 use super::devices::DeviceError;
-use crate::config::{DiskThreads, LimiterConfig};
+use crate::config::{IoThreads, LimiterConfig};
 
 /// The threads and limiters of a machine that is being made.
 #[derive(Debug, Default)]
@@ -28,13 +28,13 @@ impl IoPool {
     pub(super) fn threads(
         &mut self,
         id: &str,
-        threads: &DiskThreads,
+        threads: &IoThreads,
         poll: Duration,
     ) -> Result<Vec<IoThreadHandle>, DeviceError> {
         match threads {
-            DiskThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
-            DiskThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
-            DiskThreads::Shared(name) => {
+            IoThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
+            IoThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
+            IoThreads::Shared(name) => {
                 let known = self.shared_threads.get(name).cloned();
                 let handle = known.map_or_else(|| self.spawn(name, poll), Ok)?;
                 self.shared_threads.insert(name.clone(), handle.clone());

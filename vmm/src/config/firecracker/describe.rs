@@ -104,7 +104,9 @@ fn network_interface(net: &NetConfig) -> NetworkInterface {
         iface_id: net.id.clone(),
         host_dev_name: match &net.source {
             NetSource::Tap(name) => name.clone(),
-            NetSource::Fd(number) => format!("fd={number}"),
+            NetSource::Fds(numbers) => {
+                format!("fd={}", numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",,"))
+            }
         },
         guest_mac: net.mac.map(|mac| mac.to_string()),
         mtu: net.tuning.mtu,
