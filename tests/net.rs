@@ -13,6 +13,8 @@ use common::refusal::{refused, with};
 use common::{Launch, husk, sys, through_shell};
 
 const MAC: &str = "02:00:00:00:00:07";
+/// VIRTIO_NET_F_MQ, virtio 1.3 §5.1.3.
+const MULTI_QUEUE: u64 = 1 << 22;
 
 /// `launch` with `file` as descriptor 5.
 fn passing(launch: &Launch, file: File) -> Launch {
@@ -102,6 +104,47 @@ fn a_tap_comes_as_a_descriptor_too() {
         let ended = passing(&launch, file.try_clone().unwrap()).end();
         assert_eq!(ended.went_well().check("net").get("mac"), MAC);
         ip("link show tap7");
+    });
+}
+
+#[test]
+fn a_card_of_several_queues_is_served_over_a_tap_of_several_by_name_and_by_descriptors() {
+    in_network_namespace(|| {
+        ip("tuntap add tap7 mode tap multi_queue");
+        ip("address add 192.0.2.1/24 dev tap7");
+        ip("link set tap7 up");
+        for words in ["queues=4", "queues=16,iothreads=3,poll_us=20", "queues=2,iothread=shared"] {
+            let net = format!("tap=tap7,mac={MAC},{words}");
+            let ended = probe("check=net,netreset,net end=poweroff").args(["--net", &net]).end();
+            assert_eq!(ended.went_well().check("net").number("features") & MULTI_QUEUE, 0, "it uses one pair");
+        }
+        ip("link delete tap7");
+        let files = [(); 3].map(|()| sys::attach("tap8", libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE));
+        let [one, two, three] = files.each_ref().map(sys::pass_on);
+        ip("address add 192.0.2.1/24 dev tap8");
+        ip("link set tap8 up");
+        // Each machine detaches the queues that its guest does not use, and leaves them so to the next.
+        let net = format!("fd={one},,{two},,{three}");
+        works_again_and_again(probe("check=net end=i8042").args(["--on-reboot", "restart", "--net", &net]));
+    });
+}
+
+#[test]
+fn queues_that_a_tap_does_not_have_are_refused() {
+    in_network_namespace(|| {
+        let folder = Folder::new();
+        tap("tap7");
+        refused(&folder, with(["--net", "tap=tap7,queues=2"]), &["tap tap7 has one queue", "multi_queue"]);
+        refused(&folder, with(["--net", "tap=lo,queues=2"]), &["lo is a network interface, but no tap"]);
+        refused(&folder, with(["--net", "tap=tap7,queues=17"]), &["queues=17: use 1 to 16"]);
+        refused(&folder, with(["--net", "tap=tap7,iothreads=2"]), &["iothreads=2: use 1 to 1"]);
+        refused(&folder, with(["--net", "fd=5,,6,queues=3"]), &["queues=3: there are 2 descriptors"]);
+        refused(&folder, with(["--net", "fd=5,,5"]), &["both use descriptors 5, 5"]);
+        let flags = libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let files = ["tap8", "tap9"].map(|name| sys::attach(name, flags));
+        let [one, other] = files.each_ref().map(sys::pass_on);
+        let net = format!("fd={one},,{other}");
+        refused(&folder, with(["--net", &net]), &["are not queues of one tap"]);
     });
 }
 

@@ -48,8 +48,10 @@ pub(super) struct RunArgs {
     /// the path is doubled.
     #[arg(long, value_name = "PATH[,ro][,WORD=VALUE]")]
     disk: Vec<DiskArg>,
-    /// Network card on a tap that exists, or on one passed as a descriptor; repeat for more.
-    #[arg(long, value_name = "tap=NAME|fd=N[,mac=MAC][,id=ID]")]
+    /// Network card on a tap that exists, or on queues of one passed as descriptors; repeat for more. WORD is mac, id,
+    /// queues, iothread (a name to share a thread by) or iothreads, poll_us, mtu, rx_bps, tx_bps, rx_pps, tx_pps,
+    /// limit_group, filter (off, mac, mac+ip), ip (addresses for mac+ip). A comma in a value is doubled.
+    #[arg(long, value_name = "tap=NAME|fd=N[,WORD=VALUE]")]
     net: Vec<NetArg>,
     /// Entropy device; `auto` gives one unless the disks and networks take all 19 device slots.
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_entropy)]

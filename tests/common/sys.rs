@@ -160,6 +160,14 @@ pub(crate) fn lock(file: &File, lock: Lock) -> bool {
     locked == 0
 }
 
+/// Lets programs that are started from now on have this file too, by this number.
+pub(crate) fn pass_on(file: &File) -> libc::c_int {
+    // SAFETY: F_SETFD takes a descriptor = an open one, and an int.
+    let passed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(passed, 0, "F_SETFD: {}", io::Error::last_os_error());
+    file.as_raw_fd()
+}
+
 /// Gives this thread a network namespace of its own.
 pub(crate) fn unshare_network() {
     // SAFETY: unshare takes flags and no memory = CLONE_NEWNET changes this thread's network namespace alone.
