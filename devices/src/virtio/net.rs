@@ -268,7 +268,7 @@ impl VirtioDevice for Net {
     }
 }
 
-/// When a worker shows the driver what it has used so far.
+/// When a worker tells the driver of what it has used so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Publishing {
     /// At the end of a wake, since each time may interrupt.

@@ -33,8 +33,8 @@ use crate::virtio::{Activation, ActiveQueue, DeviceCounters, GuestBuffers};
 /// Bytes after which a wake ends, whatever its chains are: a stop waits no longer than for these.
 const BYTES_PER_WAKE_MAX: u64 = 16 << 20;
 
-/// Finished requests after which the driver sees them, if it looks.
-const SHOW_AFTER: u64 = 8;
+/// Finished requests after which the driver sees them, if it looks. More often costs both sides: they share these bytes.
+const SHOW_AFTER: u64 = 16;
 
 /// How long a finished request may wait for its batch: a slow operation must not hold back what is done.
 const PUBLISH_AFTER: Duration = Duration::from_micros(50);

@@ -53,6 +53,11 @@ impl Tally {
         self.bytes += bytes;
     }
 
+    /// How many there are.
+    pub(super) fn frames(&self) -> u64 {
+        self.frames
+    }
+
     /// Adds all of it to `counters`, and starts anew.
     pub(super) fn flush(&mut self, counters: &DirectionCounters) {
         let Self { frames, bytes } = std::mem::take(self);

@@ -18,10 +18,14 @@ use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
 use crate::limit::Flow;
 use crate::virtio::ActiveQueue;
+use crate::virtio::linger::Linger;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
+
+/// Frames after which the driver sees that they have left: each look of its at what we write costs both sides.
+const SHOW_AFTER: u64 = 8;
 
 /// The transmit queue and its way to the backend.
 pub(super) struct TransmitWorker {
@@ -33,6 +37,7 @@ pub(super) struct TransmitWorker {
     rules: TransmitRules,
     filter: Option<Arc<SourceFilter>>,
     publishing: Publishing,
+    linger: Linger,
     chain: Chain,
     frame: TransmitFrame,
     waits_for: WaitsFor,
@@ -61,6 +66,7 @@ impl TransmitWorker {
             rules: TransmitRules::new(ends.features),
             filter: ends.filter.clone(),
             publishing: Publishing::new(ends.features),
+            linger: Linger::new(),
             chain: Chain::new(),
             frame: TransmitFrame::new(
                 Arc::clone(queue.ring.memory()),
@@ -86,8 +92,8 @@ impl TransmitWorker {
             while self.waits_for == WaitsFor::Frames && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
                 budget -= 1;
                 self.begin();
-                if self.publishing == Publishing::Early {
-                    self.publish();
+                if self.tally.frames() >= SHOW_AFTER {
+                    self.show();
                 }
             }
             self.publish();
@@ -98,7 +104,8 @@ impl TransmitWorker {
             if budget == 0 {
                 return Ok(Progress::More);
             }
-            if !self.queue.ring.enable_notification()? {
+            let ring = &self.queue.ring;
+            if !self.linger.finds(|| ring.is_available()) && !self.queue.ring.enable_notification()? {
                 return Ok(Progress::Idle);
             }
         }
@@ -177,6 +184,17 @@ impl TransmitWorker {
         // The interface was deleted.
         if error.raw_os_error() == Some(libc::EBADFD) {
             self.link.cut();
+        }
+    }
+
+    /// Shows what has left while there is more to do.
+    fn show(&mut self) {
+        match self.publishing {
+            Publishing::Early => self.publish(),
+            Publishing::Late => {
+                self.tally.flush(&self.counters.transmitted);
+                self.queue.ring.show();
+            }
         }
     }
 
