@@ -35,7 +35,7 @@ pub(super) struct Contender {
 }
 
 enum Start {
-    Husk { disk: &'static str },
+    Husk { memory: &'static str, disk: &'static str },
     Qemu { aio: &'static str, cache: &'static str, poll_ns: u32 },
     Firecracker { program: PathBuf, engine: &'static str },
     Floor { cache: &'static str },
@@ -90,7 +90,7 @@ fn write_disk(path: &Path) -> std::io::Result<()> {
 /// Warm files, nobody polls.
 pub(super) fn cached() -> Vec<Contender> {
     let mut all = vec![
-        Contender { name: "husk", role: Role::Husk, start: Start::Husk { disk: "" } },
+        Contender { name: "husk", role: Role::Husk, start: Start::Husk { memory: "", disk: "" } },
         qemu("qemu-io_uring", "io_uring", "writeback", 0),
         qemu("qemu-threads", "threads", "writeback", 0),
     ];
@@ -103,16 +103,21 @@ pub(super) fn cached() -> Vec<Contender> {
 /// Warm files, everyone polls before sleeping.
 pub(super) fn polled() -> Vec<Contender> {
     vec![
-        Contender { name: "husk", role: Role::Husk, start: Start::Husk { disk: ",poll_us=32" } },
+        Contender { name: "husk", role: Role::Husk, start: Start::Husk { memory: "", disk: ",poll_us=32" } },
         qemu("qemu-io_uring", "io_uring", "writeback", POLL_NS),
         qemu("qemu-threads", "threads", "writeback", POLL_NS),
     ]
 }
 
-/// Past the page cache. Firecracker has no such mode.
+/// Past the page cache, where each page of the guest's costs: so husk is told to take HugePages, which QEMU does always.
+/// Firecracker has no such mode.
 pub(super) fn direct() -> Vec<Contender> {
     vec![
-        Contender { name: "husk", role: Role::Husk, start: Start::Husk { disk: ",cache=direct" } },
+        Contender {
+            name: "husk",
+            role: Role::Husk,
+            start: Start::Husk { memory: ",pages=transparent", disk: ",cache=direct" },
+        },
         qemu("qemu-io_uring", "io_uring", "none", 0),
         qemu("qemu-threads", "threads", "none", 0),
         Contender { name: "floor", role: Role::Floor, start: Start::Floor { cache: "direct" } },
@@ -122,7 +127,7 @@ pub(super) fn direct() -> Vec<Contender> {
 /// Frames; the disk is there and idle.
 pub(super) fn net() -> Vec<Contender> {
     let mut all = vec![
-        Contender { name: "husk", role: Role::Husk, start: Start::Husk { disk: "" } },
+        Contender { name: "husk", role: Role::Husk, start: Start::Husk { memory: "", disk: "" } },
         qemu("qemu", "threads", "writeback", 0),
     ];
     all.extend(firecracker("firecracker", "Sync"));
@@ -144,10 +149,10 @@ impl Contender {
     pub(super) fn command(&self, place: &Place, runs: &str) -> Result<Command, BenchError> {
         let disk = place.disk.display();
         match &self.start {
-            Start::Husk { disk: options } => {
+            Start::Husk { memory, disk: options } => {
                 let mut command = Command::new(&place.husk);
                 command.arg("run").arg("--kernel").arg(&place.guest).args(["--cmdline", runs]);
-                command.args(["--memory", &format!("{MEMORY_MIB}M"), "--disk", &format!("{disk}{options}")]);
+                command.args(["--memory", &format!("{MEMORY_MIB}M{memory}"), "--disk", &format!("{disk}{options}")]);
                 command.args(["--net", &format!("tap={},mac={MAC}", host::TAP)]);
                 Ok(command)
             }
