@@ -10,7 +10,7 @@ mod recorder;
 mod ring;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arch::GuestMemory;
 use vm_memory::GuestAddress;
@@ -33,18 +33,36 @@ pub fn memory_with_hole(region_bytes: usize) -> Arc<GuestMemory> {
     Arc::new(memory.expect("the host has memory for a test"))
 }
 
-/// How often the thread of this process called `name` has gone to sleep.
+/// Waits until the thread of this process called `name` sleeps and nothing wakes it.
 ///
 /// # Panics
-/// If there is none.
-pub fn sleeps_of(name: &str) -> u64 {
+/// If it goes on waking up, or if there is none.
+pub fn wait_asleep(name: &str) {
+    // Long beside any work that is left, short beside the deadline.
+    const QUIET: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let before = sleeps_of(name);
+        std::thread::sleep(QUIET);
+        // A thread that waits for a CPU has not gone to sleep either: its state tells.
+        if before.is_some() && sleeps_of(name) == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} does not stay asleep");
+    }
+}
+
+/// How often the thread of this process called `name` has gone to sleep, if it sleeps.
+fn sleeps_of(name: &str) -> Option<u64> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("a process has threads");
-    let mut sleeps = tasks.filter_map(|task| {
-        let task = task.ok()?.path();
-        let comm = std::fs::read_to_string(task.join("comm")).ok()?;
-        let status = std::fs::read_to_string(task.join("status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        (comm.trim_end() == name).then(|| line.trim().parse().expect("it is a number"))
+    let mut found = tasks.filter_map(|task| {
+        let status = std::fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+        let field = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        (field("Name:") == Some(name)).then(|| {
+            let sleeps = field("voluntary_ctxt_switches:").expect("a thread has been counted");
+            let sleeps = sleeps.parse().expect("it is a number");
+            field("State:").is_some_and(|state| state.starts_with('S')).then_some(sleeps)
+        })
     });
-    sleeps.next().unwrap_or_else(|| panic!("there is no thread {name}"))
+    found.next().unwrap_or_else(|| panic!("there is no thread {name}"))
 }

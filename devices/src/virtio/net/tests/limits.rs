@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::limit::{LimiterConfig, Limits, Rate};
-use crate::testing::{DEADLINE, sleeps_of};
+use crate::testing::{DEADLINE, wait_asleep};
 use std::time::{Duration, Instant};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -200,9 +200,5 @@ fn a_network_that_waits_costs_no_cpu() {
     }
     wait_for_used(&mut bench, TX, 1);
     wait_for_used(&mut bench, RX, 1);
-    // It may still be on its way to sleep; then nobody wakes it.
-    std::thread::sleep(Duration::from_millis(50));
-    let before = sleeps_of(thread);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(sleeps_of(thread), before);
+    wait_asleep(thread);
 }
