@@ -14,7 +14,7 @@ use crate::BenchError;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// As long as what husk answers.
 const FLOOR_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 85\r\n\r\n\
-    {\"app_name\":\"Firecracker\",\"id\":\"anonymous\",\"state\":\"Running\",\"vmm_version\":\"1.17.0\"}  ";
+    {\"app_name\":\"Firecracker\",\"id\":\"anonymous\",\"state\":\"Running\",\"vmm_version\":\"1.17.0\"} ";
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 /// Between two requests of a load.
 const LOAD_PERIOD: Duration = Duration::from_millis(1);
