@@ -144,7 +144,7 @@ fn linux_with_four_cpus_and_no_acpi_finds_its_disk_and_reboots() {
 #[test]
 fn linux_finds_all_that_failing_disks_acknowledged_and_reboots_by_acpi() {
     const SEED: u64 = 79;
-    let requests = if soaks_in_full() { 20_000 } else { 2_000 };
+    let requests = if soaks_in_full() { 20_000 } else { 1_000 };
     let folder = Folder::new();
     let words = format!("quiet reboot=a husk.seed={SEED} husk.soak={requests} husk.check=soak husk.end=reboot");
     let engines = ["io_uring", "sync"];
