@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use vmm::host::{Asked, Facts, Group, Level, Verdict, obstacle, verdicts};
+use vmm::host::{Asked, Facts, Group, Level, Measured, Verdict, measured_verdicts, obstacle, verdicts};
 
 use super::RunError;
 use crate::exit::ExitStatus;
@@ -16,9 +16,12 @@ const FOUND_WIDTH_MAX: usize = 48;
 /// Arguments of `husk host`.
 #[derive(Debug, Args)]
 pub(super) struct HostArgs {
-    /// Print one JSON object, `{"verdicts": [...], "facts": {...}}`, in place of the table.
+    /// Print one JSON object, `{"verdicts": [...], "facts": {...}}`, in place of the table; with --measure, `measured` too.
     #[arg(long)]
     json: bool,
+    /// Measure too: memory by pair of nodes, timers by CPU, reads of the disks asked about. Takes seconds.
+    #[arg(long)]
+    measure: bool,
     /// Show this disk's scheduler, queue and interrupts too: a block device, or a file on one. May be given more than
     /// once.
     #[arg(long, value_name = "PATH")]
@@ -32,16 +35,20 @@ pub(super) struct HostArgs {
 struct Report<'a> {
     verdicts: &'a [Verdict],
     facts: &'a Facts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<&'a Measured>,
 }
 
 impl HostArgs {
     /// Success says that husk can run a VM here.
     pub(super) fn run(self) -> Result<ExitStatus, RunError> {
         let facts = Facts::read(&Asked { disks: once_each(self.disk), nets: once_each(self.net) })?;
-        let verdicts = verdicts(&facts);
+        let mut verdicts = verdicts(&facts);
+        let measured = self.measure.then(|| Measured::take(&facts));
+        verdicts.extend(measured.iter().flat_map(measured_verdicts));
         let mut out = io::stdout().lock();
         let printed = if self.json {
-            let report = Report { verdicts: &verdicts, facts: &facts };
+            let report = Report { verdicts: &verdicts, facts: &facts, measured: measured.as_ref() };
             write_json(&mut out, &report)
         } else {
             write_table(&mut out, &verdicts)

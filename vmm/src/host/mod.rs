@@ -11,6 +11,7 @@
 //! | `topology` | of these, how CPUs and nodes hang together |
 //! | `limits` | of these, what husk itself is held to |
 //! | `devices` | of these, the disks and networks asked about |
+//! | `measure` | figures, where they are asked for |
 //! | `capabilities` | the KVM capabilities that husk stands on or profits from |
 //! | `verdicts` | the judgement, a pure function of the facts |
 
@@ -19,6 +20,7 @@ mod devices;
 mod facts;
 mod id_list;
 mod limits;
+mod measure;
 mod probe;
 mod read;
 mod topology;
@@ -37,5 +39,8 @@ pub use facts::{
 };
 pub use id_list::{IdList, IdListError};
 pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
+pub use measure::{
+    DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
+};
 pub(crate) use read::{allowed_memory_nodes, nodes_and_pools, online_cpus};
-pub use verdicts::{Group, Level, Verdict, obstacle, verdicts};
+pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

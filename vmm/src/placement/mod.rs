@@ -22,6 +22,6 @@ pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
-pub(crate) use threads::{PlacedThread, Thread, named as thread_named, place as place_threads};
+pub(crate) use threads::{PlacedThread, Thread, named as thread_named, place as place_threads, set_affinity};
 pub use threads::{ThreadError, ThreadReport};
 pub(crate) use watch::{EVERY as WATCH_EVERY, Watch};

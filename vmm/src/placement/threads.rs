@@ -214,7 +214,7 @@ const CPUS_MAX: usize = 8192;
 
 type Mask = [u64; CPUS_MAX / 64];
 
-fn set_affinity(id: pid_t, cpus: &IdList) -> io::Result<()> {
+pub(crate) fn set_affinity(id: pid_t, cpus: &IdList) -> io::Result<()> {
     let mut mask: Mask = [0; CPUS_MAX / 64];
     for cpu in cpus.iter().map(usize::from) {
         *mask.get_mut(cpu / 64).ok_or(io::ErrorKind::InvalidInput)? |= 1 << (cpu % 64);

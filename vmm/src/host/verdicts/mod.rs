@@ -6,11 +6,14 @@ mod io;
 mod isolation;
 mod kvm;
 mod limits;
+mod measured;
 mod memory;
 
 use serde::Serialize;
 
 use super::facts::Facts;
+
+pub use measured::measured_verdicts;
 
 /// What a line is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +31,8 @@ pub enum Group {
     Isolation,
     /// What husk itself is held to.
     Limits,
+    /// Figures, where they were asked for.
+    Measured,
     /// Files of the kernel's that are not understood; none on most hosts.
     Files,
 }
@@ -70,8 +75,8 @@ pub struct Verdict {
 
 impl Group {
     /// Every group, in the order of the table.
-    pub const ALL: [Self; 7] =
-        [Self::Kvm, Self::Cpu, Self::Memory, Self::Io, Self::Isolation, Self::Limits, Self::Files];
+    pub const ALL: [Self; 8] =
+        [Self::Kvm, Self::Cpu, Self::Memory, Self::Io, Self::Isolation, Self::Limits, Self::Files, Self::Measured];
 
     /// As it is written in the table and in JSON.
     #[must_use]
@@ -83,6 +88,7 @@ impl Group {
             Self::Io => "io",
             Self::Isolation => "isolation",
             Self::Limits => "limits",
+            Self::Measured => "measured",
             Self::Files => "files",
         }
     }
