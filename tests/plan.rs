@@ -143,7 +143,7 @@ fn input_that_is_wrong_is_named_in_one_line() {
     let same = scene.folder.path().join("./a.json");
     let table = [
         (vec![text(&missing)], "No such file or directory"),
-        (vec![text(&zero)], "machine-config.vcpu_count: 0 vCPUs are not possible: ask for 1 to 64"),
+        (vec![text(&zero)], "vcpu_count: cpus: 0 vCPUs are not possible: ask for 1 to 64"),
         (vec![text(&huge)], "it is larger than 1 MiB"),
         (vec![text(&good), text(&same)], "named twice: give each VM its own file"),
         (vec![text(&good), "--host", text(&torn)], "facts.cpu.online: invalid type"),

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use thiserror::Error;
-use vmm::config::firecracker::read_text;
+use vmm::config::firecracker::{BodyError, read_text};
 use vmm::host::{Asked, AskedError, Facts};
 use vmm::plan::{
-    DemandError, Ground, GroundError, Miss, NodePlan, Overcommit, Part, Plan, Siblings, VmDemand, VmPlan, WriteError,
-    plan, with_placement,
+    Ground, GroundError, Miss, NodePlan, Overcommit, Part, Plan, Siblings, VmDemand, VmPlan, WriteError, plan,
+    with_placement,
 };
 
 use super::RunError;
@@ -62,7 +62,7 @@ pub(crate) enum PlanError {
         /// Its path.
         path: PathBuf,
         /// Which field, and why.
-        source: DemandError,
+        source: BodyError,
     },
     /// The same file twice.
     #[error("VM {}: named twice: give each VM its own file", path.display())]

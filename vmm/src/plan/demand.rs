@@ -1,13 +1,12 @@
 //! What a VM asks for.
 
-use arch::topology::{VcpuCount, VcpuCountError};
 use serde::Deserialize;
-use thiserror::Error;
 
 use crate::config::extension::Extension;
-use crate::config::firecracker::bodies::{HugePages, MachineConfiguration};
-use crate::config::firecracker::{BodyError, from_json};
-use crate::config::{MIB, Pages};
+use crate::config::firecracker::bodies::MachineConfiguration;
+use crate::config::firecracker::{BodyError, Change, blank, from_json};
+use crate::config::{self, HostFacts};
+use crate::host::IdList;
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +22,10 @@ pub struct VmDemand {
 }
 
 /// One of the guest's NUMA nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestNode {
     /// Its vCPUs.
-    pub vcpus: u16,
+    pub vcpus: IdList,
     /// Its memory, in bytes; a whole number of the VM's pages.
     pub memory_bytes: u64,
 }
@@ -39,33 +38,6 @@ pub enum Siblings {
     Idle,
     /// Threads are CPUs like any other, shared with VMs that say the same.
     Shared,
-}
-
-/// A configuration file that tells of no VM that can be placed.
-#[derive(Debug, Error)]
-pub enum DemandError {
-    /// Not a configuration file.
-    #[error(transparent)]
-    Shape(#[from] BodyError),
-    /// A number of vCPUs that no VM can have.
-    #[error("machine-config.vcpu_count: {0}")]
-    Vcpus(VcpuCountError),
-    /// No memory, or more than can be counted.
-    #[error("machine-config.mem_size_mib: {mib} is no size of a machine: use 1 or more, below 2^44")]
-    Memory {
-        /// What was written.
-        mib: u64,
-    },
-    /// Memory that is no whole number of its pages.
-    #[error("machine-config.mem_size_mib: {mib} is no whole number of {pages} pages: use a multiple of {page_mib}")]
-    Pages {
-        /// What was written.
-        mib: u64,
-        /// The pages.
-        pages: Pages,
-        /// Size of one.
-        page_mib: u64,
-    },
 }
 
 /// The parts of a configuration file that a plan needs.
@@ -81,35 +53,44 @@ impl VmDemand {
     ///
     /// # Errors
     /// The field that is wrong, its value, and what is allowed.
-    pub fn parse(name: &str, text: &str, siblings: Siblings) -> Result<Self, DemandError> {
+    pub fn parse(name: &str, text: &str, siblings: Siblings) -> Result<Self, BodyError> {
+        // What the host has is the plan's to say.
+        const ROOMY: HostFacts = HostFacts { memory_bytes: u64::MAX };
         let VmFile { machine_config, husk } = from_json(text)?;
         let machine = machine_config.unwrap_or_default();
-        let MachineConfiguration { vcpu_count, mem_size_mib: mib, smt, huge_pages, .. } = machine;
-        let vcpus = VcpuCount::new(vcpu_count).map_err(DemandError::Vcpus)?;
-        let placement = husk.and_then(|extension| extension.placement).unwrap_or_default();
-        let pages = placement.memory.pages.unwrap_or(match huge_pages {
-            HugePages::None => Pages::HostsChoice,
-            HugePages::Transparent => Pages::Transparent,
-            HugePages::TwoMib => Pages::Huge2M,
-        });
-        let memory_bytes = mib.checked_mul(MIB).filter(|bytes| *bytes > 0).ok_or(DemandError::Memory { mib })?;
-        let page_bytes = pages.pool_page_bytes();
-        if let Some(page) = page_bytes.filter(|page| !memory_bytes.is_multiple_of(*page)) {
-            return Err(DemandError::Pages { mib, pages, page_mib: page / MIB });
+        let siblings = if machine.smt { Siblings::Shared } else { siblings };
+        let mut config = blank();
+        Change::Machine(MachineConfiguration { smt: false, ..machine }).apply(&mut config, ROOMY)?;
+        if let Some(placement) = husk.and_then(|extension| extension.placement) {
+            Change::Placement(placement).apply(&mut config, ROOMY)?;
         }
-        Ok(Self {
-            name: name.to_owned(),
-            nodes: vec![GuestNode { vcpus: vcpus.get().into(), memory_bytes }],
-            page_bytes,
-            siblings: if smt { Siblings::Shared } else { siblings },
-        })
+        let whole = || GuestNode {
+            vcpus: (0..u16::try_from(config.cpus).unwrap_or(u16::MAX)).collect(),
+            memory_bytes: config.memory.size_bytes,
+        };
+        let node = |node: &config::GuestNode| GuestNode { vcpus: node.cpus.clone(), memory_bytes: node.bytes };
+        let nodes = if config.numa.is_empty() { vec![whole()] } else { config.numa.iter().map(node).collect() };
+        let page_bytes = config.memory.placement.pages.pool_page_bytes();
+        Ok(Self { name: name.to_owned(), nodes, page_bytes, siblings })
+    }
+
+    /// The whole VM as one node.
+    pub(super) fn whole(&self) -> GuestNode {
+        let vcpus = self.nodes.iter().flat_map(|node| node.vcpus.iter()).collect();
+        GuestNode { vcpus, memory_bytes: self.memory_bytes() }
     }
 
     pub(super) fn vcpus(&self) -> u32 {
-        self.nodes.iter().map(|node| u32::from(node.vcpus)).sum()
+        self.nodes.iter().map(GuestNode::vcpu_count).sum()
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
         self.nodes.iter().fold(0, |sum, node| sum.saturating_add(node.memory_bytes))
+    }
+}
+
+impl GuestNode {
+    pub(super) fn vcpu_count(&self) -> u32 {
+        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
     }
 }

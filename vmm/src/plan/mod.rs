@@ -22,7 +22,7 @@ mod tests;
 
 use thiserror::Error;
 
-pub use demand::{DemandError, GuestNode, Siblings, VmDemand};
+pub use demand::{GuestNode, Siblings, VmDemand};
 pub use ground::{Ground, GroundError};
 pub use place::plan;
 pub use report::{Mend, Miss, NodePlan, Part, Plan, PoolPlan, VmPlan};

@@ -97,6 +97,7 @@ struct NodeState<'a> {
 #[derive(Debug, Clone)]
 struct Placed {
     node: usize,
+    vcpus: IdList,
     picks: Vec<Pick>,
     memory_bytes: u64,
     page_bytes: Option<u64>,
@@ -119,8 +120,7 @@ impl<'a> Host<'a> {
 
     /// Places a VM, whole if that can be; `None`, and nothing is taken, if it fits nowhere.
     fn place(&mut self, vm: &VmDemand) -> Option<Vec<Placed>> {
-        let whole = GuestNode { vcpus: u16::try_from(vm.vcpus()).ok()?, memory_bytes: vm.memory_bytes() };
-        if let Some(part) = self.place_part(vm, whole, &[]) {
+        if let Some(part) = self.place_part(vm, &vm.whole(), &[]) {
             return Some(vec![part]);
         }
         if vm.nodes.len() < 2 {
@@ -128,7 +128,7 @@ impl<'a> Host<'a> {
         }
         let before = self.clone();
         let mut parts = Vec::with_capacity(vm.nodes.len());
-        for &guest in &vm.nodes {
+        for guest in &vm.nodes {
             let Some(part) = self.place_part(vm, guest, &parts) else {
                 *self = before;
                 return None;
@@ -139,23 +139,29 @@ impl<'a> Host<'a> {
     }
 
     /// Places a part on the best node, one that is near the parts already placed.
-    fn place_part(&mut self, vm: &VmDemand, guest: GuestNode, others: &[Placed]) -> Option<Placed> {
+    fn place_part(&mut self, vm: &VmDemand, guest: &GuestNode, others: &[Placed]) -> Option<Placed> {
         let choose = |index: usize| {
-            let choice = self.nodes[index].cores.choose(guest.vcpus.into(), vm.siblings);
-            let all = choice.picks.len() == usize::from(guest.vcpus);
+            let choice = self.nodes[index].cores.choose(guest.vcpu_count(), vm.siblings);
+            let all = choice.picks.len() == guest.vcpus.len();
             (all && self.memory_short(index, vm.page_bytes, guest.memory_bytes) == 0).then_some((index, choice))
         };
         let key =
             |(index, choice): &(usize, Choice)| (self.distance(*index, others), self.score(*index, choice, vm, guest));
         let (node, choice) = (0..self.nodes.len()).filter_map(choose).min_by_key(key)?;
-        let part = Placed { node, picks: choice.picks, memory_bytes: guest.memory_bytes, page_bytes: vm.page_bytes };
+        let part = Placed {
+            node,
+            vcpus: guest.vcpus.clone(),
+            picks: choice.picks,
+            memory_bytes: guest.memory_bytes,
+            page_bytes: vm.page_bytes,
+        };
         self.nodes[node].cores = choice.after;
         self.take_memory(node, vm.page_bytes, guest.memory_bytes);
-        self.nodes[node].vcpus += u64::from(guest.vcpus);
+        self.nodes[node].vcpus += u64::from(guest.vcpu_count());
         Some(part)
     }
 
-    fn score(&self, index: usize, choice: &Choice, vm: &VmDemand, guest: GuestNode) -> Score {
+    fn score(&self, index: usize, choice: &Choice, vm: &VmDemand, guest: &GuestNode) -> Score {
         let state = &self.nodes[index];
         let ratio = choice.after.ratio_thousandths();
         let beyond = if ratio > 1000 { ratio } else { 0 };
@@ -242,6 +248,7 @@ impl<'a> Host<'a> {
         let state = &self.nodes[part.node];
         Part {
             node: state.node.id,
+            vcpus: part.vcpus.clone(),
             cpus: part.picks.iter().map(|&pick| state.cores.cpu(pick)).collect(),
             memory_bytes: part.memory_bytes,
             page_bytes: part.page_bytes,

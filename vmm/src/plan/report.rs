@@ -35,7 +35,9 @@ pub struct VmPlan {
 pub struct Part {
     /// The host's node.
     pub node: u16,
-    /// The CPU of each vCPU, in their order.
+    /// The guest's vCPUs on it.
+    pub vcpus: IdList,
+    /// The CPU of each, in their order.
     pub cpus: Vec<u16>,
     /// Memory, in bytes.
     pub memory_bytes: u64,

@@ -19,7 +19,7 @@ fn ground(sketch: &Sketch) -> Ground {
 }
 
 fn vm(name: &str, vcpus: u16, memory_bytes: u64, page_bytes: Option<u64>) -> VmDemand {
-    let nodes = vec![GuestNode { vcpus, memory_bytes }];
+    let nodes = vec![GuestNode { vcpus: (0..vcpus).collect(), memory_bytes }];
     VmDemand { name: name.to_owned(), nodes, page_bytes, siblings: Siblings::Idle }
 }
 
@@ -68,12 +68,12 @@ fn threads_of_a_core_are_shared_by_those_alone_who_say_so() {
 
 #[test]
 fn a_vm_is_split_only_by_its_own_nodes() {
-    let nodes = vec![GuestNode { vcpus: 12, memory_bytes: 40 * GIB }; 2];
+    let nodes = [0..12, 12..24].map(|vcpus| GuestNode { vcpus: vcpus.collect(), memory_bytes: 40 * GIB }).to_vec();
     let split = VmDemand { nodes, ..vm("a", 0, 0, Some(GIB)) };
     let plan_of = |vm: &VmDemand| plan(&ground(&TWO_SOCKETS), std::slice::from_ref(vm), Overcommit::NONE);
     let plan = plan_of(&split);
     assert_eq!(parts(&plan.vms[0]), [(0, (4..16).collect()), (1, (20..32).collect())]);
-    assert_eq!(plan.vms[0].parts[1].pages, 40);
+    assert_eq!((plan.vms[0].parts[1].pages, plan.vms[0].parts[1].vcpus.to_string()), (40, "12-23".to_owned()));
     let plan = plan_of(&vm("a", 24, 80 * GIB, Some(GIB)));
     assert_eq!(plan.vms[0].parts, []);
     let misses: Vec<_> = plan.vms[0].misses.iter().map(|miss| (miss.node, miss.vcpus, miss.pages)).collect();
@@ -152,20 +152,18 @@ fn a_vms_file_says_what_it_asks_for() {
         "husk": {"placement": {"memory": {"pages": "1G"}}}}"#;
     let wanted = VmDemand { siblings: Siblings::Shared, ..vm("a", 2, GIB, Some(GIB)) };
     assert_eq!(parse(file).unwrap(), wanted);
+    let file = r#"{"machine-config": {"vcpu_count": 3, "mem_size_mib": 1024}, "husk": {"placement": {"numa": [
+        {"cpus": "0,2", "mem_size_mib": 256}, {"cpus": "1", "mem_size_mib": 768}]}}}"#;
+    let node = |vcpus: &str, mib| GuestNode { vcpus: vcpus.parse().unwrap(), memory_bytes: mib * MIB };
+    assert_eq!(parse(file).unwrap().nodes, [node("0,2", 256), node("1", 768)]);
 
     let machine = |fields: &str| parse(&format!(r#"{{"machine-config": {{{fields}}}}}"#)).unwrap_err().to_string();
     let table = [
-        (
-            r#""vcpu_count": 0, "mem_size_mib": 1"#,
-            "machine-config.vcpu_count: 0 vCPUs are not possible: ask for 1 to 64",
-        ),
-        (
-            r#""vcpu_count": 1, "mem_size_mib": 0"#,
-            "machine-config.mem_size_mib: 0 is no size of a machine: use 1 or more, below 2^44",
-        ),
+        (r#""vcpu_count": 0, "mem_size_mib": 1"#, "vcpu_count: cpus: 0 vCPUs are not possible: ask for 1 to 64"),
+        (r#""vcpu_count": 1, "mem_size_mib": 0"#, "mem_size_mib: memory: 0 bytes: a machine needs at least 1M"),
         (
             r#""vcpu_count": 1, "mem_size_mib": 3, "huge_pages": "2M""#,
-            "machine-config.mem_size_mib: 3 is no whole number of 2M pages: use a multiple of 2",
+            "memory: 3 MiB is not a whole number of 2M pages: use 2M or 4M",
         ),
     ];
     for (fields, message) in table {
@@ -213,12 +211,16 @@ fn cpus_and_nodes_outside_of_the_cpuset_are_not_there() {
 
 fn any_vm() -> impl Strategy<Value = VmDemand> {
     let pages = prop::sample::select(vec![None, Some(2 * MIB), Some(GIB)]);
-    let node = (1..20u16, 1..24u64).prop_map(|(vcpus, gib)| GuestNode { vcpus, memory_bytes: gib * GIB });
-    (prop::collection::vec(node, 1..3), pages, any::<bool>()).prop_map(|(nodes, page_bytes, shared)| VmDemand {
-        name: String::new(),
-        nodes,
-        page_bytes,
-        siblings: if shared { Siblings::Shared } else { Siblings::Idle },
+    let node = (1..20u16, 1..24u64)
+        .prop_map(|(vcpus, gib)| GuestNode { vcpus: (0..vcpus).collect(), memory_bytes: gib * GIB });
+    (prop::collection::vec(node, 1..3), pages, any::<bool>()).prop_map(|(mut nodes, page_bytes, shared)| {
+        // A vCPU is in one node: those of the second come behind those of the first.
+        let behind = u16::try_from(nodes[0].vcpus.len()).unwrap();
+        if let Some(second) = nodes.get_mut(1) {
+            second.vcpus = second.vcpus.iter().map(|vcpu| vcpu + behind).collect();
+        }
+        let siblings = if shared { Siblings::Shared } else { Siblings::Idle };
+        VmDemand { name: String::new(), nodes, page_bytes, siblings }
     })
 }
 

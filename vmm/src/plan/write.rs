@@ -1,5 +1,5 @@
-//! A placement put into the text of a configuration file: `husk.placement.memory.nodes` and `policy`, and
-//! `husk.placement.threads`. All else of the text stays byte for byte, keys that husk does not know included.
+//! A placement put into the text of a configuration file: the nodes of `husk.placement.memory` and, where a VM is split,
+//! of `husk.placement.numa`, and the CPUs of `husk.placement.threads`. All else of the text stays byte for byte, keys that husk does not know included.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -55,9 +55,18 @@ pub fn with_placement(text: &str, vm: &VmPlan) -> Result<String, WriteError> {
 fn placement(old: Option<Value>, vm: &VmPlan) -> Result<Value, WriteError> {
     let mut placement = object(old, "husk.placement")?;
     let mut memory = object(placement.remove("memory"), "husk.placement.memory")?;
-    let nodes: IdList = vm.parts.iter().map(|part| part.node).collect();
-    memory.insert("nodes".to_owned(), json!(nodes));
-    memory.insert("policy".to_owned(), json!("bind"));
+    bind(&mut memory, &vm.parts.iter().map(|part| part.node).collect());
+    if let Some(guest_nodes) = placement.get_mut("numa").and_then(Value::as_array_mut) {
+        let split = guest_nodes.len() == vm.parts.len() && vm.parts.len() > 1;
+        for (index, node) in guest_nodes.iter_mut().enumerate() {
+            let Value::Object(node) = node else { return Err(WriteError::NotAnObject { key: "husk.placement.numa" }) };
+            match vm.parts.get(index).filter(|_| split) {
+                Some(part) => bind(node, &[part.node].into_iter().collect()),
+                // A VM that is whole is where all of its memory is.
+                None => ["nodes", "policy"].iter().for_each(|key| drop(node.remove(*key))),
+            }
+        }
+    }
     placement.insert("memory".to_owned(), Value::Object(memory));
 
     let mut threads = object(placement.remove("threads"), "husk.placement.threads")?;
@@ -70,14 +79,19 @@ fn placement(old: Option<Value>, vm: &VmPlan) -> Result<Value, WriteError> {
         threads.insert(name, Value::Object(terms));
         Ok(())
     };
-    let cpus = vm.parts.iter().flat_map(|part: &Part| &part.cpus);
-    for (index, &cpu) in cpus.enumerate() {
-        place(format!("vcpu{index}"), &[cpu].into_iter().collect())?;
+    let vcpus = vm.parts.iter().flat_map(|part: &Part| part.vcpus.iter().zip(&part.cpus));
+    for (vcpu, &cpu) in vcpus {
+        place(format!("vcpu{vcpu}"), &[cpu].into_iter().collect())?;
     }
     place("io".to_owned(), &vm.io_cpus)?;
     threads.retain(|_, terms| terms.as_object().is_none_or(|terms| !terms.is_empty()));
     placement.insert("threads".to_owned(), Value::Object(threads));
     Ok(Value::Object(placement))
+}
+
+fn bind(memory: &mut Map<String, Value>, nodes: &IdList) {
+    memory.insert("nodes".to_owned(), json!(nodes));
+    memory.insert("policy".to_owned(), json!("bind"));
 }
 
 fn object(value: Option<Value>, key: &'static str) -> Result<Map<String, Value>, WriteError> {
@@ -130,11 +144,15 @@ fn pretty(value: &Value, indent: &str) -> String {
 mod tests {
     use super::*;
 
+    fn part(node: u16, vcpus: &str, cpus: &[u16]) -> Part {
+        let vcpus = vcpus.parse().unwrap();
+        Part { node, vcpus, cpus: cpus.to_vec(), memory_bytes: 1 << 30, page_bytes: None, pages: 0 }
+    }
+
     fn plan() -> VmPlan {
-        let part = Part { node: 1, cpus: vec![4, 5], memory_bytes: 1 << 30, page_bytes: None, pages: 0 };
         VmPlan {
             vm: "a".to_owned(),
-            parts: vec![part],
+            parts: vec![part(1, "0-1", &[4, 5])],
             io_cpus: "0-3".parse().unwrap(),
             cpu_time: Some(1.0),
             misses: Vec::new(),
@@ -185,6 +203,28 @@ mod tests {
                 "api": { "priority": "nice:5" }, "io": { "cpus": "0-3" },
             })
         );
+    }
+
+    #[test]
+    fn a_vm_that_is_split_has_its_nodes_bound_each_and_one_that_is_whole_has_none() {
+        let text = r#"{"husk": {"placement": {"numa": [
+            {"cpus": "0,2", "mem_size_mib": 512, "nodes": "7", "policy": "interleave"}, {"cpus": "1", "mem_size_mib": 512}]}}}"#;
+        let split = VmPlan { parts: vec![part(2, "0,2", &[8, 9]), part(3, "1", &[12])], ..plan() };
+        let value: Value = serde_json::from_str(&with_placement(text, &split).unwrap()).unwrap();
+        let placement = &value["husk"]["placement"];
+        assert_eq!(placement["memory"]["nodes"], "2-3");
+        assert_eq!(
+            placement["numa"],
+            json!([
+                { "cpus": "0,2", "mem_size_mib": 512, "nodes": "2", "policy": "bind" },
+                { "cpus": "1", "mem_size_mib": 512, "nodes": "3", "policy": "bind" },
+            ])
+        );
+        let cpus = ["vcpu0", "vcpu1", "vcpu2"].map(|name| placement["threads"][name]["cpus"].clone());
+        assert_eq!(cpus, ["8", "12", "9"]);
+        let whole = written(text).1["husk"]["placement"].clone();
+        assert_eq!(whole["memory"]["nodes"], "1");
+        assert_eq!(whole["numa"][0], json!({ "cpus": "0,2", "mem_size_mib": 512 }));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(super) fn measure(path: &Path) -> io::Result<DiskFigures> {
 /// Reads at random places for a while, at least once; how long each read took.
 fn read_for(time: Duration, file: &File, blocks: u64, seed: u64) -> io::Result<Vec<Duration>> {
     // O_DIRECT takes a buffer that begins on a block's boundary.
-    let mut space = vec![0; 2 * READ_BYTES];
+    let mut space = vec![0u8; 2 * READ_BYTES];
     let start = space.as_ptr().align_offset(READ_BYTES);
     let buffer = &mut space[start..start + READ_BYTES];
     let (began, mut took) = (Instant::now(), Vec::new());

@@ -12,11 +12,14 @@ use crate::host::id_list::IdList;
 
 /// Several times the last-level cache of one core complex.
 const AREA_BYTES: usize = 256 << 20;
+/// Twice as much, since a node that runs dry under a strict policy ends a process.
+const FREE_BYTES_LEAST: u64 = 2 * AREA_BYTES as u64;
 const LINE_BYTES: usize = 64;
 /// What is read at a time: it stays in the first-level cache.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Reads between two looks at the clock.
 const READS_PER_LOOK: u32 = 4096;
+const CHUNKS_PER_LOOK: u32 = 64;
 /// Linux's MAX_NUMNODES on this architecture.
 const NODES_MAX: usize = 1024;
 
@@ -34,9 +37,8 @@ pub(super) fn measure(nodes: &[NodeFacts], cpus: &IdList) -> Vec<MemoryMeasured>
 
 fn figures(node: &NodeFacts) -> io::Result<MemoryFigures> {
     let free = node.free_bytes.unwrap_or(0).saturating_add(node.file_cache_bytes.unwrap_or(0));
-    // Twice as much, since a node that runs dry under a strict policy ends a process.
-    if free < 2 * AREA_BYTES as u64 {
-        return Err(io::Error::other(format!("less than {} MiB are free", (2 * AREA_BYTES) >> 20)));
+    if free < FREE_BYTES_LEAST {
+        return Err(io::Error::other(format!("less than {} MiB are free", FREE_BYTES_LEAST >> 20)));
     }
     bind_thread(node.id)?;
     let area = MmapRegion::<()>::new(AREA_BYTES).map_err(io::Error::other)?;
@@ -57,10 +59,11 @@ fn figures(node: &NodeFacts) -> io::Result<MemoryFigures> {
     let read = |offset: &mut usize| {
         area.read_slice(&mut chunk, *offset).map_err(io::Error::other)?;
         *offset = (*offset + CHUNK_BYTES) % AREA_BYTES;
-        Ok(CHUNK_BYTES as u64)
+        Ok(1)
     };
-    let (bytes, read_nanoseconds) = repeat(0, 64, read)?;
-    let mib_s = u128::from(bytes) * 1_000_000_000 / u128::from(read_nanoseconds.max(1)) >> 20;
+    let (chunks, read_nanoseconds) = repeat(0, CHUNKS_PER_LOOK, read)?;
+    let mib_s =
+        u128::from(chunks) * CHUNK_BYTES as u128 * 1_000_000_000 / u128::from(read_nanoseconds.max(1)) / (1 << 20);
     Ok(MemoryFigures { read_mib_s: u64::try_from(mib_s).unwrap_or(u64::MAX), latency_ns: nanoseconds / reads.max(1) })
 }
 

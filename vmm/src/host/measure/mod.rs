@@ -170,7 +170,7 @@ mod tests {
         let measured = Measured::take(&facts);
         let nodes = facts.cpu.nodes.len();
         assert_eq!(measured.memory.len(), nodes * nodes);
-        assert_eq!(measured.timers.len(), facts.cpu.online.unwrap().len());
+        assert!((1..=facts.cpu.online.unwrap().len()).contains(&measured.timers.len()));
         for memory in &measured.memory {
             let Outcome::Taken(figures) = &memory.outcome else { panic!("{memory:?}") };
             assert!(figures.read_mib_s > 0 && figures.latency_ns > 0, "{figures:?}");
