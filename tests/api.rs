@@ -261,3 +261,19 @@ fn a_configuration_file_boots_at_once_and_the_socket_answers() {
     assert_eq!(client.ask("POST", "/husk/v1/stop", "").status, 202);
     assert_eq!(husk.end().code(), Some(0));
 }
+
+#[test]
+fn vcpus_that_are_threads_make_whole_cores() {
+    let mut vm = Vm::new();
+    vm.describe("check=cpus end=poweroff");
+    let machine = |vcpus: u32| json!({ "vcpu_count": vcpus, "mem_size_mib": 64, "smt": true });
+    vm.put("/machine-config", &machine(3)).refused(&["vcpu_count", "3 vCPUs", "even"]);
+    assert_eq!(vm.get("/machine-config")["smt"], false);
+    vm.put("/machine-config", &machine(2)).done();
+    assert_eq!(vm.get("/machine-config")["smt"], true);
+    assert_eq!(vm.get("/husk/v1/config")["threads_per_core"], 2);
+    vm.patch("/machine-config", &json!({ "vcpu_count": 1 })).done();
+    vm.patch("/machine-config", &json!({ "vcpu_count": 4 })).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    assert_eq!(vm.husk.end().went_well().check("cpus").number("running"), 4);
+}

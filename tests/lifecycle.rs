@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, Entropy, HardwareTables, HostFacts, KernelSource, LimiterConfig, MIB, MemoryBacking,
-    MemoryConfig, SerialTarget, ThreadPlacement, VmConfig,
+    MemoryConfig, SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 use vmm::control::{Action, EventReceiver, GuestEvent, State, event_queue};
 use vmm::machine::{Machine, MachineError, Wiring, serial_output};
@@ -44,6 +44,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         entropy_limits: LimiterConfig::default(),
         balloon: None,
         cpu_template: None,
+        threads_per_core: ThreadsPerCore::One,
         serial: SerialTarget::Null,
         threads: ThreadPlacement::default(),
     };

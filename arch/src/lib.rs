@@ -26,6 +26,6 @@ mod x86_64;
 
 pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
-pub use topology::{VcpuCount, VcpuIndex};
+pub use topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{acpi, boot, cpu_template, cpuid, layout, mp, msrs, vcpu};

@@ -1,4 +1,4 @@
-//! How many vCPUs a machine has, and which one is meant.
+//! How many vCPUs a machine has, which one is meant, and which ones share a core.
 
 use std::fmt;
 
@@ -52,6 +52,28 @@ impl fmt::Display for VcpuCount {
     }
 }
 
+/// How many vCPUs are the threads of one core. A single vCPU is a core of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ThreadsPerCore {
+    /// Each vCPU is a core.
+    #[default]
+    One,
+    /// Two vCPUs with neighbouring numbers are one.
+    Two,
+}
+
+impl ThreadsPerCore {
+    /// How many bits of the APIC ID tell the threads of a core apart, on a machine of so many vCPUs.
+    pub(crate) fn id_bits(self, count: VcpuCount) -> u32 {
+        u32::from(self == Self::Two && count > VcpuCount::ONE)
+    }
+
+    /// Whether so many vCPUs make whole cores.
+    pub fn fits(self, count: VcpuCount) -> bool {
+        count.get().is_multiple_of(1 << self.id_bits(count))
+    }
+}
+
 /// One vCPU of a machine, counted from 0. It is also the KVM vCPU id, the APIC ID and the ACPI processor UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VcpuIndex(u8);
@@ -99,6 +121,14 @@ mod tests {
         }
         for requested in [1, 3, 64] {
             assert_eq!(u64::from(VcpuCount::new(requested).unwrap().get()), requested);
+        }
+    }
+
+    #[test]
+    fn two_threads_a_core_need_an_even_number_or_a_single_one() {
+        for (count, fits) in [(1, true), (2, true), (3, false), (8, true), (63, false), (64, true)] {
+            assert_eq!(ThreadsPerCore::Two.fits(VcpuCount::new(count).unwrap()), fits, "{count}");
+            assert!(ThreadsPerCore::One.fits(VcpuCount::new(count).unwrap()));
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use vmm::config::{
     BootConfig, BootEntry, ConfigError, CoreScheduling, Entropy, HardwareTables, KernelSource, LimiterConfig,
-    SerialTarget, ThreadPlacement, VmConfig,
+    SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 use vmm::control::Escape;
 
@@ -135,6 +135,7 @@ impl RunArgs {
             entropy_limits: LimiterConfig::default(),
             balloon: None,
             cpu_template: None,
+            threads_per_core: ThreadsPerCore::One,
             serial: self.serial,
             threads,
         })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     BootConfig, BootEntry, DiskConfig, DiskSource, DiskTuning, Entropy, HardwareTables, KernelSource, LimiterConfig,
-    MIB, MemoryConfig, RootDevice, SerialTarget, ThreadPlacement, VmConfig,
+    MIB, MemoryConfig, RootDevice, SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 use vmm::control::{Escape, Outcome};
 use vmm::machine::Machine;
@@ -65,6 +65,7 @@ fn config(disk: File) -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         balloon: None,
         cpu_template: None,
+        threads_per_core: ThreadsPerCore::One,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
     }

@@ -28,6 +28,7 @@ use thiserror::Error;
 use self::cmdline::{Additions, Root};
 use crate::host::IdList;
 
+pub use arch::ThreadsPerCore;
 pub use arch::boot::BootEntry;
 pub use arch::cpu_template::CpuTemplate;
 pub use balloon::{BALLOON_ID, BalloonConfig};
@@ -53,6 +54,8 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 pub struct VmConfig {
     /// Number of virtual CPUs.
     pub cpus: u64,
+    /// How many of them share a core.
+    pub threads_per_core: ThreadsPerCore,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// The guest's NUMA nodes; without any it has no say in where its memory is.
@@ -180,6 +183,9 @@ pub enum ConfigError {
     /// The number of vCPUs is out of range.
     #[error("cpus: {0}")]
     Cpus(VcpuCountError),
+    /// A core would have one of its two threads.
+    #[error("cpus: {0} vCPUs are no whole number of cores of two threads: use 1 or an even number, or leave out smt")]
+    HalfCore(u64),
     /// Memory of no size.
     #[error("memory: 0 bytes: a machine needs at least 1M")]
     NoMemory,
@@ -324,7 +330,10 @@ impl VmConfig {
     /// # Errors
     /// As for [`Self::validate`].
     pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
-        VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
+        let cpus = VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
+        if !self.threads_per_core.fits(cpus) {
+            return Err(ConfigError::HalfCore(self.cpus));
+        }
         self.memory.validate(host)?;
         self.numa.iter().filter_map(|node| node.host.as_ref()).try_for_each(HostNodes::validate)?;
         numa::validate(&self.numa, self.cpus, &self.memory).map_err(ConfigError::Numa)?;

@@ -8,13 +8,15 @@ use serde::Serialize;
 
 use super::{
     BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, HardwareTables, IoThreads, KernelSource, LimiterConfig,
-    Limits, MemoryBacking, NetConfig, NetTuning, Rate, SerialTarget, VmConfig,
+    Limits, MemoryBacking, NetConfig, NetTuning, Rate, SerialTarget, ThreadsPerCore, VmConfig,
 };
 
 /// The whole VM, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ConfigReport {
     cpus: u64,
+    /// 1, or 2: neighbours share a core.
+    threads_per_core: u8,
     memory_bytes: u64,
     /// `anonymous` or `memfd`.
     memory_backing: &'static str,
@@ -109,6 +111,10 @@ impl From<&VmConfig> for ConfigReport {
         let boot = config.boot.as_ref();
         Self {
             cpus: config.cpus,
+            threads_per_core: match config.threads_per_core {
+                ThreadsPerCore::One => 1,
+                ThreadsPerCore::Two => 2,
+            },
             memory_bytes: config.memory.size_bytes,
             memory_backing: match config.memory.backing {
                 MemoryBacking::Anonymous => "anonymous",

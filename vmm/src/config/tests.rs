@@ -20,6 +20,7 @@ fn config() -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         balloon: None,
         cpu_template: None,
+        threads_per_core: ThreadsPerCore::One,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
     }

@@ -144,7 +144,7 @@ impl Machine {
             }
         };
         let (parts, templates, created) = thread::scope(|scope| {
-            let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config.cpu_template.as_ref()));
+            let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config));
             let created = scope.spawn(|| Created::make(&kvm, &memory, count));
             let parts = Parts::make(config, &memory, count, wiring);
             (parts, joined(templates), joined(created))
@@ -326,7 +326,8 @@ struct CpuTemplates {
 }
 
 impl CpuTemplates {
-    fn read(kvm: &Kvm, count: VcpuCount, custom: Option<&CpuTemplate>) -> Result<Self, BuildError> {
+    fn read(kvm: &Kvm, count: VcpuCount, config: &VmConfig) -> Result<Self, BuildError> {
+        let (custom, threads) = (config.cpu_template.as_ref(), config.threads_per_core);
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the CPUID that KVM supports (KVM_GET_SUPPORTED_CPUID)"))?;
@@ -340,7 +341,12 @@ impl CpuTemplates {
             supported: Arc::new(supported),
             msrs: Arc::new(msrs::boot(msrs.as_slice())),
             custom: custom.cloned().map(Arc::new),
-            model: CpuModel { count, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer), tsc_khz: None },
+            model: CpuModel {
+                count,
+                threads,
+                tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
+                tsc_khz: None,
+            },
         })
     }
 

@@ -4,7 +4,7 @@ use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
 use super::*;
 use crate::cpuid::{CpuModel, for_vcpu};
-use crate::topology::{VcpuCount, VcpuIndex};
+use crate::topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 
 fn parse(json: &str) -> Result<CpuTemplate, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -112,7 +112,8 @@ fn an_empty_template_changes_nothing() {
 #[test]
 fn what_the_template_says_reaches_the_guest_beside_what_the_machine_says() {
     let template = changing("0x1", "0x0", "ecx", "0bxxxxxxx0xxxx0");
-    let model = CpuModel { count: VcpuCount::new(2).unwrap(), tsc_deadline_timer: true, tsc_khz: None };
+    let (count, threads) = (VcpuCount::new(2).unwrap(), ThreadsPerCore::One);
+    let model = CpuModel { count, threads, tsc_deadline_timer: true, tsc_khz: None };
     let with = for_vcpu(&template.apply_cpuid(&intel()).unwrap(), VcpuIndex::BOOT, &model).unwrap();
     let without = for_vcpu(&intel(), VcpuIndex::BOOT, &model).unwrap();
     let [eax, ebx, ecx, edx] = registers(&without, 1, 0);

@@ -1,7 +1,7 @@
 //! What CPUID answers in the guest: what KVM supports, with the bits replaced that say which CPU this is, how many
 //! there are and which hypervisor is below. `rules.rs` is the table of them, to be read beside the manuals.
 //!
-//! The topology is one package with one core for each vCPU and one thread for each core; the APIC ID is the index.
+//! The topology is one package with a core for each vCPU, or for each two of them; the APIC ID is the index.
 
 mod hypercalls;
 mod rules;
@@ -12,7 +12,7 @@ use self::rules::{RULES, Scope};
 
 pub use self::hypercalls::{Ring0, usable};
 pub use self::rules::Register;
-use crate::topology::{VcpuCount, VcpuIndex};
+use crate::topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 
 /// KVM's signature in leaf 0x40000000 (KVM api: KVM CPUID bits).
 const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
@@ -29,6 +29,8 @@ const LAPIC_TIMER_KHZ: u32 = 1_000_000;
 pub struct CpuModel {
     /// How many vCPUs there are.
     pub count: VcpuCount,
+    /// How many of them share a core.
+    pub threads: ThreadsPerCore,
     /// Whether KVM has KVM_CAP_TSC_DEADLINE_TIMER, which KVM_GET_SUPPORTED_CPUID does not tell.
     pub tsc_deadline_timer: bool,
     /// The frequency of the vCPU's TSC in kHz, from KVM_GET_TSC_KHZ. `None` leaves its leaf out.
@@ -107,9 +109,14 @@ impl Cpu<'_> {
         self.model.count.get().into()
     }
 
-    /// How many bits of the APIC ID tell the package's cores apart.
-    fn core_id_bits(&self) -> u32 {
+    /// How many bits of the APIC ID tell the package's threads apart.
+    fn package_id_bits(&self) -> u32 {
         self.count().next_power_of_two().trailing_zeros()
+    }
+
+    /// How many of these tell a core's threads apart.
+    fn thread_id_bits(&self) -> u32 {
+        self.model.threads.id_bits(self.model.count)
     }
 
     /// Leaf 0xb, and 0x1f in the same form: threads of a core, cores of the package, end of list (SDM 2A CPUID).
@@ -127,7 +134,12 @@ impl Cpu<'_> {
             edx: self.apic_id(),
             ..Default::default()
         };
-        [level(0, THREAD, 0, 1), level(1, CORE, self.core_id_bits(), self.count()), level(2, END, 0, 0)]
+        let thread_bits = self.thread_id_bits();
+        [
+            level(0, THREAD, thread_bits, 1 << thread_bits),
+            level(1, CORE, self.package_id_bits(), self.count()),
+            level(2, END, 0, 0),
+        ]
     }
 }
 

@@ -57,8 +57,12 @@ pub(super) enum Value {
     ApicId,
     /// How many APIC IDs the package sets aside, a power of two.
     ApicIds,
-    /// How many bits of the APIC ID are the core's.
+    /// How many bits of the APIC ID differ within the package.
     ApicIdBits,
+    /// The number of the vCPU's core.
+    CoreId,
+    /// How many threads a core has, less one.
+    CoreThreads,
     /// How many vCPUs there are, less one.
     CountMinusOne,
     /// 1 if there is more than one vCPU.
@@ -71,7 +75,8 @@ pub(super) enum Value {
     CacheSharers,
 }
 use Value::{
-    ApicId, ApicIdBits, ApicIds, AtLeast, CacheCoreIds, CacheSharers, CountMinusOne, Is, Several, TscDeadlineTimer,
+    ApicId, ApicIdBits, ApicIds, AtLeast, CacheCoreIds, CacheSharers, CoreId, CoreThreads, CountMinusOne, Is, Several,
+    TscDeadlineTimer,
 };
 
 /// One field: bits `high..=low` of a register in every subleaf of a leaf.
@@ -117,8 +122,8 @@ pub(super) const RULES: &[Rule] = &[
     rule(0x8000_0008, Scope::Amd,    Ecx,      (15, 12), ApicIdBits,        "ApicIdSize"),
     rule(0x8000_001d, Scope::Amd,    Eax,      (25, 14), CacheSharers,      "the threads that share a cache, less one"),
     rule(0x8000_001e, Scope::Amd,    Eax,      (31, 0),  ApicId,            "the extended APIC ID"),
-    rule(0x8000_001e, Scope::Amd,    Ebx,      (7, 0),   ApicId,            "the core ID"),
-    rule(0x8000_001e, Scope::Amd,    Ebx,      (15, 8),  Is(0),             "the threads of a core, less one"),
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (7, 0),   CoreId,            "the core ID"),
+    rule(0x8000_001e, Scope::Amd,    Ebx,      (15, 8),  CoreThreads,       "the threads of a core, less one"),
     rule(0x8000_001e, Scope::Amd,    Ecx,      (10, 0),  Is(0),             "the node, 0 of one"),
 ];
 
@@ -198,19 +203,23 @@ impl Cache {
 impl Value {
     /// The field's new value, or `None` to leave it. `cache` has a meaning for the values that only cache leaves have.
     fn of(self, old: u32, cache: Option<Cache>, cpu: &Cpu<'_>) -> Option<u32> {
-        let ids = 1 << cpu.core_id_bits();
+        let ids = 1 << cpu.package_id_bits();
+        let thread_bits = cpu.thread_id_bits();
+        let core_threads = 1 << thread_bits;
         Some(match self {
             Is(value) => value,
             AtLeast(value) => old.max(value),
             ApicId => cpu.apic_id(),
             ApicIds => ids,
-            ApicIdBits => cpu.core_id_bits(),
+            ApicIdBits => cpu.package_id_bits(),
+            CoreId => cpu.apic_id() >> thread_bits,
+            CoreThreads => core_threads - 1,
             CountMinusOne => cpu.count() - 1,
             Several => u32::from(cpu.count() > 1),
             TscDeadlineTimer => u32::from(cpu.model.tsc_deadline_timer),
-            CacheCoreIds => cache.map(|_| ids - 1)?,
+            CacheCoreIds => cache.map(|_| (ids >> thread_bits) - 1)?,
             // The first two levels belong to a core, what is above to the package.
-            CacheSharers => cache.map(|cache| if cache.level < 3 { 0 } else { ids - 1 })?,
+            CacheSharers => cache.map(|cache| if cache.level < 3 { core_threads - 1 } else { ids - 1 })?,
         })
     }
 }

@@ -49,7 +49,12 @@ fn amd() -> CpuId {
 }
 
 fn model(count: u64) -> CpuModel {
-    CpuModel { count: VcpuCount::new(count).unwrap(), tsc_deadline_timer: true, tsc_khz: Some(2_400_000) }
+    CpuModel {
+        count: VcpuCount::new(count).unwrap(),
+        threads: ThreadsPerCore::One,
+        tsc_deadline_timer: true,
+        tsc_khz: Some(2_400_000),
+    }
 }
 
 /// EAX, EBX, ECX, EDX of a leaf that is there once.
@@ -146,6 +151,33 @@ fn amd_leaves_agree_on_cores_ids_and_caches() {
         }
         assert_eq!(registers(cpuid, 0x8000_001d, 4), [0; 4]);
     });
+}
+
+#[test]
+fn two_threads_of_a_core_share_its_id_and_its_caches_in_every_leaf() {
+    for (count, ids) in [(2, 2_u32), (6, 8), (64, 64)] {
+        let model = CpuModel { threads: ThreadsPerCore::Two, ..model(count) };
+        let count = u32::try_from(count).unwrap();
+        for index in model.count.indices() {
+            let of = |supported: &CpuId| for_vcpu(supported, index, &model).unwrap();
+            let (intel, amd, id) = (of(&intel()), of(&amd()), u32::from(index.get()));
+            for cpuid in [&intel, &amd] {
+                assert_eq!(registers(cpuid, 0xb, 0), [1, 2, 0x100, id]);
+                assert_eq!(registers(cpuid, 0xb, 1), [ids.ilog2(), count, 0x201, id]);
+                assert_eq!(bits(registers(cpuid, 1, 0)[1], 23, 16), ids);
+            }
+            for (subleaf, sharers) in [(0, 2), (1, 2), (2, 2), (3, ids)] {
+                let eax = registers(&intel, 4, subleaf)[0];
+                assert_eq!([bits(eax, 31, 26), bits(eax, 25, 14)], [ids / 2 - 1, sharers - 1]);
+                assert_eq!(bits(registers(&amd, 0x8000_001d, subleaf)[0], 25, 14), sharers - 1);
+            }
+            assert_eq!(registers(&amd, 0x8000_001e, 0), [id, (1 << 8) | (id / 2), 0, 0]);
+            assert_eq!(bits(registers(&amd, 0x8000_0008, 0)[2], 7, 0), count - 1);
+        }
+    }
+    let single = CpuModel { threads: ThreadsPerCore::Two, ..model(1) };
+    let alone = for_vcpu(&amd(), VcpuIndex::BOOT, &single).unwrap();
+    assert_eq!(alone.as_slice(), for_vcpu(&amd(), VcpuIndex::BOOT, &model(1)).unwrap().as_slice());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::cpuid::{self, CpuModel};
 use crate::layout::{ACPI_START, KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion};
 use crate::msrs;
-use crate::topology::VcpuCount;
+use crate::topology::{ThreadsPerCore, VcpuCount};
 
 const MIB: u64 = 1 << 20;
 
@@ -49,7 +49,8 @@ impl Machine {
 
     fn cpuid(&self, index: VcpuIndex, count: VcpuCount) -> CpuId {
         let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-        let model = CpuModel { count, tsc_deadline_timer: true, tsc_khz: Some(1_000_000) };
+        let model =
+            CpuModel { count, threads: ThreadsPerCore::One, tsc_deadline_timer: true, tsc_khz: Some(1_000_000) };
         cpuid::for_vcpu(&supported, index, &model).unwrap()
     }
 

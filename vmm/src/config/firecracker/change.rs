@@ -14,7 +14,7 @@ use crate::config::extension::Placement;
 use crate::config::{
     BootConfig, BootEntry, CacheMode, ConfigError, CpuTemplate, DiskConfig, DiskEngine, DiskSource, DiskTuning,
     Entropy, HostFacts, KernelSource, LimiterConfig, Limits, MIB, NetConfig, NetSource, NetTuning, Pages, Rate,
-    RootDevice, SerialTarget, TuningError, VmConfig,
+    RootDevice, SerialTarget, ThreadsPerCore, TuningError, VmConfig,
 };
 
 /// A body that describes a part of a machine.
@@ -105,7 +105,6 @@ impl MachineConfiguration {
     fn apply_at(self, place: &str, config: &mut VmConfig) -> Result<(), BodyError> {
         let field = |name: &str| format!("{place}{name}");
         let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
-        not_yet(&field("smt"), asked(self.smt, "true"))?;
         not_yet(&field("track_dirty_pages"), asked(self.track_dirty_pages, "true"))?;
         let template = self.cpu_template.as_deref().unwrap_or("None");
         not_yet(&field("cpu_template"), asked(template != "None", template))?;
@@ -118,6 +117,7 @@ impl MachineConfiguration {
             HugePages::TwoMib => Pages::Huge2M,
         };
         config.cpus = self.vcpu_count;
+        config.threads_per_core = if self.smt { ThreadsPerCore::Two } else { ThreadsPerCore::One };
         Ok(())
     }
 }
@@ -249,7 +249,7 @@ impl BodyError {
     /// A limit of husk's that a body breaks, under the name that the body has for it.
     fn limit(source: ConfigError) -> Self {
         let path = match &source {
-            ConfigError::Cpus(_) => "vcpu_count",
+            ConfigError::Cpus(_) | ConfigError::HalfCore(_) => "vcpu_count",
             ConfigError::NoMemory | ConfigError::MemoryNotWholeMib { .. } | ConfigError::MemoryBeyondHost { .. } => {
                 "mem_size_mib"
             }

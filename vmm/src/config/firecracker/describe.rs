@@ -9,7 +9,7 @@ use super::bodies::{
 };
 use crate::config::{
     BootConfig, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig,
-    NetSource, Pages, Rate, RootDevice, SerialTarget, VmConfig,
+    NetSource, Pages, Rate, RootDevice, SerialTarget, ThreadsPerCore, VmConfig,
 };
 
 /// The whole machine, without what is the process's own: where logs and metrics go.
@@ -49,6 +49,7 @@ fn cpu_config(template: &CpuTemplate) -> Value {
 pub fn machine(config: &VmConfig) -> MachineConfiguration {
     MachineConfiguration {
         vcpu_count: config.cpus,
+        smt: config.threads_per_core == ThreadsPerCore::Two,
         mem_size_mib: config.memory.size_bytes / MIB,
         huge_pages: match config.memory.placement.pages {
             Pages::HostsChoice => HugePages::None,

@@ -27,7 +27,7 @@ use self::change::not_yet;
 use super::extension::Extension;
 use super::{
     ConfigError, CpuTemplate, Entropy, HardwareTables, LimiterConfig, MIB, MacAddressError, MemoryConfig, SerialTarget,
-    ThreadPlacement, VmConfig,
+    ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 
 pub use change::Change;
@@ -139,6 +139,7 @@ pub fn blank() -> VmConfig {
         entropy_limits: LimiterConfig::default(),
         balloon: None,
         cpu_template: None,
+        threads_per_core: ThreadsPerCore::One,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
     }

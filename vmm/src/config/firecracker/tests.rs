@@ -95,7 +95,10 @@ fn what_husk_cannot_honour_yet_is_refused_by_name() {
     for (section, name) in [
         (r#""vsock": {"guest_cid": 3, "uds_path": "v"}"#, "vsock"),
         (r#""pmem": [{"id": "p"}]"#, "pmem"),
-        (r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": true}"#, "machine-config.smt"),
+        (
+            r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "track_dirty_pages": true}"#,
+            "machine-config.track_dirty_pages",
+        ),
         (
             r#""drives": [{"drive_id": "d", "is_root_device": true, "is_read_only": true, "path_on_host": "p",
                  "socket": "s"}]"#,
