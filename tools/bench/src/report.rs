@@ -33,7 +33,7 @@ impl Row {
         floor: Option<f64>,
     ) -> Self {
         let against = peer.map(|(_, figure)| figure).or(floor);
-        let ratio = husk.zip(against).map(|(husk, against)| against / husk);
+        let ratio = husk.zip(against).map(|(husk, against)| against / husk).filter(|ratio| ratio.is_finite());
         let (peer_name, peer) = peer.unzip();
         Self { name: name.into(), unit, husk, peer, peer_name, floor, ratio }
     }
