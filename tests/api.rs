@@ -263,6 +263,22 @@ fn a_configuration_file_boots_at_once_and_the_socket_answers() {
 }
 
 #[test]
+fn serial_output_beyond_its_limit_is_dropped() {
+    let mut vm = Vm::new();
+    vm.describe("check=flood flood_kib=8 end=poweroff");
+    let (path, day_ms) = (vm.folder.at("serial"), 24 * 3_600_000);
+    let serial = json!({ "serial_out_path": path, "rate_limiter": { "size": 100, "one_time_burst": 28, "refill_time": day_ms } });
+    vm.put("/serial", &serial).done();
+    assert_eq!(vm.get("/vm/config")["serial"], serial);
+    assert_eq!(vm.get("/husk/v1/config")["serial_limit"]["burst"], 28);
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    let (husk, folder) = (vm.husk, vm.folder);
+    assert_eq!(husk.end().code(), Some(0));
+    let text = folder.read("serial");
+    assert!(text.len() == 128 && text.starts_with(b"PROBE READY"), "{}", String::from_utf8_lossy(&text));
+}
+
+#[test]
 fn vcpus_that_are_threads_make_whole_cores() {
     let mut vm = Vm::new();
     vm.describe("check=cpus end=poweroff");

@@ -45,6 +45,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         balloon: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
+        serial_limit: None,
         serial: SerialTarget::Null,
         threads: ThreadPlacement::default(),
     };

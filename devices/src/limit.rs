@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::lock;
-use bucket::Bucket;
+pub(crate) use bucket::Bucket;
 pub use bucket::Rate;
 use line::{Lack, Line, MemberId};
 

@@ -136,6 +136,7 @@ impl RunArgs {
             balloon: None,
             cpu_template: None,
             threads_per_core: ThreadsPerCore::One,
+            serial_limit: None,
             serial: self.serial,
             threads,
         })

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::bus::lock;
+use crate::limit::{Bucket, Rate};
 
 /// What a guest can be ahead of a slow terminal.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
@@ -34,7 +35,7 @@ const STACK_BYTES: usize = 128 << 10;
 pub struct ConsoleCounters {
     /// Bytes that the descriptor took.
     pub written_bytes: AtomicU64,
-    /// Bytes that were lost, because the buffer was full or the descriptor broken.
+    /// Bytes that were lost: beyond the limit, the buffer full, or the descriptor broken.
     pub dropped_bytes: AtomicU64,
 }
 
@@ -67,11 +68,30 @@ struct Shared {
 #[derive(Default)]
 struct Buffer {
     bytes: VecDeque<u8>,
+    meter: Option<Meter>,
     thread: ThreadState,
     /// Somebody waits in `drain`, or the owner is gone: no gathering any more.
     hurry: bool,
     closed: bool,
     broken: bool,
+}
+
+/// A limit, and when its time begins.
+struct Meter {
+    bucket: Bucket,
+    started: Instant,
+}
+
+impl Meter {
+    /// Whether so many bytes may go now; if so, they are counted.
+    fn lets(&mut self, bytes: usize) -> bool {
+        let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let goes = self.bucket.wait_ns(as_u64(bytes), now_ns) == 0;
+        if goes {
+            self.bucket.take(as_u64(bytes));
+        }
+        goes
+    }
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -109,6 +129,12 @@ impl ConsoleOutput {
                 .spawn(move || theirs.write_all_to(File::from(output)))?;
         }
         Ok(ConsoleWriter { shared: Arc::clone(&self.shared) })
+    }
+
+    /// Holds what the guest writes from now on to `rate`, in bytes. What is beyond is dropped: a vCPU does not wait.
+    pub fn limit(&self, rate: Option<Rate>) {
+        let meter = rate.map(|rate| Meter { bucket: Bucket::new(rate), started: Instant::now() });
+        lock(&self.shared.buffer).meter = meter;
     }
 
     /// What has been written and lost.
@@ -210,7 +236,8 @@ impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut buffer = lock(&self.shared.buffer);
         let room = if buffer.broken { 0 } else { BUFFER_BYTES_MAX - buffer.bytes.len() };
-        let taken = bytes.len().min(room);
+        let fits = bytes.len().min(room);
+        let taken = if buffer.meter.as_mut().is_none_or(|meter| meter.lets(fits)) { fits } else { 0 };
         buffer.bytes.extend(&bytes[..taken]);
         self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
         let wake = match buffer.thread {
@@ -313,6 +340,26 @@ mod tests {
         let mut all = Vec::new();
         reader.read_to_end(&mut all).unwrap();
         assert_eq!(as_u64(all.len()) + dropped, written);
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_dropped_and_counted() {
+        let (output, mut reader) = console();
+        let mut writer = output.writer().unwrap();
+        // A bucket that fills within a year, and 5 bytes once.
+        output.limit(Rate::new(10, 5, 366 * 24 * 3_600_000));
+        for byte in 0..100 {
+            writer.write_all(&[byte]).unwrap();
+        }
+        assert!(output.drain(soon()));
+        assert_eq!(output.counters().dropped_bytes.load(Ordering::Relaxed), 85);
+        output.limit(None);
+        writer.write_all(b"free").unwrap();
+        assert!(output.drain(soon()));
+        drop(output);
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(all, (0..15).chain(*b"free").collect::<Vec<u8>>());
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Rate {
 /// Its level is counted in tokens times the refill time in nanoseconds, so that a nanosecond adds exactly `size` and
 /// nothing is ever rounded.
 #[derive(Clone, Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     rate: Rate,
     /// Below 0 after a request that was larger than the bucket.
     level: i128,
@@ -55,14 +55,14 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         let mut bucket = Self { rate, level: 0, burst: rate.burst, now_ns: 0 };
         bucket.level = bucket.worth(rate.size);
         bucket
     }
 
     /// How long until `cost` tokens can be taken; 0 means now. A cost above the size waits for a full bucket.
-    pub(super) fn wait_ns(&mut self, cost: u64, now_ns: u64) -> u64 {
+    pub(crate) fn wait_ns(&mut self, cost: u64, now_ns: u64) -> u64 {
         self.refill(now_ns);
         let need = self.worth(cost.saturating_sub(self.burst).min(self.rate.size));
         let missing = need - self.level;
@@ -74,7 +74,7 @@ impl Bucket {
     }
 
     /// Takes `cost` tokens, for which there must be no wait.
-    pub(super) fn take(&mut self, cost: u64) {
+    pub(crate) fn take(&mut self, cost: u64) {
         let from_burst = cost.min(self.burst);
         self.burst -= from_burst;
         self.level -= self.worth(cost - from_burst);

@@ -78,6 +78,8 @@ pub struct VmConfig {
     pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
     pub serial: SerialTarget,
+    /// What the serial port's output is held to, in bytes; what is beyond is dropped.
+    pub serial_limit: Option<Rate>,
     /// Where husk's threads run on the host.
     pub threads: ThreadPlacement,
 }

@@ -34,6 +34,8 @@ pub struct ConfigReport {
     entropy: bool,
     /// `stdio`, `pty`, `null` or the path of a file.
     serial: String,
+    /// What its output is held to, in bytes.
+    serial_limit: Option<BucketReport>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -146,6 +148,7 @@ impl From<&VmConfig> for ConfigReport {
                 SerialTarget::Null => "null".to_owned(),
                 SerialTarget::File(path) => path.display().to_string(),
             },
+            serial_limit: config.serial_limit.map(BucketReport::from),
         }
     }
 }

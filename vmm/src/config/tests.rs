@@ -21,6 +21,7 @@ fn config() -> VmConfig {
         balloon: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
+        serial_limit: None,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
     }

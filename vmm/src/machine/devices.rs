@@ -265,6 +265,7 @@ impl Devices {
         let taps = config.nets.iter().map(super::nets::open).collect::<Result<Vec<_>, _>>()?;
         let (mut pool, events) = (IoPool::default(), wiring.events.clone());
         let mut devices = Self::legacy(wiring)?;
+        devices.console.limit(config.serial_limit);
         let mut windows = config.windows().into_iter();
         let mut next_window = || windows.next().expect("windows() counts the same devices");
         for (disk, image) in config.disks.iter().zip(images) {

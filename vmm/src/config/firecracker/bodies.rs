@@ -218,8 +218,8 @@ pub struct EntropyDevice {
 pub struct SerialDevice {
     /// A file, which is made or appended to, or a named pipe. Without one it is this process's standard streams.
     pub serial_out_path: Option<PathBuf>,
-    /// What its output is held to.
-    pub rate_limiter: Option<Value>,
+    /// What its output is held to, in bytes; what is beyond is dropped.
+    pub rate_limiter: Option<TokenBucket>,
 }
 
 /// `Logger`: what is absent stays as it is.

@@ -82,7 +82,10 @@ impl Change {
                 config.entropy = Entropy::On;
                 config.entropy_limits = entropy.rate_limiter.map(RateLimiter::into_config).unwrap_or_default();
             }
-            Self::Serial(serial) => config.serial = serial.into_target(field)?,
+            Self::Serial(SerialDevice { serial_out_path, rate_limiter }) => {
+                config.serial = serial_out_path.map_or(SerialTarget::Stdio, SerialTarget::File);
+                config.serial_limit = rate_limiter.and_then(TokenBucket::rate);
+            }
             Self::Balloon(balloon) => config.balloon = Some(balloon.into_config()),
             Self::Placement(placement) => placement.apply(config),
         }
@@ -211,13 +214,6 @@ fn put_net(nets: &mut Vec<NetConfig>, net: NetConfig, field: &dyn Fn(&str) -> St
         None => nets.push(net),
     }
     Ok(())
-}
-
-impl SerialDevice {
-    fn into_target(self, field: impl Fn(&str) -> String) -> Result<SerialTarget, BodyError> {
-        not_yet(&field("rate_limiter"), self.rate_limiter)?;
-        Ok(self.serial_out_path.map_or(SerialTarget::Stdio, SerialTarget::File))
-    }
 }
 
 impl RateLimiter {

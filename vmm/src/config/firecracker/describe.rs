@@ -24,12 +24,7 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
         entropy: config
             .has_entropy()
             .then(|| EntropyDevice { rate_limiter: rate_limiter(config.entropy_limits.total) }),
-        serial: match &config.serial {
-            SerialTarget::File(path) => {
-                Some(SerialDevice { serial_out_path: Some(path.clone()), ..SerialDevice::default() })
-            }
-            SerialTarget::Stdio | SerialTarget::Pty | SerialTarget::Null => None,
-        },
+        serial: serial(config),
         logger: None,
         metrics: None,
         balloon: config.balloon.as_ref().map(Balloon::describe),
@@ -42,6 +37,15 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
 
 fn cpu_config(template: &CpuTemplate) -> Value {
     serde_json::to_value(template).expect("lists of numbers and text have a form in JSON")
+}
+
+fn serial(config: &VmConfig) -> Option<SerialDevice> {
+    let serial_out_path = match &config.serial {
+        SerialTarget::File(path) => Some(path.clone()),
+        SerialTarget::Stdio | SerialTarget::Pty | SerialTarget::Null => None,
+    };
+    let serial = SerialDevice { serial_out_path, rate_limiter: config.serial_limit.map(token_bucket) };
+    (serial != SerialDevice::default()).then_some(serial)
 }
 
 /// Its `MachineConfiguration`.

@@ -140,6 +140,7 @@ pub fn blank() -> VmConfig {
         balloon: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
+        serial_limit: None,
         serial: SerialTarget::Stdio,
         threads: ThreadPlacement::default(),
     }
