@@ -82,8 +82,8 @@ impl Supervisor {
 
     /// When the loop has to go round next.
     pub(super) fn due(&self) -> Option<Instant> {
-        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.due);
-        [watchdog, self.retry_at].into_iter().flatten().min()
+        // What is tried again holds the watchdog's message too: one that is overdue must not make the loop spin.
+        self.retry_at.or(self.watchdog.as_ref().map(|watchdog| watchdog.due))
     }
 
     /// The loop has gone round.
