@@ -1,5 +1,6 @@
-//! An attack on a network card.
+//! An attack on a network card of two pairs of queues, with a source filter or without.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use vm_memory::GuestAddress;
@@ -9,11 +10,16 @@ use super::input::Input;
 use super::territory::{DATA, Territory};
 use crate::backend::net::{FakeNet, NetFault, Offloads, Wire};
 use crate::testing::{Buffer, FakeDriver};
-use crate::virtio::net::{Net, NetOptions, NetQueue};
+use crate::virtio::net::{Net, NetOptions, NetQueue, SourceFilter};
 use crate::virtio::worker::IoThread;
 
 const RX: u16 = 0;
 const TX: u16 = 1;
+/// The second pair's.
+const RX_MORE: u16 = 2;
+/// To a driver that knows several pairs.
+const CONTROL: u16 = 4;
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const HEADER_BYTES: u16 = 12;
 const FRAME_BYTES_MAX: u16 = 2000;
 /// More than the socket between the card and the wire holds.
@@ -21,7 +27,9 @@ const STALE_FRAMES_MAX: usize = 1024;
 
 struct Card {
     wire: Wire,
-    _thread: IoThread,
+    more: Wire,
+    filtered: bool,
+    _threads: [IoThread; 2],
 }
 
 /// Attacks a network card whose wire has frames for it, or fails, as the input says.
@@ -29,16 +37,32 @@ struct Card {
 /// # Panics
 /// If the attack gets anywhere.
 pub fn net(bytes: &[u8]) {
-    let (backend, wire) = FakeNet::new(Offloads::ALL);
-    let thread = IoThread::spawn("husk-io-victim").expect("a test has threads");
-    let queue = NetQueue { backend: Arc::new(backend), thread: thread.handle() };
-    let options = NetOptions { mac: Some([2, 0, 0, 0, 0, 7]), ..NetOptions::default() };
-    let net = Net::new("victim", vec![queue], options).expect("a fuzzer has descriptors");
-    Attack::run(Box::new(net), Card { wire, _thread: thread }, Input::new(bytes));
+    let mut input = Input::new(bytes);
+    let filter = match input.byte() % 3 {
+        0 => None,
+        1 => Some(SourceFilter::mac(MAC)),
+        _ => Some(SourceFilter::mac_and_ip(MAC, vec![Ipv4Addr::new(192, 0, 2, 2)], Vec::new())),
+    };
+    let [(first, wire), (second, more)] = [(); 2].map(|()| FakeNet::new(Offloads::ALL));
+    let threads = [(); 2].map(|()| IoThread::spawn("husk-io-victim").expect("a test has threads"));
+    let queues = [first, second].into_iter().zip(&threads);
+    let queues = queues.map(|(backend, thread)| NetQueue { backend: Arc::new(backend), thread: thread.handle() });
+    let filtered = filter.is_some();
+    let options = NetOptions { mac: Some(MAC), filter: filter.map(Arc::new), ..NetOptions::default() };
+    let net = Net::new("victim", queues.collect(), options).expect("a fuzzer has descriptors");
+    Attack::run(Box::new(net), Card { wire, more, filtered, _threads: threads }, input);
+}
+
+/// A header, and an ARP request of the card's, filled up: what every filter lets go.
+fn honest() -> Vec<u8> {
+    let who_has = [0, 1, 8, 0, 6, 4, 0, 1];
+    let parts: [&[u8]; 8] =
+        [&[0; 12], &[0xff; 6], &MAC, &[8, 6], &who_has, &MAC, &[192, 0, 2, 2], &[0, 0, 0, 0, 0, 0, 192, 0, 2, 1]];
+    [&parts.concat()[..], &[9; 150]].concat()
 }
 
 impl Victim for Card {
-    const QUEUES: u16 = 2;
+    const QUEUES: u16 = 5;
 
     fn answers(&self, queue: u16) -> bool {
         queue == TX
@@ -46,13 +70,22 @@ impl Victim for Card {
 
     fn plausible(&mut self, queue: u16, input: &mut Input<'_>, territory: &mut Territory) -> Vec<Buffer> {
         let address = DATA + 16 * u64::from(input.byte());
-        if queue == RX {
+        if queue == CONTROL {
+            // Mostly a number of pairs; at first one that there is.
+            territory.poke(address, &[input.choose(&[4, 4, 4, 0]), 0, input.byte() % 4, 0]);
+            let len = input.choose(&[4_u16, 4, 4, 2, 3, 9]).into();
+            return vec![Buffer::Readable(GuestAddress(address), len), Buffer::Writable(GuestAddress(address + 16), 1)];
+        }
+        if queue == RX || queue == RX_MORE {
             let len = u32::from(input.half() % FRAME_BYTES_MAX) + 1;
             return vec![Buffer::Writable(GuestAddress(address), len)];
         }
         // Flags, GSO type, header length, GSO size, checksum start and offset.
         territory.poke(address, &[input.byte() & 3, input.choose(&[0, 0, 1, 4, 5, 0x81])]);
         territory.poke(address + 2, &(input.long() & 0x00ff_07ff_07ff_07ff).to_le_bytes());
+        if input.byte() < 128 {
+            territory.poke(address + 12, &honest()[12..54]);
+        }
         let len = u32::from(input.half() % FRAME_BYTES_MAX) + 1;
         let header = u32::from(HEADER_BYTES);
         let payload = GuestAddress(address + u64::from(HEADER_BYTES));
@@ -78,7 +111,11 @@ impl Victim for Card {
     }
 
     fn relieve(&mut self) {
-        while self.wire.try_receive().is_some() {}
+        for wire in [&self.wire, &self.more] {
+            while let Some(frame) = wire.try_receive() {
+                assert!(!self.filtered || frame[18..24] == MAC, "a filtered card sends in its own name");
+            }
+        }
     }
 
     fn serve_honestly(&mut self, driver: &mut FakeDriver) {
@@ -86,7 +123,7 @@ impl Victim for Card {
         self.relieve();
         // Nothing negotiated: a frame lies in one buffer.
         driver.initialize(0, &[16, 16]);
-        let frame: Vec<u8> = std::iter::repeat_n(0, HEADER_BYTES.into()).chain(1..=200).collect();
+        let frame = honest();
         let len = u32::try_from(frame.len()).expect("a short frame");
         let out = driver.place(&frame);
         driver.run(TX.into(), &[Buffer::Readable(out, len)]);

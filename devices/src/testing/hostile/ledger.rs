@@ -14,7 +14,7 @@ const USED_OFFSET: u64 = 0x800;
 const PAGE: u64 = 0x1000;
 
 /// Indirect tables: eight, of 16 descriptors each, and behind them nothing.
-const INDIRECT_TABLES: u64 = 0x4000;
+const INDIRECT_TABLES: u64 = 0x6000;
 const INDIRECT_TABLE_BYTES: u64 = 256;
 const INDIRECT_TABLES_COUNT: u64 = 8;
 

@@ -1,8 +1,10 @@
 //! Several pairs of queues, and the control queue that says how many take part.
 
 use super::*;
-use crate::testing::DriverRing;
-use std::collections::VecDeque;
+use crate::backend::net::{InterfaceName, Tap};
+use crate::testing::{DEADLINE, DriverRing, in_network_namespace, ip};
+use std::collections::{HashMap, VecDeque};
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 const CTRL_VQ: u64 = 1 << 17;
@@ -24,13 +26,15 @@ struct Pairs {
 
 impl Pairs {
     fn new(wanted: u64) -> Self {
-        let (mut queues, mut wires, mut threads) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..PAIRS {
-            let (backend, wire) = FakeNet::new(Offloads::ALL);
-            threads.push(IoThread::spawn("husk-io-test").unwrap());
-            queues.push(NetQueue { backend: Arc::new(backend), thread: threads.last().unwrap().handle() });
-            wires.push(wire);
-        }
+        let (backends, wires) = (0..PAIRS).map(|_| FakeNet::new(Offloads::ALL)).unzip::<_, _, Vec<_>, _>();
+        Self::over(backends, wires, wanted)
+    }
+
+    fn over<B: NetBackend + 'static>(backends: Vec<B>, wires: Vec<Wire>, wanted: u64) -> Self {
+        let threads: Vec<_> = backends.iter().map(|_| IoThread::spawn("husk-io-test").unwrap()).collect();
+        let queues = backends.into_iter().zip(&threads);
+        let queues = queues.map(|(backend, thread)| NetQueue { backend: Arc::new(backend), thread: thread.handle() });
+        let queues = queues.collect();
         let net = Net::new("net0", queues, NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap();
         let counters = net.counters();
         let memory = memory_with_hole(16 << 20);
@@ -361,4 +365,60 @@ fn a_driver_may_change_its_mind_only_so_often() {
     let start = Instant::now();
     (0..1000).for_each(|_| assert_eq!(pairs.set_pairs(1), OK));
     assert!(start.elapsed() < Duration::from_secs(100), "what changes nothing waits for nothing");
+}
+
+/// UDP frames that came to each pair, of one that each of `hosts` sends.
+fn spread(pairs: &mut Pairs, rooms: &mut [HashMap<u16, GuestAddress>; PAIRS], hosts: &[UdpSocket]) -> [usize; PAIRS] {
+    hosts.iter().for_each(|host| assert_eq!(host.send(&[7; 100]).unwrap(), 100));
+    let mut counts = [0; PAIRS];
+    let deadline = Instant::now() + DEADLINE;
+    while counts.iter().sum::<usize>() < hosts.len() {
+        assert!(Instant::now() < deadline, "{counts:?} of {} frames come in time", hosts.len());
+        for pair in 0..PAIRS {
+            while let Some(used) = pairs.driver.queues[2 * pair].take_used() {
+                let room = rooms[pair].remove(&used.head).unwrap();
+                let frame = pairs.driver.bytes_at(room, 2048);
+                // IPv4 that carries UDP; the host says more by itself.
+                counts[pair] += usize::from(frame[24..26] == [8, 0] && frame[35] == 17);
+                let head = pairs.driver.queues[2 * pair].add(&[Buffer::Writable(room, 2048)]);
+                rooms[pair].insert(head, room);
+                pairs.driver.kick(2 * pair);
+            }
+        }
+        std::thread::yield_now();
+    }
+    counts
+}
+
+#[test]
+fn a_tap_deals_frames_out_to_the_pairs_that_take_part_and_to_no_other() {
+    in_network_namespace(|| {
+        ip("tuntap add tap7 mode tap multi_queue");
+        let taps = Tap::open_queues(&InterfaceName::new("tap7").unwrap(), PAIRS).unwrap();
+        let mut pairs = Pairs::over(taps, Vec::new(), ALL);
+        ip("link set tap7 up");
+        ip("address add 192.0.2.1/24 dev tap7");
+        ip("neighbour add 192.0.2.2 lladdr 02:00:00:00:00:07 dev tap7");
+        let hosts: Vec<_> = (0..64).map(|_| UdpSocket::bind("192.0.2.1:0").unwrap()).collect();
+        hosts.iter().for_each(|host| host.connect("192.0.2.2:4242").unwrap());
+        let mut rooms = [(); PAIRS].map(|()| HashMap::new());
+        for (pair, rooms) in rooms.iter_mut().enumerate() {
+            for _ in 0..32 {
+                let room = pairs.driver.place(&[0; 2048]);
+                rooms.insert(pairs.driver.queues[2 * pair].add(&[Buffer::Writable(room, 2048)]), room);
+            }
+            pairs.driver.kick(2 * pair);
+        }
+        let alone = [64, 0, 0];
+        assert_eq!(spread(&mut pairs, &mut rooms, &hosts), alone);
+        assert_eq!(pairs.set_pairs(2), OK);
+        let [first, second, third] = spread(&mut pairs, &mut rooms, &hosts);
+        assert!(first > 0 && second > 0 && third == 0, "{first} {second} {third}");
+        assert_eq!(pairs.set_pairs(3), OK);
+        let counts = spread(&mut pairs, &mut rooms, &hosts);
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+        pairs.driver.queues[CONTROL].want_interrupt();
+        assert_eq!(pairs.set_pairs(1), OK);
+        assert_eq!(spread(&mut pairs, &mut rooms, &hosts), alone);
+    });
 }
