@@ -39,11 +39,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// The binary is one file; resources/link/README.md says how and why.
+/// The binary is one file, and a release's text is in order; resources/link/README.md says how and why.
 fn link_statically() {
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/link");
     println!("cargo:rustc-link-arg-bins=-static-pie");
     println!("cargo:rustc-link-arg-bins=-L{scripts}");
+    if env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        println!("cargo:rustc-link-arg-bins=-Wl,-T,{scripts}/order.ld");
+    }
 }
 
 fn build() -> io::Result<()> {
