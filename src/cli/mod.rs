@@ -2,6 +2,7 @@
 
 mod api;
 mod ctl;
+mod deferred;
 mod disk;
 mod firecracker;
 mod host;
@@ -21,6 +22,7 @@ use clap_complete::Shell;
 
 pub(crate) use plan::PlanError;
 
+use self::deferred::Deferred;
 use crate::demo;
 use crate::exit::ExitStatus;
 use crate::session::RunError;
@@ -49,10 +51,10 @@ enum Command {
     #[command(
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
-    Run(Box<run::RunArgs>),
+    Run(Deferred<run::RunArgs>),
     /// Talk to a VM over its control socket.
     #[command(after_help = "Example: husk ctl --api-sock /run/vm1.socket status")]
-    Ctl(ctl::CtlArgs),
+    Ctl(Deferred<ctl::CtlArgs>),
     /// Print the completion script of a shell.
     #[command(after_help = "Example: husk completion bash > /etc/bash_completion.d/husk")]
     Completion {
@@ -64,10 +66,10 @@ enum Command {
     Man,
     /// Show what this host can do for husk, and the command that would mend what it cannot.
     #[command(after_help = "Example: husk host --json")]
-    Host(host::HostArgs),
+    Host(Deferred<host::HostArgs>),
     /// Show where VMs would fit on this host or another: nodes, CPUs and pool pages, and what is lacking.
     #[command(after_help = "Example: husk plan --vm a.json --vm b.json --overcommit 2.0 --write")]
-    Plan(plan::PlanArgs),
+    Plan(Deferred<plan::PlanArgs>),
 }
 
 /// Reads the command line; a usage error ends the process with exit code 2.
@@ -85,10 +87,10 @@ impl Cli {
     pub(crate) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         match self.command {
             Some(Command::Demo) => demo::run(started),
-            Some(Command::Run(args)) => args.run(started),
-            Some(Command::Host(args)) => args.run(),
-            Some(Command::Plan(args)) => args.run(),
-            Some(Command::Ctl(args)) => args.run(),
+            Some(Command::Run(Deferred(args))) => args.run(started),
+            Some(Command::Host(Deferred(args))) => args.run(),
+            Some(Command::Plan(Deferred(args))) => args.run(),
+            Some(Command::Ctl(Deferred(args))) => args.run(),
             Some(Command::Completion { shell }) => {
                 clap_complete::generate(shell, &mut Self::command(), "husk", &mut io::stdout());
                 Ok(ExitStatus::Success)
