@@ -10,6 +10,7 @@ mod calls;
 mod faulty;
 mod file;
 mod image;
+mod image_error;
 mod job;
 mod probe;
 #[cfg(any(test, feature = "testing"))]
@@ -23,7 +24,8 @@ pub use faulty::{Fault, FaultyBackend, Release};
 pub use file::FileBackend;
 #[cfg(test)]
 pub(crate) use image::try_lock_whole;
-pub use image::{BlockSize, DiskImage, DiskImageError, DiskOptions, FileIdentity};
+pub use image::{BlockSize, DiskImage, DiskOptions, FileIdentity};
+pub use image_error::DiskImageError;
 #[cfg(any(test, feature = "testing"))]
 pub use scripted::{Answer, Script, ScriptedBackend, Told};
 pub use uring::{RingError, UringBackend};
