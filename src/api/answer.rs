@@ -3,16 +3,21 @@
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION, SERVER};
-use hyper::{Response, StatusCode};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, SERVER};
+use hyper::{Method, Response, StatusCode};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
 use std::convert::Infallible;
-use vmm::control::{CommandError, JobReport};
+use vmm::config::firecracker::BodyError;
+use vmm::control::{CommandError, JobReport, State};
+use vmm::machine::{DiskChangeError, NetChangeError};
 
 use super::Gone;
 use super::routes::Dialect;
 use crate::exit;
+
+/// The type of a body of one JSON value a line.
+pub(super) const LINES: &str = "application/x-ndjson";
 
 /// A body of any kind.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -23,66 +28,157 @@ pub(super) type Answer = Response<Body>;
 /// Why a request is not carried out.
 #[derive(Debug)]
 pub(super) struct Fault {
-    pub(super) status: StatusCode,
-    pub(super) code: &'static str,
-    pub(super) message: String,
+    status: StatusCode,
+    /// The methods that would do, where it is the method that does not.
+    allow: Option<HeaderValue>,
+    body: HuskFault,
+}
+
+/// Why a request is not carried out, in Firecracker's terms.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct FirecrackerFault {
+    /// What is wrong, and what would do.
+    fault_message: String,
+}
+
+/// Why a request is not carried out.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct HuskFault {
+    /// The kind of fault.
+    code: Code,
+    /// What is wrong, and what would do.
+    message: String,
+    /// The field of the body that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
     /// The state that refused it.
-    pub(super) state: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<State>,
+}
+
+/// The kinds of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Code {
+    /// The request is wrong.
+    BadRequest,
+    /// There is no such path.
+    NotFound,
+    /// The path is there for other methods.
+    MethodNotAllowed,
+    /// The request has too many bytes.
+    TooLarge,
+    /// The events are followed by as many clients as may.
+    TooManyFollowers,
+    /// The machine's state refuses it.
+    State,
+    /// There is no such job.
+    NoSuchJob,
+    /// The job is over.
+    JobEnded,
+    /// The machine has no such device.
+    NoSuchDevice,
+    /// The host does not do it.
+    Host,
 }
 
 impl Fault {
     /// The client's request is wrong.
     pub(super) fn bad(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, code: "bad_request", message: message.into(), state: None }
+        Self::of(Code::BadRequest, message)
     }
 
-    pub(super) fn with(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), state: None }
+    /// A fault of this kind.
+    pub(super) fn of(code: Code, message: impl Into<String>) -> Self {
+        let body = HuskFault { code, message: message.into(), field: None, state: None };
+        Self { status: code.status(), allow: None, body }
+    }
+
+    /// This field of the body is wrong; an empty one is the whole.
+    pub(super) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut fault = Self::bad(message);
+        fault.body.field = Some(field.into()).filter(|field| !field.is_empty());
+        fault
+    }
+
+    /// The path does not take `method`, but these.
+    pub(super) fn method(method: &Method, path: &str, allowed: &[Method]) -> Self {
+        let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        let fault = Self::of(Code::MethodNotAllowed, format!("{path} takes {allowed}, not {method}"));
+        let allow = HeaderValue::from_str(&allowed).expect("the names of methods are a header's");
+        Self { allow: Some(allow), ..fault }
+    }
+
+    /// What is wrong, and what would do.
+    pub(super) fn message(&self) -> &str {
+        &self.body.message
     }
 
     /// The fault in its dialect: Firecracker's clients know 400 alone.
     pub(super) fn answer(self, dialect: Dialect) -> Answer {
-        match dialect {
-            Dialect::Firecracker => json_answer(StatusCode::BAD_REQUEST, &json!({ "fault_message": self.message })),
-            Dialect::Husk => {
-                let mut body = json!({ "code": self.code, "message": self.message });
-                if let Some(state) = self.state {
-                    body["state"] = state.into();
-                }
-                json_answer(self.status, &body)
-            }
+        if dialect == Dialect::Firecracker {
+            return json_answer(StatusCode::BAD_REQUEST, &FirecrackerFault { fault_message: self.body.message });
         }
+        let mut answer = json_answer(self.status, &self.body);
+        if let Some(allow) = self.allow {
+            answer.headers_mut().insert(ALLOW, allow);
+        }
+        answer
+    }
+}
+
+impl Code {
+    /// The status that tells of it.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::NoSuchJob | Self::NoSuchDevice => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyFollowers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::State | Self::JobEnded => StatusCode::CONFLICT,
+            Self::Host => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<BodyError> for Fault {
+    fn from(error: BodyError) -> Self {
+        let mut fault = Self::bad(exit::describe(&error));
+        fault.body.field = error.field().map(str::to_owned);
+        fault
     }
 }
 
 impl From<CommandError> for Fault {
     fn from(error: CommandError) -> Self {
-        let (status, code) = match &error {
-            CommandError::Refused(_) => (StatusCode::CONFLICT, "state"),
-            CommandError::NoSuchJob(_) => (StatusCode::NOT_FOUND, "no_such_job"),
-            CommandError::JobEnded(_) => (StatusCode::CONFLICT, "job_ended"),
+        let code = match &error {
+            CommandError::Refused(_) => Code::State,
+            CommandError::NoSuchJob(_) => Code::NoSuchJob,
+            CommandError::JobEnded(_) => Code::JobEnded,
+            CommandError::Disk(DiskChangeError::Unknown(_)) | CommandError::Net(NetChangeError::Unknown(_)) => {
+                Code::NoSuchDevice
+            }
             CommandError::Start(_)
             | CommandError::File { .. }
             | CommandError::Body(_)
             | CommandError::Disk(_)
-            | CommandError::Net(_)
             | CommandError::NoBalloon
             | CommandError::Balloon(_)
-            | CommandError::MetricsGo(_) => (StatusCode::BAD_REQUEST, "bad_request"),
-            CommandError::Kvm(_) | CommandError::Held(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host"),
+            | CommandError::MetricsGo(_) => Code::BadRequest,
+            CommandError::Kvm(_) | CommandError::Held(_) => Code::Host,
         };
-        Self { status, code, message: exit::describe(&error), state: error.state().map(vmm::control::State::name) }
+        let mut fault = Self::of(code, exit::describe(&error));
+        fault.body.state = error.state();
+        fault
     }
 }
 
 impl From<Gone> for Fault {
     fn from(Gone: Gone) -> Self {
-        Self {
-            status: StatusCode::CONFLICT,
-            code: "state",
-            message: "the machine has ended, and husk ends with it".to_owned(),
-            state: Some("ended"),
-        }
+        let mut fault = Self::of(Code::State, "the machine has ended, and husk ends with it");
+        fault.body.state = Some(State::Ended);
+        fault
     }
 }
 
@@ -116,10 +212,10 @@ pub(super) fn accepted(job: &JobReport) -> Answer {
     answer
 }
 
-/// An endless body of this type.
-pub(super) fn stream(content_type: &'static str, body: Body) -> Answer {
+/// An endless body of one JSON value a line.
+pub(super) fn lines(body: Body) -> Answer {
     let mut answer = Response::new(body);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(LINES));
     signed(answer)
 }
 

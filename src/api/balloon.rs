@@ -12,7 +12,7 @@ use super::answer::{Answer, Fault, json_answer, no_content};
 use super::routes::{Plan, Request, Route, Success, optional, required, schema};
 
 pub(super) fn routes() -> Vec<Route> {
-    let route = |method, path, summary, body, success, plan| Route { method, path, summary, body, success, plan };
+    let route = Route::new;
     let (get, put, patch) = (Method::GET, Method::PUT, Method::PATCH);
     vec![
         route(get.clone(), "/balloon", "The balloon.", None, Success::Json(schema::<Balloon>), |_, _| {

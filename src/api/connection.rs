@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep_until};
 
 use super::Context;
-use super::answer::{Answer, Fault, stream};
+use super::answer::{Answer, Code, Fault, lines};
 use super::routes::{self, Plan};
 
 /// How long a request may take to arrive, from its first byte to its last.
@@ -229,14 +229,14 @@ async fn answer(
                 let follower = Follower::enter(context)?;
                 // It has a request in progress for as long as it follows.
                 std::mem::forget(answering);
-                Ok(stream("application/x-ndjson", follow(follower, after, news, end)))
+                Ok(lines(follow(follower, after, news, end)))
             }
         }
     };
     let result: Result<Answer, Fault> = result.await;
     context.latency.add(index, begun.elapsed());
     result.unwrap_or_else(|fault| {
-        log::debug!("api: {} {path}: {}", head.method, fault.message);
+        log::debug!("api: {} {path}: {}", head.method, fault.message());
         fault.answer(dialect)
     })
 }
@@ -245,7 +245,7 @@ async fn answer(
 async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usize) -> Result<Bytes, Fault> {
     let too_large = || {
         let message = format!("the request is larger than {limit} bytes, headers and body together");
-        Fault::with(hyper::StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+        Fault::of(Code::TooLarge, message)
     };
     let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
     let room = limit.checked_sub(head.uri.path().len() + headers.sum::<usize>()).ok_or_else(too_large)?;
@@ -298,7 +298,7 @@ impl Follower {
         }
         context.followers.fetch_sub(1, Ordering::Relaxed);
         let message = format!("{FOLLOWERS_MAX} clients follow the events already");
-        Err(Fault::with(hyper::StatusCode::SERVICE_UNAVAILABLE, "too_many_followers", message))
+        Err(Fault::of(Code::TooManyFollowers, message))
     }
 }
 

@@ -23,8 +23,16 @@ use crate::{exit, logging};
 struct InstanceInfo {
     app_name: &'static str,
     id: String,
-    state: &'static str,
+    state: InstanceState,
     vmm_version: &'static str,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+enum InstanceState {
+    #[serde(rename = "Not started")]
+    NotStarted,
+    Running,
+    Paused,
 }
 
 /// `FirecrackerVersion`.
@@ -83,7 +91,7 @@ const NOT_YET: [(Method, &str, &str); 13] = [
 ];
 
 pub(super) fn routes() -> Vec<Route> {
-    let route = |method, path, summary, body, success, plan| Route { method, path, summary, body, success, plan };
+    let route = Route::new;
     let (get, put, patch) = (Method::GET, Method::PUT, Method::PATCH);
     let mut routes = vec![
         route(get.clone(), "/", "What this instance is.", None, Success::Json(schema::<InstanceInfo>), instance),
@@ -238,13 +246,8 @@ pub(super) fn routes() -> Vec<Route> {
             vm_state,
         ),
     ];
-    let later = |(method, path, what): (Method, &'static str, &'static str)| Route {
-        method,
-        path,
-        summary: what,
-        body: super::routes::optional::<serde_json::Value>(),
-        success: Success::Never,
-        plan: not_yet,
+    let later = |(method, path, what): (Method, &'static str, &'static str)| {
+        route(method, path, what, super::routes::optional::<serde_json::Value>(), Success::Never, not_yet)
     };
     routes.extend(NOT_YET.map(later));
     routes
@@ -252,10 +255,10 @@ pub(super) fn routes() -> Vec<Route> {
 
 fn instance(context: &Context, _: &Request) -> Result<Plan, Fault> {
     let state = match context.state.get() {
-        State::NotStarted => "Not started",
-        State::Running => "Running",
+        State::NotStarted => InstanceState::NotStarted,
+        State::Running => InstanceState::Running,
         // The vCPUs of one that has ended are parked as well; the process is about to end.
-        State::Paused | State::Ended => "Paused",
+        State::Paused | State::Ended => InstanceState::Paused,
     };
     let id = context.id.clone();
     let info = InstanceInfo { app_name: "Firecracker", id, state, vmm_version: FIRECRACKER_VERSION };

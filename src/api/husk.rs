@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use vmm::config::ConfigReport;
 use vmm::config::extension::Placement;
 use vmm::config::firecracker::Change;
-use vmm::control::{Command, DiskChange, JobId, JobReport, NetChange, Reply};
+use vmm::control::{Command, DiskChange, Event, JobId, JobReport, NetChange, Reply, State};
 use vmm::machine::{DeviceReport, LinkState};
 use vmm::metrics::{ProcessFigures, prometheus};
 use vmm::placement::PlacementReport;
 
-use super::answer::{Answer, Fault, accepted, json_answer, no_content, text_answer};
-use super::routes::{Plan, Request, Route, Success, optional, required, schema};
+use super::answer::{Answer, Code, Fault, accepted, json_answer, no_content, text_answer};
+use super::routes::{Plan, Query, Request, Route, Success, optional, required, schema};
 use super::{Context, FIRECRACKER_VERSION, openapi};
 use crate::logging;
 
@@ -23,6 +23,8 @@ use crate::logging;
 const GRACE_MS_DEFAULT: u64 = 5_000;
 /// A day: who wants to wait longer does not want a limit.
 const GRACE_MS_MAX: u64 = 86_400_000;
+
+const AFTER: Query = Query { name: "after", description: "the number of the last event that was seen" };
 
 /// What this process is, and how it is.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -35,8 +37,8 @@ struct Health {
     firecracker_version: &'static str,
     /// The VM's name.
     id: String,
-    /// `not_started`, `running`, `paused` or `ended`.
-    state: &'static str,
+    /// The machine's state.
+    state: State,
     /// This process.
     pid: u32,
     /// How long it has run, in milliseconds.
@@ -48,16 +50,20 @@ struct Health {
 #[serde(deny_unknown_fields, default)]
 struct Stop {
     /// How long the guest has to end by itself after its power button was pressed, in milliseconds; 0 ends it at once.
+    #[schemars(range(max = GRACE_MS_MAX))]
     grace_ms: Option<u64>,
 }
 
 /// What changes of a device in use: exactly one of these.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 struct DevicePart {
     /// A disk's size in bytes, which its file or device must have already.
+    #[schemars(with = "u64")]
     size_bytes: Option<u64>,
     /// A network's cable.
+    #[schemars(with = "Link")]
     link: Option<Link>,
 }
 
@@ -72,7 +78,7 @@ enum Link {
 }
 
 pub(super) fn routes() -> Vec<Route> {
-    let route = |method, path, summary, body, success, plan| Route { method, path, summary, body, success, plan };
+    let route = Route::new;
     let (get, post) = (Method::GET, Method::POST);
     let act = |path, summary, plan| route(Method::POST, path, summary, None, Success::Accepted, plan);
     let jobs = Success::Json(schema::<Vec<JobReport>>);
@@ -90,11 +96,12 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             get.clone(),
             "/husk/v1/events",
-            "What happens to the machine: one JSON object a line, the last 256 at first (`?after=SEQ`: those after that), then as they come.",
+            "What happens to the machine: one JSON object a line, the last 256 at first, then as they come.",
             None,
-            Success::Text("application/x-ndjson"),
+            Success::Lines(schema::<Event>),
             events,
-        ),
+        )
+        .with_query(AFTER),
         route(
             get.clone(),
             "/husk/v1/metrics",
@@ -120,10 +127,12 @@ pub(super) fn routes() -> Vec<Route> {
         }),
         route(get.clone(), "/husk/v1/jobs/{job}", "A job.", None, job(), |_, request| {
             Ok(Plan::Ask(Command::ReadJob(job_id(request)?), say_job))
-        }),
+        })
+        .called::<JobId>(),
         route(Method::DELETE, "/husk/v1/jobs/{job}", "Gives a job up.", None, job(), |_, request| {
             Ok(Plan::Ask(Command::CancelJob(job_id(request)?), say_job))
-        }),
+        })
+        .called::<JobId>(),
         act("/husk/v1/pause", "Parks the vCPUs and drains the devices.", |_, _| job_of(Command::Pause)),
         act("/husk/v1/resume", "Lets them go on.", |_, _| job_of(Command::Resume)),
         act("/husk/v1/power-button", "Presses the power button.", |_, _| job_of(Command::PowerButton)),
@@ -196,7 +205,7 @@ fn health(context: &Context, _: &Request) -> Result<Plan, Fault> {
         version: env!("CARGO_PKG_VERSION"),
         firecracker_version: FIRECRACKER_VERSION,
         id: context.id.clone(),
-        state: context.state.get().name(),
+        state: context.state.get(),
         pid: std::process::id(),
         uptime_ms: u64::try_from(context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
@@ -204,21 +213,15 @@ fn health(context: &Context, _: &Request) -> Result<Plan, Fault> {
 }
 
 fn events(_: &Context, request: &Request) -> Result<Plan, Fault> {
-    let mut after = 0;
-    for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
-        after = pair
-            .strip_prefix("after=")
-            .and_then(|number| number.parse().ok())
-            .ok_or_else(|| Fault::bad(format!("`{pair}`: use after=SEQ, the number of the last event seen")))?;
-    }
-    Ok(Plan::Follow(after))
+    Ok(Plan::Follow(request.number(&AFTER)?.unwrap_or(0)))
 }
 
 fn stop(_: &Context, request: &Request) -> Result<Plan, Fault> {
     let Stop { grace_ms } = if request.body.trim().is_empty() { Stop::default() } else { request.parse()? };
     let grace_ms = grace_ms.unwrap_or(GRACE_MS_DEFAULT);
     if grace_ms > GRACE_MS_MAX {
-        return Err(Fault::bad(format!("grace_ms: {grace_ms} is more than a day: use at most {GRACE_MS_MAX}")));
+        let message = format!("grace_ms: {grace_ms} is more than a day: use at most {GRACE_MS_MAX}");
+        return Err(Fault::field("grace_ms", message));
     }
     job_of(Command::Stop { grace: Duration::from_millis(grace_ms) })
 }
@@ -241,10 +244,7 @@ fn patch_device(_: &Context, request: &Request) -> Result<Plan, Fault> {
 
 fn job_id(request: &Request) -> Result<JobId, Fault> {
     let number = request.argument;
-    let no_number = |_| {
-        let message = format!("there is no job `{number}`: a job's name is a number");
-        Fault::with(StatusCode::NOT_FOUND, "no_such_job", message)
-    };
+    let no_number = |_| Fault::of(Code::NoSuchJob, format!("there is no job `{number}`: a job's name is a number"));
     number.parse().map(JobId).map_err(no_number)
 }
 

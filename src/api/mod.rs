@@ -8,6 +8,7 @@
 //! | [`connection`] | one connection: who may take how long |
 //! | [`routes`] | the table of all routes, and how a request finds its own |
 //! | [`firecracker`], [`husk`] | the two dialects |
+//! | [`shape`] | bodies held against their schemas |
 //! | [`answer`] | what is said back |
 //! | [`latency`] | how long that took |
 //! | [`openapi`] | the routes as a document |
@@ -23,6 +24,7 @@ mod latency;
 mod openapi;
 mod routes;
 mod server;
+mod shape;
 mod socket;
 
 use std::sync::Arc;

@@ -1,14 +1,15 @@
 //! The table of all routes, and how a request finds its own. A route is stateless: method, path and body become a command,
 //! and what the control loop replies becomes an answer. The OpenAPI document is made from the same table.
 
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use vmm::config::firecracker::from_json;
+use vmm::config::{ID_LENGTH_MAX, ID_PATTERN};
 use vmm::control::{Command, Reply};
 
-use super::answer::{Answer, Fault};
-use super::{Context, balloon, firecracker, husk};
+use super::answer::{Answer, Code, Fault};
+use super::{Context, balloon, firecracker, husk, shape};
 
 /// Levels of arrays and objects that a body may have.
 const DEPTH_MAX: usize = 32;
@@ -28,12 +29,28 @@ pub(super) struct Route {
     /// The path; a segment in braces is the route's argument.
     pub(super) path: &'static str,
     pub(super) summary: &'static str,
+    /// What may stand where the path has braces.
+    pub(super) argument: MakeSchema,
+    /// What may stand behind the path's question mark.
+    pub(super) query: Option<Query>,
     /// The body that it takes, if it takes one.
     pub(super) body: Option<Body>,
     /// What a request that is carried out is answered.
     pub(super) success: Success,
     pub(super) plan: fn(&Context, &Request) -> Result<Plan, Fault>,
 }
+
+/// A number that a query may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Query {
+    pub(super) name: &'static str,
+    pub(super) description: &'static str,
+}
+
+/// What a device may be called.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "it is the schema of the arguments of paths")]
+struct DeviceId(#[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern = ID_PATTERN))] String);
 
 /// A body's type.
 pub(super) struct Body {
@@ -61,6 +78,8 @@ pub(super) enum Success {
     Accepted,
     /// 200 with text of a type.
     Text(&'static str),
+    /// 200 with lines of JSON, as they come.
+    Lines(MakeSchema),
     /// Nothing: husk cannot do it yet.
     Never,
 }
@@ -102,6 +121,29 @@ pub(super) fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+impl Route {
+    pub(super) fn new(
+        method: Method,
+        path: &'static str,
+        summary: &'static str,
+        body: Option<Body>,
+        success: Success,
+        plan: fn(&Context, &Request) -> Result<Plan, Fault>,
+    ) -> Self {
+        Self { method, path, summary, argument: schema::<DeviceId>, query: None, body, success, plan }
+    }
+
+    /// The route of what is called by a `T`, and not as devices are.
+    pub(super) fn called<T: JsonSchema>(self) -> Self {
+        Self { argument: schema::<T>, ..self }
+    }
+
+    /// The route with a number in its query.
+    pub(super) fn with_query(self, query: Query) -> Self {
+        Self { query: Some(query), ..self }
+    }
+}
+
 /// All routes.
 pub(super) fn all() -> impl Iterator<Item = Route> {
     firecracker::routes().into_iter().chain(balloon::routes()).chain(husk::routes())
@@ -139,13 +181,9 @@ pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<Found<'a>, Faul
     Err(match dialect(path) {
         Dialect::Firecracker => Fault::bad(format!("invalid request method and/or path: {method} {path}")),
         Dialect::Husk if allowed.is_empty() => {
-            Fault::with(StatusCode::NOT_FOUND, "not_found", format!("there is no {path}: see /husk/v1/openapi.json"))
+            Fault::of(Code::NotFound, format!("there is no {path}: see /husk/v1/openapi.json"))
         }
-        Dialect::Husk => {
-            let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-            let message = format!("{path} takes {allowed}, not {method}");
-            Fault::with(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
-        }
+        Dialect::Husk => Fault::method(method, path, &allowed),
     })
 }
 
@@ -172,6 +210,10 @@ fn check_body(route: &Route, body: &str) -> Result<(), Fault> {
             Err(Fault::bad(format!("the body is empty: a {method} request of {} needs one", route.path)))
         }
         _ if is_too_deep(body) => Err(Fault::bad(format!("the body has more than {DEPTH_MAX} levels"))),
+        Some(Body { schema, .. }) if !empty => match shape::misfit(body, *schema) {
+            Some(misfit) => Err(Fault::field(misfit.path.clone(), misfit.to_string())),
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
 }
@@ -216,7 +258,7 @@ fn arguments<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
 impl Request<'_> {
     /// The body as a `T`.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
-        from_json(self.body).map_err(|error| Fault::bad(crate::exit::describe(&error)))
+        Ok(from_json(self.body)?)
     }
 
     /// As [`Self::parse`], of a body that names what the path names.
@@ -224,11 +266,24 @@ impl Request<'_> {
         let body = self.parse()?;
         match name(&body) {
             named if named == self.argument => Ok(body),
-            named => Err(Fault::bad(format!(
-                "{field}: `{named}` is not the `{}` of the path: give both the same",
-                self.argument
-            ))),
+            named => {
+                let of_path = self.argument;
+                let message = format!("{field}: `{named}` is not the `{of_path}` of the path: give both the same");
+                Err(Fault::field(field, message))
+            }
         }
+    }
+
+    /// The number that the query has under this name, if it has one.
+    pub(super) fn number(&self, query: &Query) -> Result<Option<u64>, Fault> {
+        let mut found = None;
+        for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
+            let number = pair.split_once('=').filter(|(name, _)| *name == query.name);
+            let number = number.and_then(|(_, value)| value.parse().ok());
+            let wrong = || Fault::bad(format!("`{pair}`: use {}=NUMBER: {}", query.name, query.description));
+            found = Some(number.ok_or_else(wrong)?);
+        }
+        Ok(found)
     }
 }
 

@@ -19,6 +19,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use ended::Ended;
 use stream::{Seen, Stream};
@@ -191,6 +192,12 @@ impl Husk {
         }
         let status = self.child.wait().unwrap();
         Ended { status, stdout: self.stdout.bytes(), stderr: String::from_utf8(self.stderr.bytes()).unwrap() }
+    }
+
+    /// As [`Self::end`], of what may take this long before.
+    pub(crate) fn end_within(self, limit: Duration) -> Ended {
+        let _ = self.stderr.wait_within(limit, |seen| seen.ended);
+        self.end()
     }
 
     fn wait_until(&self, what: &str, stream: &Stream, done: impl Fn(&Seen) -> bool) {

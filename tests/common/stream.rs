@@ -56,9 +56,13 @@ impl Stream {
 
     /// What was seen when `done` held; nothing after the deadline.
     pub(super) fn wait(&self, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
+        self.wait_within(if soaks_in_full() { SOAK_DEADLINE } else { DEADLINE }, done)
+    }
+
+    /// As [`Self::wait`], with another deadline.
+    pub(super) fn wait_within(&self, limit: Duration, done: impl Fn(&Seen) -> bool) -> Result<Seen, ()> {
         let (seen, changed) = &*self.0;
-        let deadline = if soaks_in_full() { SOAK_DEADLINE } else { DEADLINE };
-        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), deadline, |seen| !done(seen)).unwrap();
+        let (seen, timeout) = changed.wait_timeout_while(seen.lock().unwrap(), limit, |seen| !done(seen)).unwrap();
         if timeout.timed_out() { Err(()) } else { Ok(seen.clone()) }
     }
 }

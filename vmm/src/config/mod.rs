@@ -314,6 +314,9 @@ const SLOTS: usize = VIRTIO_MMIO_DEVICES_MAX as usize;
 /// The length of a device id is bounded by what fits into messages and metric labels.
 pub const ID_LENGTH_MAX: usize = 64;
 
+/// The bytes of a device id, as a regular expression.
+pub const ID_PATTERN: &str = "^[A-Za-z0-9_-]+$";
+
 /// The id of the entropy device.
 pub const ENTROPY_ID: &str = "rng";
 

@@ -12,7 +12,7 @@ const ENDED_MAX: usize = 64;
 
 /// A job's number, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-pub struct JobId(pub u64);
+pub struct JobId(#[schemars(range(min = 1))] pub u64);
 
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]

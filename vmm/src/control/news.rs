@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::State;
@@ -14,7 +15,7 @@ use super::jobs::JobReport;
 const KEPT_MAX: usize = 256;
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Event {
     /// Its number, counted from 1; one that is left out was missed.
     pub seq: u64,
@@ -26,13 +27,13 @@ pub struct Event {
 }
 
 /// What can happen.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     /// The machine is in another state.
     State {
         /// Which.
-        state: &'static str,
+        state: State,
     },
     /// The machine's life is over.
     Ended {
@@ -114,7 +115,7 @@ impl EventLog {
     }
 
     pub(super) fn tell_state(&self, state: State) {
-        self.tell(EventKind::State { state: state.name() });
+        self.tell(EventKind::State { state });
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use arch::topology::VCPU_COUNT_MAX;
+use devices::virtio::net::MTU_MIN;
 use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -11,6 +13,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::balloon::Balloon;
+use crate::config::{ID_LENGTH_MAX, ID_PATTERN};
 
 /// `BootSource`: what the machine starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,8 +34,10 @@ pub struct BootSource {
 #[serde(deny_unknown_fields)]
 pub struct MachineConfiguration {
     /// Number of virtual CPUs.
+    #[schemars(range(min = 1, max = VCPU_COUNT_MAX))]
     pub vcpu_count: u64,
-    /// Guest memory, in MiB.
+    /// Guest memory, in MiB: at most what the host has.
+    #[schemars(range(min = 1))]
     pub mem_size_mib: u64,
     /// Whether two vCPUs are the threads of one core.
     #[serde(default)]
@@ -53,8 +58,10 @@ pub struct MachineConfiguration {
 #[serde(deny_unknown_fields, default)]
 pub struct MachineConfigurationPart {
     /// Number of virtual CPUs.
+    #[schemars(range(min = 1, max = VCPU_COUNT_MAX))]
     pub vcpu_count: Option<u64>,
-    /// Guest memory, in MiB.
+    /// Guest memory, in MiB: at most what the host has.
+    #[schemars(range(min = 1))]
     pub mem_size_mib: Option<u64>,
     /// Whether two vCPUs are the threads of one core.
     pub smt: Option<bool>,
@@ -84,6 +91,7 @@ pub enum HugePages {
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// The drive's name: 1 to 64 letters, digits, `_` or `-`.
+    #[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern = ID_PATTERN))]
     pub drive_id: String,
     /// The unique id of the partition that holds the root file system, if that is not the whole root device.
     #[serde(default)]
@@ -136,6 +144,7 @@ pub enum IoEngine {
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
     /// The drive, the same as in the path.
+    #[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern = ID_PATTERN))]
     pub drive_id: String,
     /// The file or block device that it has from now on; the same path again tells of a new size.
     #[serde(default)]
@@ -150,6 +159,7 @@ pub struct PartialDrive {
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// The interface's name: 1 to 64 letters, digits, `_` or `-`.
+    #[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern = ID_PATTERN))]
     pub iface_id: String,
     /// The tap, which must exist.
     pub host_dev_name: String,
@@ -158,6 +168,7 @@ pub struct NetworkInterface {
     pub guest_mac: Option<String>,
     /// The MTU that the guest is told, 68 to 65535 bytes.
     #[serde(default)]
+    #[schemars(range(min = MTU_MIN))]
     pub mtu: Option<u16>,
     /// What frames to the guest are held to.
     #[serde(default)]
@@ -172,6 +183,7 @@ pub struct NetworkInterface {
 #[serde(deny_unknown_fields)]
 pub struct PartialNetworkInterface {
     /// The interface, the same as in the path.
+    #[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern = ID_PATTERN))]
     pub iface_id: String,
     /// What frames to the guest are held to from now on.
     #[serde(default)]

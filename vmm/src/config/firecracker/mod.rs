@@ -100,6 +100,22 @@ pub enum BodyError {
     },
 }
 
+impl BodyError {
+    /// The field that is wrong, if it is one and not the whole.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Shape { path, .. } if path == "." => None,
+            Self::Shape { path, .. }
+            | Self::NotYet { path, .. }
+            | Self::Mac { path, .. }
+            | Self::Value { path, .. } => Some(path),
+            Self::LimitAt { path, .. } => Some(path),
+            Self::ReadCpuTemplate { .. } | Self::CpuTemplate { .. } | Self::Limit(_) => None,
+        }
+    }
+}
+
 /// The file. A key whose value is null counts as absent.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
