@@ -258,8 +258,7 @@ fn job_of(command: Command) -> Result<Plan, Fault> {
 fn say_placement(reply: Reply) -> Result<Answer, Fault> {
     let report = match reply {
         Reply::Placement(source) => source.report().map_err(|error| {
-            let message = format!("the kernel does not tell where guest memory is: {error}");
-            Fault::with(StatusCode::INTERNAL_SERVER_ERROR, "host", message)
+            Fault::of(Code::Host, format!("the kernel does not tell where guest memory is: {error}"))
         })?,
         Reply::Config(config) => PlacementReport::planned(&config.memory),
         _ => return Ok(no_content()),

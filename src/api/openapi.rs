@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use hyper::Method;
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
@@ -115,12 +114,10 @@ fn faults(route: &Route, dialect: Dialect) -> Vec<(Code, &'static str)> {
         (Code::BadRequest, "The request is wrong."),
         (Code::State, "The present state refuses it, or the machine has ended."),
         (Code::TooLarge, "The request has too many bytes."),
+        (Code::Host, "The host does not do it."),
     ];
     if argument(route.path).is_some() {
         faults.push((Code::NotFound, "There is no such thing."));
-    }
-    if route.method != Method::GET {
-        faults.push((Code::Host, "The host does not do it."));
     }
     if matches!(route.success, Success::Lines(_)) {
         faults.push((Code::TooManyFollowers, "The events are followed by as many clients as may."));
