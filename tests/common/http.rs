@@ -43,7 +43,12 @@ impl Connection {
 
     /// Sends bytes as they are.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).unwrap();
+        self.try_send(bytes).unwrap();
+    }
+
+    /// As [`Self::send`], to a server that may have closed the connection.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.write_all(bytes)
     }
 
     /// Sends a request with a body, or with none if that is empty.
