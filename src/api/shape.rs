@@ -63,11 +63,7 @@ impl Definitions {
                 self.misfit(item, schema, format!("{path}[{index}]"))
             }),
             Value::Object(fields) => fields.iter().find_map(|(name, field)| {
-                let schema = forms.iter().find_map(|form| {
-                    form.get("properties")
-                        .and_then(|properties| properties.get(name))
-                        .or(form.get("additionalProperties"))
-                })?;
+                let schema = forms.iter().find_map(|form| member(form, name))?;
                 let dot = if path.is_empty() { "" } else { "." };
                 self.misfit(field, schema, format!("{path}{dot}{name}"))
             }),
@@ -85,6 +81,13 @@ impl Definitions {
             None => vec![schema],
         }
     }
+}
+
+/// The schema of a field of that name. Where names have patterns, what differs between them is serde's to say.
+fn member<'a>(form: &'a Value, name: &str) -> Option<&'a Value> {
+    let of_pattern = || form.get("patternProperties")?.as_object()?.values().next();
+    let named = form.get("properties").and_then(|properties| properties.get(name));
+    named.or_else(of_pattern).or(form.get("additionalProperties"))
 }
 
 /// The types that a form names; none if any will do.
