@@ -36,16 +36,8 @@ impl BlockBackend for FileBackend {
     }
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
-        let job = Job::new(token, operation, self.image.direct(), &mut self.pool);
-        let mut job = job.expect("the one buffer is free between operations");
-        let is_device = self.image.kind() == Kind::Device;
-        loop {
-            let answer = perform(self.image.file(), job.next(is_device), Waiting::Allowed);
-            if let Verdict::End(result) = job.advance(answer) {
-                let result = self.image.settle(job.action(), result);
-                return Submission::Done(job.finish(result, &mut self.pool));
-            }
-        }
+        let file = self.image.file();
+        complete(&self.image, &mut self.pool, token, operation, |step| perform(file, step, Waiting::Allowed))
     }
 
     fn poll(&mut self, _completions: &mut Vec<Completion>) {}
@@ -54,6 +46,26 @@ impl BlockBackend for FileBackend {
 
     fn wake_source(&self) -> Option<Source> {
         None
+    }
+}
+
+/// Does all of an operation, step by step, each by `answer`. The pool's buffers are free between operations.
+pub(super) fn complete(
+    image: &DiskImage,
+    pool: &mut BouncePool,
+    token: Token,
+    operation: BlockOperation,
+    mut answer: impl FnMut(Step) -> io::Result<usize>,
+) -> Submission {
+    let job = Job::new(token, operation, image.direct(), pool);
+    let mut job = job.expect("the one buffer is free between operations");
+    let is_device = image.kind() == Kind::Device;
+    loop {
+        let answered = answer(job.next(is_device));
+        if let Verdict::End(result) = job.advance(answered) {
+            let result = image.settle(job.action(), result);
+            return Submission::Done(job.finish(result, pool));
+        }
     }
 }
 

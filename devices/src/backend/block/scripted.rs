@@ -7,9 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
 use super::bounce::BouncePool;
-use super::file::{Waiting, perform};
-use super::image::Kind;
-use super::job::{Job, Pieces, Step, Verdict};
+use super::file::{Waiting, complete, perform};
+use super::job::{Pieces, Step};
 use super::{BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token};
 use crate::bus::lock;
 use crate::virtio::worker::Source;
@@ -50,10 +49,15 @@ pub type Script = Box<dyn FnMut(u64) -> Answer + Send>;
 
 /// A synchronous backend whose system calls are answered by a script.
 pub struct ScriptedBackend {
+    host: Host,
+    pool: BouncePool,
+}
+
+/// Who answers the system calls.
+struct Host {
     image: Arc<DiskImage>,
     /// Sees what was written, whatever the image's open file wants of alignment.
     reader: File,
-    pool: BouncePool,
     script: Script,
     steps: u64,
     told: Arc<Mutex<Vec<Told>>>,
@@ -68,9 +72,11 @@ impl ScriptedBackend {
         let path = format!("/proc/self/fd/{}", image.file().as_raw_fd());
         let reader = File::open(path).expect("a test may open its own file");
         let align = image.direct().map_or(1, |alignment| alignment.memory);
-        Self { image, reader, pool: BouncePool::new(1, align), script, steps: 0, told }
+        Self { host: Host { image, reader, script, steps: 0, told }, pool: BouncePool::new(1, align) }
     }
+}
 
+impl Host {
     fn answer(&mut self, step: Step) -> std::io::Result<usize> {
         let number = self.steps;
         self.steps += 1;
@@ -108,20 +114,12 @@ fn shortened(step: Step, bytes: usize) -> Step {
 
 impl BlockBackend for ScriptedBackend {
     fn geometry(&self) -> DiskGeometry {
-        self.image.geometry()
+        self.host.image.geometry()
     }
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
-        let job = Job::new(token, operation, self.image.direct(), &mut self.pool);
-        let mut job = job.expect("the one buffer is free between operations");
-        loop {
-            let step = job.next(self.image.kind() == Kind::Device);
-            let answer = self.answer(step);
-            if let Verdict::End(result) = job.advance(answer) {
-                let result = self.image.settle(job.action(), result);
-                return Submission::Done(job.finish(result, &mut self.pool));
-            }
-        }
+        let image = Arc::clone(&self.host.image);
+        complete(&image, &mut self.pool, token, operation, |step| self.host.answer(step))
     }
 
     fn poll(&mut self, _completions: &mut Vec<Completion>) {}
