@@ -123,14 +123,15 @@ pub(crate) fn place(
     // What the process had before any thread got a place: a thread that is made by one with a place does not keep it.
     static INITIAL: OnceLock<Option<IdList>> = OnceLock::new();
     let initial = INITIAL.get_or_init(|| affinity(SELF).ok());
+    let online = host::online_cpus();
     let mut placed = Vec::with_capacity(threads.len());
     for thread in threads {
         let terms = placement.of(&thread.name);
         match &terms.cpus {
-            Some(cpus) => or_tell(pin(thread, cpus))?,
+            Some(cpus) => or_tell(pin(thread, cpus, online.as_ref()))?,
             None => {
                 if let Some(initial) = initial {
-                    or_tell(pin(thread, initial))?;
+                    or_tell(pin(thread, initial, online.as_ref()))?;
                 }
             }
         }
@@ -157,14 +158,16 @@ fn check_names(placement: &ThreadPlacement, threads: &[Thread]) -> Result<(), Th
     }
 }
 
-fn pin(thread: &Thread, cpus: &IdList) -> Result<(), ThreadError> {
+/// `online` is what the host has, if it tells.
+fn pin(thread: &Thread, cpus: &IdList, online: Option<&IdList>) -> Result<(), ThreadError> {
     let name = || thread.name.clone();
     if cpus.is_empty() {
         return Err(ThreadError::NoCpus { name: name() });
     }
-    let online = host::online_cpus().unwrap_or_else(|| cpus.clone());
-    if let Some(cpu) = cpus.iter().find(|cpu| !online.contains(*cpu)) {
-        return Err(ThreadError::CpuOffline { name: name(), cpu, online });
+    if let Some(online) = online
+        && let Some(cpu) = cpus.iter().find(|cpu| !online.contains(*cpu))
+    {
+        return Err(ThreadError::CpuOffline { name: name(), cpu, online: online.clone() });
     }
     let host = |what: &str, cause| {
         let hint = "check its cgroup's cpuset.cpus";
