@@ -53,11 +53,17 @@ impl Reclaim {
         if start >= end {
             return Ok(0);
         }
-        let (region, offset) = self.inside(start, end - start)?;
-        match region.file_offset() {
-            None => advise(region, offset, end - start, libc::MADV_DONTNEED)?,
-            // Also out of every mapping of the file.
-            Some(file) => punch(file.file(), file.start() + offset.raw_value(), end - start)?,
+        // Regions may adjoin, as those of NUMA nodes do. Each is a whole number of pages.
+        let mut next = start;
+        while next < end {
+            let (region, offset) = self.inside(next, page)?;
+            let len = (region.len() - offset.raw_value()).min(end - next);
+            match region.file_offset() {
+                None => give_up(region, offset, len)?,
+                // Also out of every mapping of the file.
+                Some(file) => punch(file.file(), file.start() + offset.raw_value(), len)?,
+            }
+            next += len;
         }
         Ok(end - start)
     }
@@ -79,6 +85,16 @@ impl Reclaim {
             (region.len() - offset.raw_value() >= len).then_some((region, offset))
         });
         found.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Also of locked memory, which the kernel gives up only where that is said: it is locked again when it comes back.
+fn give_up(region: &GuestRegionMmap, offset: MemoryRegionAddress, len: u64) -> io::Result<()> {
+    match advise(region, offset, len, libc::MADV_DONTNEED) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            advise(region, offset, len, libc::MADV_DONTNEED_LOCKED)
+        }
+        done => done,
     }
 }
 
@@ -125,6 +141,28 @@ mod tests {
         assert!(bytes[..4096].iter().chain(&bytes[3 * 4096..]).all(|&byte| byte == 7));
         assert!(bytes[4096..3 * 4096].iter().all(|&byte| byte == 0));
         assert_eq!(reclaim.discard(GuestAddress(5), 4096).unwrap(), 0, "no whole page");
+    }
+
+    #[test]
+    fn a_range_over_regions_that_adjoin_goes_whole_also_if_it_is_locked() {
+        let half = 2 << 20;
+        let ranges = [(GuestAddress(0), half), (GuestAddress(half as u64), half)];
+        let memory: Arc<GuestMemory> = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
+        for region in memory.iter() {
+            let slice = region.as_volatile_slice().unwrap();
+            // SAFETY: to lock a mapping changes nothing in it.
+            let locked = unsafe { libc::mlock(slice.ptr_guard().as_ptr().cast(), 1 << 16) };
+            assert_eq!(locked, 0);
+        }
+        let start = GuestAddress(half as u64 - 8192);
+        memory.write_slice(&[7; 16384], start).unwrap();
+        let reclaim = Reclaim::new(Arc::clone(&memory), None);
+        assert_eq!(reclaim.discard(start, 16384).unwrap(), 16384);
+        let mut bytes = [1; 16384];
+        memory.read_slice(&mut bytes, start).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0));
+        assert_eq!(reclaim.discard(GuestAddress(0), 4096).unwrap(), 4096);
+        reclaim.discard(start, 4 << 20).unwrap_err();
     }
 
     #[test]

@@ -9,19 +9,19 @@ use devices::virtio::balloon::{BALLOON_PAGE_BYTES, Balloon, BalloonOptions};
 
 use super::devices::DeviceError;
 use super::pool::IoPool;
-use crate::config::{BALLOON_ID, BalloonConfig, VmConfig};
+use crate::config::{BALLOON_ID, BalloonConfig, Pages};
 use crate::control::{EventSender, GuestEvent};
 
-/// Makes a balloon.
+/// Makes a balloon over memory that is made of `pages`, which may be others than were asked for.
 pub(super) fn make(
     balloon: &BalloonConfig,
-    config: &VmConfig,
+    pages: Pages,
     memory: &Arc<GuestMemory>,
     events: &EventSender,
     pool: &mut IoPool,
 ) -> Result<Balloon, DeviceError> {
-    let pages = config.memory.placement.pages.pool_page_bytes();
-    if pages.is_some() && (balloon.hinting || balloon.reporting) {
+    let page_bytes = pages.pool_page_bytes();
+    if page_bytes.is_some() && (balloon.hinting || balloon.reporting) {
         log::warn!(
             "balloon: free page hinting and reporting are not offered on HugePages, which go whole or not at all"
         );
@@ -36,6 +36,6 @@ pub(super) fn make(
     let events = events.clone();
     let on_exhausted = Arc::new(move || events.send(GuestEvent::PoolExhausted));
     let thread = pool.spawn(BALLOON_ID, Duration::ZERO)?;
-    Balloon::new(BALLOON_ID, &options, Reclaim::new(Arc::clone(memory), pages), on_exhausted, thread)
+    Balloon::new(BALLOON_ID, &options, Reclaim::new(Arc::clone(memory), page_bytes), on_exhausted, thread)
         .map_err(|source| DeviceError::Host { what: "the balloon".to_owned(), source })
 }

@@ -32,7 +32,7 @@ use super::devices::{DeviceError, Devices};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
-use crate::config::{GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
+use crate::config::{GuestNode, HardwareTables, KernelSource, Pages, ThreadName, ThreadPlacement, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::placement::{
     self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
@@ -133,20 +133,20 @@ impl Machine {
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
         let settled = settle(config)?;
-        let memory = Arc::new(memory::map(&config.memory, &settled)?);
+        let (memory, pages) = (Arc::new(memory::map(&config.memory, &settled)?), settled.placement.pages);
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
                 // What is wrong with the user's files is told before what is wrong with the host.
                 load(config, &memory, count)?;
-                Devices::make(config, &memory, wiring)?;
+                Devices::make(config, &memory, pages, wiring)?;
                 return Err(error.into());
             }
         };
         let (parts, templates, created) = thread::scope(|scope| {
             let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config));
             let created = scope.spawn(|| Created::make(&kvm, &memory, count));
-            let parts = Parts::make(config, &memory, count, wiring);
+            let parts = Parts::make(config, &memory, pages, count, wiring);
             (parts, joined(templates), joined(created))
         });
         // As above: the files first.
@@ -230,11 +230,12 @@ impl Parts {
     fn make(
         config: &VmConfig,
         memory: &Arc<GuestMemory>,
+        pages: Pages,
         count: VcpuCount,
         wiring: Wiring,
     ) -> Result<Self, BuildError> {
         let kernel = load(config, memory, count)?;
-        let devices = Devices::make(config, memory, wiring)?;
+        let devices = Devices::make(config, memory, pages, wiring)?;
         Ok(Self { kernel, devices })
     }
 }

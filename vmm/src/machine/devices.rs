@@ -34,7 +34,7 @@ use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
-use crate::config::{BALLOON_ID, ENTROPY_ID, LimiterConfig, NetSource, VmConfig};
+use crate::config::{BALLOON_ID, ENTROPY_ID, LimiterConfig, NetSource, Pages, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
@@ -260,7 +260,12 @@ struct VirtioSlot {
 impl Devices {
     /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
     /// attached before the first device is made.
-    pub(super) fn make(config: &VmConfig, memory: &Arc<GuestMemory>, wiring: Wiring) -> Result<Self, DeviceError> {
+    pub(super) fn make(
+        config: &VmConfig,
+        memory: &Arc<GuestMemory>,
+        pages: Pages,
+        wiring: Wiring,
+    ) -> Result<Self, DeviceError> {
         let images = super::disks::open_all(&config.disks)?;
         let taps = config.nets.iter().map(super::nets::open).collect::<Result<Vec<_>, _>>()?;
         let (mut pool, events) = (IoPool::default(), wiring.events.clone());
@@ -291,7 +296,7 @@ impl Devices {
             devices.plug(label, next_window(), Box::new(rng), memory)?;
         }
         if let Some(balloon) = &config.balloon {
-            let device = super::balloon::make(balloon, config, memory, &events, &mut pool)?;
+            let device = super::balloon::make(balloon, pages, memory, &events, &mut pool)?;
             let counters = Counters::Pages(device.control());
             let label = Label { id: BALLOON_ID.to_owned(), kind: DeviceKind::Balloon, counters };
             devices.plug(label, next_window(), Box::new(device), memory)?;

@@ -34,11 +34,10 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    pub(super) fn assign(queues: Vec<ActiveQueue>, features: u64) -> Result<Self, StartError> {
-        let mut queues: Vec<_> = queues.into_iter().map(|queue| (queue.ring.index(), queue)).collect();
+    pub(super) fn assign(mut queues: Vec<ActiveQueue>, features: u64) -> Result<Self, StartError> {
         let mut take = |index: u16| {
-            let at = queues.iter().position(|(found, _)| *found == index).ok_or(StartError::QueueMissing(index))?;
-            Ok::<_, StartError>(queues.swap_remove(at).1)
+            let at = queues.iter().position(|queue| queue.ring.index() == index);
+            Ok::<_, StartError>(queues.swap_remove(at.ok_or(StartError::QueueMissing(index))?))
         };
         let (inflate, deflate) = (take(0)?, take(1)?);
         let mut next = 1;
@@ -61,6 +60,11 @@ impl Queues {
     fn all(&self) -> impl Iterator<Item = &ActiveQueue> {
         let optional = [&self.statistics, &self.hinting, &self.reporting];
         [&self.inflate, &self.deflate].into_iter().chain(optional.into_iter().flatten())
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut ActiveQueue> {
+        let optional = [&mut self.statistics, &mut self.hinting, &mut self.reporting];
+        [&mut self.inflate, &mut self.deflate].into_iter().chain(optional.into_iter().flatten())
     }
 }
 
@@ -187,6 +191,9 @@ impl BalloonWorker {
 
     /// The driver's first buffer, and each that it gives back, has statistics; it is kept until new ones are wanted.
     fn serve_statistics(&mut self) -> Result<Progress, QueueError> {
+        if self.queues.statistics.is_none() {
+            return Ok(Progress::Idle);
+        }
         let wanted = self.take_tick();
         let Some(queue) = &mut self.queues.statistics else { return Ok(Progress::Idle) };
         if wanted && let Some(head) = self.statistics_head.take() {
@@ -248,9 +255,7 @@ impl BalloonWorker {
     }
 
     fn publish(&mut self) {
-        let Queues { inflate, deflate, statistics, hinting, reporting } = &mut self.queues;
-        let optional = [statistics, hinting, reporting].into_iter().flatten();
-        for queue in [inflate, deflate].into_iter().chain(optional) {
+        for queue in self.queues.all_mut() {
             if queue.ring.publish() {
                 self.interrupt.queue_used();
             }
