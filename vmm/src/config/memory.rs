@@ -175,7 +175,7 @@ impl MemoryPlacement {
     /// Whether all of a part of memory that comes from `nodes` is there before the guest starts.
     #[must_use]
     pub fn is_prefaulted(&self, nodes: Option<&HostNodes>) -> bool {
-        let bound = nodes.is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
+        let bound = nodes.is_some_and(HostNodes::is_strict);
         self.prefault || self.lock || (bound && self.pages.pool_page_bytes().is_some())
     }
 }
@@ -217,6 +217,12 @@ impl MemoryConfig {
 }
 
 impl HostNodes {
+    /// Whether memory may be on no others.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        self.policy != NodePolicy::Preferred
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         match self.policy {
             _ if self.nodes.is_empty() => Err(ConfigError::NoHostNodes),

@@ -13,7 +13,7 @@ use super::apply::Span;
 use super::check::Settled;
 use super::residency::{self, ByNode};
 use super::threads::{self, PlacedThread, ThreadError, ThreadReport};
-use crate::config::{HostNodes, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy};
+use crate::config::{HostNodes, MemoryConfig, MemoryPart, MemoryPlacement};
 
 /// What was asked and what is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -133,18 +133,19 @@ impl PlacementSource {
 
     /// Whether there is a place that memory or a thread could drift from.
     pub(crate) fn can_drift(&self) -> bool {
-        let fixed = |part: &MemoryPart| part.nodes.as_ref().is_some_and(|nodes| nodes.policy != NodePolicy::Preferred);
+        let fixed = |part: &MemoryPart| part.nodes.as_ref().is_some_and(HostNodes::is_strict);
         self.settled.parts.iter().any(fixed) || !self.threads.is_empty()
     }
 
-    /// What is not where it was asked to be now, by a look at all threads and at some pages. What the kernel does not tell
+    /// What is not where it was asked to be now, by a look at the threads that have a place, and at some pages of the memory that has. What the kernel does not tell
     /// has not drifted.
     pub(crate) fn drift(&self) -> Vec<String> {
-        let mut drift = threads::drift(&threads::reports(&self.threads));
+        let mut drift = threads::drift(&threads::placed_reports(&self.threads));
         let placement = &self.settled.placement;
         let some = |span| residency::by_node_of_some(span, page_bytes(placement)).unwrap_or_default();
-        let mut regions = self.memory.iter().map(Span::of).zip(self.settled.ranges());
-        if regions.any(|(span, (.., nodes))| elsewhere(nodes, &some(span)) > 0) {
+        let regions = self.memory.iter().map(Span::of).zip(self.settled.ranges());
+        let mut strict = regions.filter(|(_, (.., nodes))| nodes.is_some_and(HostNodes::is_strict));
+        if strict.any(|(span, (.., nodes))| elsewhere(nodes, &some(span)) > 0) {
             drift.push(MEMORY_DRIFT.to_owned());
         }
         drift
@@ -208,7 +209,7 @@ fn page_bytes(placement: &MemoryPlacement) -> u64 {
 
 /// What is on nodes where it shall not be.
 fn elsewhere(nodes: Option<&HostNodes>, by_node: &ByNode) -> u64 {
-    let Some(asked) = nodes.filter(|nodes| nodes.policy != NodePolicy::Preferred) else { return 0 };
+    let Some(asked) = nodes.filter(|nodes| nodes.is_strict()) else { return 0 };
     by_node.iter().filter(|(node, _)| !asked.nodes.contains(**node)).map(|(_, bytes)| bytes).sum()
 }
 
@@ -229,6 +230,7 @@ impl From<&MemoryPlacement> for MemoryTerms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NodePolicy;
 
     #[test]
     fn bytes_on_other_nodes_than_those_asked_for_are_counted() {

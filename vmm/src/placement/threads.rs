@@ -138,7 +138,9 @@ pub(crate) fn place(
         if let Some(priority) = terms.priority {
             or_tell(prioritise(thread, priority))?;
         }
-        placed.push(PlacedThread { thread: thread.clone(), terms });
+        if terms != ThreadTerms::default() {
+            placed.push(PlacedThread { thread: thread.clone(), terms });
+        }
     }
     or_tell(share_cores(placement.core_scheduling, threads))?;
     Ok((placed, differences))
@@ -278,12 +280,17 @@ fn tasks() -> impl Iterator<Item = pid_t> {
 
 /// Every thread of the process, those with a place beside what was asked of them.
 pub(super) fn reports(placed: &[PlacedThread]) -> Vec<ThreadReport> {
-    let mut reports: Vec<_> = tasks()
-        .map(|id| {
-            let terms = placed.iter().find(|placed| placed.thread.id == id).map(|placed| &placed.terms);
-            ThreadReport::read(&Path::new(TASKS).join(id.to_string()), id, terms)
-        })
-        .collect();
+    let terms = |id| placed.iter().find(|placed| placed.thread.id == id).map(|placed| &placed.terms);
+    by_name(tasks().map(|id| ThreadReport::read(id, terms(id))))
+}
+
+/// The threads that have a place.
+pub(super) fn placed_reports(placed: &[PlacedThread]) -> Vec<ThreadReport> {
+    by_name(placed.iter().map(|placed| ThreadReport::read(placed.thread.id, Some(&placed.terms))))
+}
+
+fn by_name(reports: impl Iterator<Item = ThreadReport>) -> Vec<ThreadReport> {
+    let mut reports: Vec<_> = reports.collect();
     reports.sort_by(|a, b| (&a.name, a.tid).cmp(&(&b.name, b.tid)));
     reports
 }
@@ -302,7 +309,8 @@ pub(super) fn drift(reports: &[ThreadReport]) -> Vec<String> {
 }
 
 impl ThreadReport {
-    fn read(task: &Path, tid: pid_t, terms: Option<&ThreadTerms>) -> Self {
+    fn read(tid: pid_t, terms: Option<&ThreadTerms>) -> Self {
+        let task = Path::new(TASKS).join(tid.to_string());
         let text = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
         let status = text("status");
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
