@@ -3,8 +3,10 @@
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, SizeError, parse_size};
+use vmm::config::{Honour, MemoryBacking, MemoryConfig, MemoryPlacement, NodePolicy, SizeError, parse_size};
 use vmm::host::{IdList, IdListError};
+
+use super::words::{colon_list, host_nodes};
 
 /// The `--memory` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +71,8 @@ impl FromStr for MemoryArg {
             given.push(word);
             take(&mut memory, (&mut nodes, &mut policy), word, value.unwrap_or_default())?;
         }
-        let placement = &mut memory.placement;
-        match (nodes, policy) {
-            (Some(nodes), policy) => placement.nodes = Some(HostNodes { nodes, policy: policy.unwrap_or_default() }),
-            (None, Some(policy)) => return Err(MemoryArgError::PolicyWithoutNodes(policy.name())),
-            (None, None) => {}
-        }
+        memory.placement.nodes =
+            host_nodes(nodes, policy).map_err(|policy| MemoryArgError::PolicyWithoutNodes(policy.name()))?;
         Ok(Self(memory))
     }
 }
@@ -90,8 +88,7 @@ fn take(
     match word {
         "shared" => memory.backing = MemoryBacking::Memfd,
         "pages=" => *pages = value.parse().map_err(wrong("pages", "none, transparent, 2M or 1G"))?,
-        // A list inside a list: its commas are colons here.
-        "nodes=" => *nodes = Some(value.replace(':', ",").parse()?),
+        "nodes=" => *nodes = Some(colon_list(value)?),
         "policy=" => *policy = Some(value.parse().map_err(wrong("policy", "bind, preferred or interleave"))?),
         "prefault" => *prefault = true,
         "lock" => *lock = true,
@@ -105,7 +102,7 @@ fn take(
 
 #[cfg(test)]
 mod tests {
-    use vmm::config::Pages;
+    use vmm::config::{HostNodes, Pages};
 
     use super::*;
 

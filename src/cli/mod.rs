@@ -13,6 +13,7 @@ mod numa;
 mod plan;
 mod run;
 mod thread;
+mod words;
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -3,8 +3,10 @@
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{GuestNode, HostNodes, NodePolicy, SizeError, parse_size};
-use vmm::host::{IdList, IdListError};
+use vmm::config::{GuestNode, NodePolicy, SizeError, parse_size};
+use vmm::host::IdListError;
+
+use super::words::{colon_list, host_nodes};
 
 /// One `--numa` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +53,7 @@ impl FromStr for NumaArg {
     type Err = NumaArgError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // A list inside a list: its commas are colons here.
-        let list = |word, value: &str| {
-            value.replace(':', ",").parse::<IdList>().map_err(|source| NumaArgError::List { word, source })
-        };
+        let list = |word, value: &str| colon_list(value).map_err(|source| NumaArgError::List { word, source });
         let (mut cpus, mut memory, mut nodes, mut policy, mut distances) = (None, None, None, None, None);
         for text in text.split(',') {
             let unknown = || NumaArgError::UnknownWord { word: text.to_owned() };
@@ -77,11 +76,7 @@ impl FromStr for NumaArg {
                 return Err(NumaArgError::Twice { word: word.to_owned() });
             }
         }
-        let host = match (nodes, policy) {
-            (Some(nodes), policy) => Some(HostNodes { nodes, policy: policy.unwrap_or_default() }),
-            (None, Some(policy)) => return Err(NumaArgError::Policy(policy.name().to_owned())),
-            (None, None) => None,
-        };
+        let host = host_nodes(nodes, policy).map_err(|policy| NumaArgError::Policy(policy.name().to_owned()))?;
         Ok(Self(GuestNode {
             cpus: cpus.unwrap_or_default(),
             bytes: memory.ok_or(NumaArgError::NoMemory)?,
@@ -93,6 +88,8 @@ impl FromStr for NumaArg {
 
 #[cfg(test)]
 mod tests {
+    use vmm::config::HostNodes;
+
     use super::*;
 
     fn read(text: &str) -> Result<GuestNode, String> {

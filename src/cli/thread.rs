@@ -6,6 +6,8 @@ use thiserror::Error;
 use vmm::config::{PriorityError, ThreadName, ThreadNameError, ThreadTerms};
 use vmm::host::IdListError;
 
+use super::words::colon_list;
+
 /// One `--thread` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ThreadArg {
@@ -54,8 +56,7 @@ impl FromStr for ThreadArg {
             match text.split_once('=') {
                 Some(("cpus", _)) if terms.cpus.is_some() => return Err(twice()),
                 Some(("priority", _)) if terms.priority.is_some() => return Err(twice()),
-                // A list inside a list: its commas are colons here.
-                Some(("cpus", list)) => terms.cpus = Some(list.replace(':', ",").parse()?),
+                Some(("cpus", list)) => terms.cpus = Some(colon_list(list)?),
                 Some(("priority", priority)) => terms.priority = Some(priority.parse()?),
                 _ => return Err(ThreadArgError::UnknownWord { word: text.to_owned() }),
             }
