@@ -172,6 +172,14 @@ pub struct PoolFacts {
     pub overcommit: Option<u64>,
 }
 
+impl NodeFacts {
+    /// Memory that can be had now, in bytes: free, or free once the page cache gives way.
+    #[must_use]
+    pub fn available_bytes(&self) -> u64 {
+        self.free_bytes.unwrap_or(0).saturating_add(self.file_cache_bytes.unwrap_or(0))
+    }
+}
+
 impl PoolFacts {
     /// Pages that can be had now.
     #[must_use]

@@ -13,6 +13,8 @@ use crate::host::IdList;
 pub(super) struct Cores<'a> {
     cores: &'a [Core],
     taken: Vec<Taken>,
+    /// Of all cores together.
+    threads: u64,
     /// Work of all cores, in threads, and the most that may be.
     work: u64,
     work_max: u64,
@@ -54,6 +56,7 @@ impl<'a> Cores<'a> {
         Self {
             cores,
             taken: cores.iter().map(free).collect(),
+            threads,
             work: 0,
             work_max: threads * u64::from(overcommit.thousandths()) / 1000,
             rounds_max: overcommit.thousandths().div_ceil(1000),
@@ -62,7 +65,7 @@ impl<'a> Cores<'a> {
 
     /// Threads there are.
     pub(super) fn threads(&self) -> u64 {
-        self.cores.iter().map(|core| core.cpus.len() as u64).sum()
+        self.threads
     }
 
     /// Threads that are promised, some of them more than once.

@@ -143,7 +143,7 @@ impl Ground {
         let node = |facts: NodeFacts| {
             let cores = cores(&facts.cpus.and(&allowed), &isolated, &cpu.cores, &cpu.l3);
             let may_use = limits.cpuset_mems.as_ref().is_none_or(|nodes| nodes.contains(facts.id));
-            let free = facts.free_bytes.unwrap_or(0).saturating_add(facts.file_cache_bytes.unwrap_or(0));
+            let free = facts.available_bytes();
             Node {
                 id: facts.id,
                 cores,

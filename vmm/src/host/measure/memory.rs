@@ -36,8 +36,7 @@ pub(super) fn measure(nodes: &[NodeFacts], cpus: &IdList) -> Vec<MemoryMeasured>
 }
 
 fn figures(node: &NodeFacts) -> io::Result<MemoryFigures> {
-    let free = node.free_bytes.unwrap_or(0).saturating_add(node.file_cache_bytes.unwrap_or(0));
-    if free < FREE_BYTES_LEAST {
+    if node.available_bytes() < FREE_BYTES_LEAST {
         return Err(io::Error::other(format!("less than {} MiB are free", FREE_BYTES_LEAST >> 20)));
     }
     bind_thread(node.id)?;
