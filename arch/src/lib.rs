@@ -13,7 +13,9 @@
 //! | [`cpuid`] | what CPUID answers |
 //! | [`cpu_template`] | what a user changes in CPUID and MSRs |
 //! | [`msrs`] | the MSRs that firmware would have set |
-//! | [`vcpu`] | the state of a vCPU before its first instruction |
+//! | [`vcpu`] | the state of a vCPU before its first instruction, and a state saved and restored |
+//! | [`vm`] | the same for what KVM keeps beside the vCPUs |
+//! | [`clock`] | how far a restored guest's clocks advance |
 //! | [`acpi`] | the tables that name the hardware |
 //! | [`mp`] | the table that names CPUs and interrupts to a kernel without ACPI |
 
@@ -28,4 +30,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, cpu_template, cpuid, layout, mp, msrs, vcpu};
+pub use x86_64::{acpi, boot, clock, cpu_template, cpuid, layout, mp, msrs, vcpu, vm};

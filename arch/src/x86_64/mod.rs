@@ -2,9 +2,12 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod clock;
 pub mod cpu_template;
 pub mod cpuid;
+mod exact;
 pub mod layout;
 pub mod mp;
 pub mod msrs;
 pub mod vcpu;
+pub mod vm;

@@ -1,11 +1,19 @@
 //! The state of a vCPU before its first instruction. Runs on the vCPU's own thread, or on the one that builds it.
 
+mod msr_values;
+mod state;
+mod tsc;
+mod xsave;
+
 use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::{BootProtocol, Kernel};
 use crate::layout::{BOOT_STACK_TOP, GDT_SIZE, GDT_START, PAGE_TABLES_START, PVH_START_INFO, ZERO_PAGE};
 use crate::topology::VcpuIndex;
+
+pub use self::state::{VcpuShape, VcpuState, VcpuStateError};
+pub use self::tsc::TscResume;
 
 /// KVM did not take a vCPU's state.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ use arch::cpuid::{self, CpuModel, Ring0};
 use arch::layout;
 use arch::mp::{self, MpError};
 use arch::topology::NumaNode;
+use arch::vcpu::{VcpuShape, VcpuStateError};
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -118,6 +119,9 @@ pub enum BuildError {
     /// A vCPU cannot be interrupted.
     #[error("cannot prepare to interrupt vCPUs")]
     Kick(#[from] KickError),
+    /// KVM does not say what a vCPU's state is.
+    #[error(transparent)]
+    VcpuShape(#[from] VcpuStateError),
     /// A vCPU cannot be set up.
     #[error(transparent)]
     Vcpu(#[from] VcpuThreadError),
@@ -151,6 +155,7 @@ impl Machine {
         });
         // As above: the files first.
         let (Parts { kernel, devices }, templates, Created { vm, fds }) = (parts?, templates?, created?);
+        let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);
         devices.connect(&vm)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
         let threads = place_threads(&config.threads, &vcpus, &devices)?;
@@ -159,6 +164,7 @@ impl Machine {
         Ok(Self {
             watch,
             vcpus,
+            shape,
             devices,
             vm,
             memory,

@@ -3,6 +3,7 @@
 
 mod balloon;
 mod build;
+mod cpus;
 mod devices;
 mod disks;
 mod irqchip;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use ::devices::virtio::balloon::BalloonControl;
 use arch::GuestMemory;
+use arch::vcpu::VcpuShape;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -27,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use ::devices::legacy::ConsoleOutput as SerialOutput;
 pub use ::devices::virtio::net::LinkState;
 pub use build::{BuildError, Wiring};
+pub use cpus::{CpuSaveError, CpuStates};
 use devices::Devices;
 pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
 pub use kvm::KvmError;
@@ -47,6 +50,7 @@ use crate::vcpu::{ExitKind, VcpuHandle};
 pub struct Machine {
     watch: Option<Watch>,
     vcpus: Vec<VcpuHandle>,
+    shape: Arc<VcpuShape>,
     devices: Devices,
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
     vm: VmFd,

@@ -17,7 +17,7 @@ use std::time::Instant;
 use arch::VcpuIndex;
 use arch::cpu_template::CpuTemplateError;
 use arch::cpuid::CpuidError;
-use arch::vcpu::VcpuError;
+use arch::vcpu::{VcpuError, VcpuShape, VcpuState, VcpuStateError};
 use devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -64,13 +64,30 @@ pub enum SetupError {
     /// KVM does not take it.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// KVM does not take a saved state.
+    #[error(transparent)]
+    State(#[from] VcpuStateError),
     /// The user's CPU template asks for what cannot be.
     #[error(transparent)]
     CpuTemplate(#[from] CpuTemplateError),
 }
 
+/// What keeps a vCPU's state from being saved.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The guest cannot go on from where it is.
+    #[error("cannot save vCPU {index}: its guest has crashed")]
+    Crashed {
+        /// Which vCPU.
+        index: VcpuIndex,
+    },
+    /// KVM does not give it.
+    #[error(transparent)]
+    State(#[from] VcpuStateError),
+}
+
 /// What a vCPU is asked. Each ask is answered once it is so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Ask {
     /// Run the guest.
     Run,
@@ -78,6 +95,8 @@ enum Ask {
     Park,
     /// Tell the thread's number.
     Identify,
+    /// Save the state, parked.
+    Save(Arc<VcpuShape>),
     /// End the thread.
     Stop,
 }
@@ -127,6 +146,7 @@ enum Answer {
     SetUp(Result<(), SetupError>),
     Done { first_run: Option<Instant> },
     Identity(io::Result<i32>),
+    Saved(Box<Result<VcpuState, SaveError>>),
 }
 
 impl VcpuHandle {
@@ -151,18 +171,36 @@ impl VcpuHandle {
     pub(crate) fn wait_set_up(&self) -> Result<(), VcpuThreadError> {
         match self.answer() {
             Answer::SetUp(done) => done.map_err(VcpuThreadError::Setup),
-            Answer::Done { .. } | Answer::Identity(_) => unreachable!("a vCPU thread answers its setup before any ask"),
+            Answer::Done { .. } | Answer::Identity(_) | Answer::Saved(_) => {
+                unreachable!("a vCPU thread answers its setup before any ask")
+            }
         }
     }
 
     /// The kernel's number for the thread, whose vCPU is parked and has answered every ask.
     pub(crate) fn id(&self) -> io::Result<i32> {
-        self.asks
-            .send(Ask::Identify)
-            .expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
+        self.tell(Ask::Identify);
         match self.answer() {
             Answer::Identity(id) => id,
-            Answer::SetUp(_) | Answer::Done { .. } => unreachable!("no other ask is without an answer"),
+            Answer::SetUp(_) | Answer::Done { .. } | Answer::Saved(_) => {
+                unreachable!("no other ask is without an answer")
+            }
+        }
+    }
+
+    /// Asks for the state without waiting, so that all vCPUs save theirs at once. The vCPU is parked and has answered every
+    /// ask; [`Self::wait_saved`] comes before the next one.
+    pub(crate) fn ask_save(&self, shape: &Arc<VcpuShape>) {
+        self.tell(Ask::Save(Arc::clone(shape)));
+    }
+
+    /// Waits for the state that was asked for.
+    pub(crate) fn wait_saved(&self) -> Result<VcpuState, SaveError> {
+        match self.answer() {
+            Answer::Saved(state) => *state,
+            Answer::SetUp(_) | Answer::Done { .. } | Answer::Identity(_) => {
+                unreachable!("no other ask is without an answer")
+            }
         }
     }
 
@@ -205,7 +243,9 @@ impl VcpuHandle {
         self.owed.set(self.owed.get() - 1);
         match answer {
             Answer::Done { first_run } => first_run,
-            Answer::SetUp(_) | Answer::Identity(_) => unreachable!("wait_set_up and id take the answers to their asks"),
+            Answer::SetUp(_) | Answer::Identity(_) | Answer::Saved(_) => {
+                unreachable!("wait_set_up, id and wait_saved take the answers to their asks")
+            }
         }
     }
 
@@ -217,6 +257,10 @@ impl VcpuHandle {
 
     fn send(&self, ask: Ask) {
         self.owed.set(self.owed.get() + 1);
+        self.tell(ask);
+    }
+
+    fn tell(&self, ask: Ask) {
         self.asks.send(ask).expect("a vCPU thread lives until it is asked to stop, which is its handle's drop");
     }
 
@@ -313,13 +357,20 @@ impl Vcpu {
     }
 
     fn take(&mut self, ask: Ask, phase: Phase) -> Phase {
-        if ask == Ask::Identify {
-            self.reply(Answer::Identity(devices::virtio::worker::thread_id()));
-            return phase;
-        }
         let next = match (ask, phase) {
+            (Ask::Identify, phase) => {
+                self.reply(Answer::Identity(devices::virtio::worker::thread_id()));
+                return phase;
+            }
+            (Ask::Save(shape), phase) => {
+                self.reply(Answer::Saved(Box::new(self.save(&shape, phase))));
+                return phase;
+            }
             (_, Phase::Ended) => Phase::Ended,
-            (Ask::Run, _) => {
+            (Ask::Run, phase) => {
+                if phase == Phase::Parked {
+                    self.excuse_pause();
+                }
                 self.first_run.get_or_insert_with(Instant::now);
                 Phase::Running
             }
@@ -327,10 +378,29 @@ impl Vcpu {
                 self.complete_exit();
                 Phase::Parked
             }
-            (Ask::Park | Ask::Identify | Ask::Stop, phase) => phase,
+            (Ask::Park | Ask::Stop, phase) => phase,
         };
         self.reply(Answer::Done { first_run: self.first_run });
         next
+    }
+
+    fn save(&self, shape: &VcpuShape, phase: Phase) -> Result<VcpuState, SaveError> {
+        let index = self.context.index;
+        match phase {
+            Phase::Parked => Ok(VcpuState::save(&self.fd, index, shape)?),
+            Phase::Ended => Err(SaveError::Crashed { index }),
+            Phase::Running => unreachable!("only a parked vCPU is asked for its state"),
+        }
+    }
+
+    /// Tells a guest with kvm-clock that it did not run for a while, so that its watchdogs do not take the pause for a CPU
+    /// that hangs (KVM api: KVM_KVMCLOCK_CTRL). A guest without is told nothing, which KVM answers with EINVAL.
+    fn excuse_pause(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl()
+            && error.errno() != libc::EINVAL
+        {
+            log::warn!("vcpu {}: cannot tell the guest of its pause (KVM_KVMCLOCK_CTRL): {error}", self.context.index);
+        }
     }
 
     /// The owner may already be gone, as after a build that failed; then nobody waits for the answer.
