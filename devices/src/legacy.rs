@@ -12,4 +12,4 @@ pub use console::{ConsoleCounters, ConsoleOutput, ConsoleWriter};
 pub use i8042::I8042;
 pub use pm::{AcpiPm, PowerButton};
 pub use rtc::{Clock, Rtc};
-pub use serial::{Serial, SerialError};
+pub use serial::{Serial, SerialError, SerialRestoreError, SerialState};

@@ -12,6 +12,7 @@
 //! | [`fault`] | log lines about a guest's or a host's faults, throttled |
 //! | [`latency`] | how long things took |
 //! | [`limit`] | rates that a device may not exceed |
+//! | [`state`] | how devices are saved and restored |
 
 pub mod backend;
 pub mod bus;
@@ -21,6 +22,7 @@ pub mod legacy;
 pub mod limit;
 mod machine;
 mod odds;
+pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtio;

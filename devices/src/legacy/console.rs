@@ -52,6 +52,7 @@ struct Idle {
 }
 
 /// The guest's end of a console, for one [`super::Serial`].
+#[derive(Clone)]
 pub struct ConsoleWriter {
     shared: Arc<Shared>,
 }

@@ -3,6 +3,8 @@
 //! vCPU threads run the registers; the control loop pushes input, as much as there is room for, and is told by an
 //! eventfd when a guest that was full has read on.
 
+mod state;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::{Serial as Uart, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::state::{SerialRestoreError, SerialState};
 use super::console::ConsoleWriter;
 use crate::bus::BusDevice;
 
@@ -147,11 +150,14 @@ fn register(offset: u64) -> Option<u8> {
 mod tests {
     use super::super::ConsoleOutput;
     use super::*;
+    use crate::state::SaveState;
+    use proptest::prelude::*;
     use std::io::{PipeReader, Read};
 
     const DATA: u64 = 0;
     const INTERRUPT_ENABLE: u64 = 1;
     const LINE_STATUS: u64 = 5;
+    const SCRATCH: u64 = 7;
     const DATA_READY: u8 = 1;
 
     fn serial() -> (Serial, ConsoleOutput, PipeReader) {
@@ -236,5 +242,98 @@ mod tests {
         serial.write(DATA, &[1, 2]);
         serial.write(8, &[1]);
         assert_eq!(read(&mut serial, 8), 0xff);
+    }
+
+    #[test]
+    fn input_that_was_not_read_is_read_from_the_port_that_was_restored() {
+        let (mut first, _output, _reader) = serial();
+        first.write(INTERRUPT_ENABLE, &[1]);
+        first.write(SCRATCH, &[0x5a]);
+        first.push(b"abc");
+        assert_eq!(read(&mut first, DATA), b'a');
+        let (mut heir, _output, mut out) = serial();
+        let line = heir.interrupt_line().try_clone().unwrap();
+        heir.restore(first.save()).unwrap();
+        assert_eq!(heir.save(), first.save());
+        assert_eq!(heir.push(b"d"), 1);
+        assert_eq!([DATA; 3].map(|at| read(&mut heir, at)), *b"bcd");
+        assert_eq!(read(&mut heir, SCRATCH), 0x5a);
+        heir.write(DATA, b"!");
+        let mut byte = [0];
+        out.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"!", "it writes where the new one did");
+        heir.push(b"e");
+        assert!(line.read().is_ok(), "and interrupts there");
+    }
+
+    #[test]
+    fn an_interrupt_that_the_guest_has_not_answered_is_raised_again() {
+        let (mut first, _output, _reader) = serial();
+        first.write(INTERRUPT_ENABLE, &[1]);
+        first.push(b"a");
+        let (mut heir, _output, _reader) = serial();
+        heir.restore(first.save()).unwrap();
+        assert_eq!(heir.interrupt_line().read().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_full_port_that_was_restored_says_when_it_was_read() {
+        let (mut first, _output, _reader) = serial();
+        let room = first.room();
+        first.push(&vec![7; room]);
+        let (mut heir, _output, _reader) = serial();
+        heir.restore(first.save()).unwrap();
+        assert_eq!(heir.room(), 0);
+        while read(&mut heir, LINE_STATUS) & DATA_READY != 0 {
+            read(&mut heir, DATA);
+        }
+        assert_eq!(heir.room_event().read().unwrap(), 1);
+    }
+
+    #[test]
+    fn registers_and_input_that_no_port_has_are_refused() {
+        let (mut serial, _output, _reader) = serial();
+        let good = serial.save();
+        let cases: [fn(&mut SerialState); 6] = [
+            |state| state.input = vec![0; 65],
+            |state| state.input = vec![0],
+            |state| state.line_status = 0,
+            |state| state.line_status |= DATA_READY,
+            |state| state.interrupt_enable = 0x10,
+            |state| state.interrupt_identification = 0,
+        ];
+        for (number, change) in cases.into_iter().enumerate() {
+            let mut state = good.clone();
+            change(&mut state);
+            assert!(serial.restore(state).is_err(), "case {number}");
+        }
+        let too_much = SerialState { input: vec![0; 65], line_status: 0x61, ..good };
+        let error = serial.restore(too_much).unwrap_err().to_string();
+        assert_eq!(error, "65 bytes of input are more than a serial port's FIFO takes");
+    }
+
+    proptest! {
+        /// Wherever a guest leaves its port, another one takes it over.
+        #[test]
+        fn every_state_that_a_guest_gets_to_is_restored(
+            accesses in prop::collection::vec((any::<bool>(), 0..9_u64, any::<u8>()), 0..60),
+        ) {
+            let (mut first, _output, _reader) = serial();
+            for (write, offset, value) in accesses {
+                match (write, offset) {
+                    (_, 8) => {
+                        first.push(&[value; 5]);
+                    }
+                    (true, _) => first.write(offset, &[value]),
+                    (false, _) => {
+                        read(&mut first, offset);
+                    }
+                }
+            }
+            let (mut heir, _output, _reader) = serial();
+            let bytes = postcard::to_allocvec(&first.save()).unwrap();
+            heir.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
+            prop_assert_eq!(heir.save(), first.save());
+        }
     }
 }
