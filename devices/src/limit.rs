@@ -7,6 +7,7 @@
 
 mod bucket;
 mod line;
+mod state;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,6 +21,7 @@ use crate::bus::lock;
 pub(crate) use bucket::Bucket;
 pub use bucket::Rate;
 use line::{Lack, Line, MemberId};
+pub use state::{LevelError, LimiterState};
 
 /// Which way a request's bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

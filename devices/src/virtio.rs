@@ -11,10 +11,12 @@ pub mod balloon;
 pub mod blk;
 mod buffers;
 mod counters;
+mod features;
 mod linger;
 pub mod net;
 pub mod queue;
 pub mod rng;
+mod state;
 mod throttle;
 pub mod transport;
 mod voice;
@@ -30,7 +32,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use buffers::GuestBuffers;
 pub use counters::DeviceCounters;
+pub use features::FeatureSet;
 use queue::{QueueState, ReadyQueue};
+pub use state::{DeviceState, RestoreError};
 use transport::Interrupt;
 
 /// What kind of device it is (virtio 1.3 §5).
@@ -123,6 +127,9 @@ pub enum StartError {
 ///    [`Interrupt::needs_reset`].
 /// 8. [`Self::read_config`] and [`Self::write_config`] take any offset and length. What is outside the configuration
 ///    space reads 0 and takes no writes.
+/// 9. [`Self::save`] and [`Self::restore`] are called only on a stopped device, the latter only on one that is as new. A
+///    device that took over another's state and starts with the queue states that the other's `stop` returned goes on
+///    as the other would have.
 pub trait VirtioDevice: Send {
     /// What the device is.
     fn identity(&self) -> &Identity;
@@ -151,6 +158,15 @@ pub trait VirtioDevice: Send {
 
     /// Forgets all that a driver ever did.
     fn reset(&mut self);
+
+    /// What the device has come to, beside its queues.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what another device of its kind had come to.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; then the device is good only for being dropped.
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError>;
 }
 
 /// Reads from a configuration space held as bytes, as [`VirtioDevice::read_config`] should.

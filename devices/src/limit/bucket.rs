@@ -1,5 +1,9 @@
 //! One token bucket: pure arithmetic over nanoseconds that the caller counts.
 
+use serde::{Deserialize, Serialize};
+
+use super::LevelError;
+
 /// How fast tokens come, and how many can be saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -91,6 +95,41 @@ impl Bucket {
     /// 64 bits of tokens times 56 bits of time.
     fn worth(&self, tokens: u64) -> i128 {
         i128::from(tokens) * i128::from(self.rate.refill_ns)
+    }
+}
+
+/// A bucket's rate, by which it is known, and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BucketState {
+    size: u64,
+    burst_max: u64,
+    refill_ns: u64,
+    level: i128,
+    burst: u64,
+}
+
+/// No request is larger: a chain describes at most so many bytes (virtio 1.3 §2.7.5.2).
+const COST_MAX: u64 = 1 << 32;
+
+impl Bucket {
+    pub(super) fn save(&mut self, now_ns: u64) -> BucketState {
+        self.refill(now_ns);
+        let Self { rate: Rate { size, burst: burst_max, refill_ns }, level, burst, now_ns: _ } = *self;
+        BucketState { size, burst_max, refill_ns, level, burst }
+    }
+
+    /// As it was saved, from now on. Of another rate it stays full.
+    pub(super) fn restore(&mut self, state: &BucketState, now_ns: u64) -> Result<(), LevelError> {
+        let BucketState { size, burst_max, refill_ns, level, burst } = *state;
+        if (Rate { size, burst: burst_max, refill_ns }) != self.rate {
+            return Ok(());
+        }
+        let levels = -self.worth(COST_MAX)..=self.worth(size);
+        if !levels.contains(&level) || burst > burst_max {
+            return Err(LevelError);
+        }
+        (self.level, self.burst, self.now_ns) = (level, burst, now_ns);
+        Ok(())
     }
 }
 

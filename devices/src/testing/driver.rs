@@ -49,6 +49,19 @@ impl FakeDriver {
     /// # Panics
     /// If descriptors run out.
     pub fn new(transport: MmioTransport, memory: Arc<GuestMemory>) -> Self {
+        let (bus, transport, line, line_ready) = Self::wire(transport);
+        Self { bus, transport, memory, line, line_ready, heap: HEAP, features: 0, queues: Vec::new() }
+    }
+
+    /// Goes on with another device, which has the state of the one before: a driver does not notice.
+    ///
+    /// # Panics
+    /// If descriptors run out.
+    pub fn move_to(&mut self, transport: MmioTransport) {
+        (self.bus, self.transport, self.line, self.line_ready) = Self::wire(transport);
+    }
+
+    fn wire(transport: MmioTransport) -> (Bus, Arc<Mutex<MmioTransport>>, EventFd, Epoll) {
         let line = transport.interrupt_line().try_clone().expect("a test has descriptors");
         let line_ready = Epoll::new().expect("a test has descriptors");
         let interest = EpollEvent::new(EventSet::IN, 0);
@@ -57,7 +70,7 @@ impl FakeDriver {
         let transport = Arc::new(Mutex::new(transport));
         let window = WINDOW..WINDOW + MmioTransport::WINDOW_BYTES;
         bus.insert(window, transport.clone()).expect("the bus is empty");
-        Self { bus, transport, memory, line, line_ready, heap: HEAP, features: 0, queues: Vec::new() }
+        (bus, transport, line, line_ready)
     }
 
     /// The guest's memory.

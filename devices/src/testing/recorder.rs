@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::bus::lock;
 use crate::virtio::queue::{QueueState, ReadyQueue};
-use crate::virtio::{Activation, Identity, StartError, VirtioDevice, read_config_bytes};
+use crate::virtio::rng::RngState;
+use crate::virtio::{Activation, DeviceState, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 
 /// What a device was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,5 +91,18 @@ impl VirtioDevice for Recorder {
         let mut record = lock(&self.record);
         assert!(!record.running, "contract 6: reset only when stopped");
         record.events.push(Event::Reset);
+    }
+
+    /// As an entropy source, which has nothing of its own to save.
+    fn save(&self) -> DeviceState {
+        assert!(!lock(&self.record).running, "contract 9: save only when stopped");
+        DeviceState::Entropy(RngState::default())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        let record = lock(&self.record);
+        assert!(!record.running && record.events.is_empty(), "contract 9: restore only as new");
+        assert_eq!(state, DeviceState::Entropy(RngState::default()), "the transport passes the state on");
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 mod huge;
 mod pages;
+mod state;
 mod statistics;
 mod worker;
 
@@ -16,15 +17,17 @@ use thiserror::Error;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::huge::Ledger;
 use self::worker::{BalloonWorker, Queues};
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
 use super::worker::{AttachError, Attachment, IoThreadHandle};
-use super::{Activation, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::memory::Reclaim;
 use crate::bus::lock;
 use crate::fault::FaultLog;
 
+pub use self::state::BalloonState;
 pub use self::statistics::Statistics;
 
 /// The size of what is counted in the balloon, in bytes: a page of the specification, whatever the memory is made of.
@@ -60,6 +63,8 @@ pub struct Balloon {
     reclaim: Reclaim,
     on_exhausted: OnExhausted,
     shared: Arc<Shared>,
+    /// Of memory of a pool, while nobody serves the queues.
+    ledger: Option<Ledger>,
     run: Option<Attachment<BalloonWorker>>,
 }
 
@@ -177,7 +182,8 @@ impl Balloon {
         let identity =
             Identity { device_type: DeviceType::Balloon, features, queue_sizes: vec![QUEUE_SIZE; 2 + optional] };
         let (log, shared) = (FaultLog::new(id), Arc::new(shared));
-        Ok(Self { log, identity, thread, reclaim, on_exhausted, shared, run: None })
+        let ledger = Ledger::of(&reclaim);
+        Ok(Self { log, identity, thread, reclaim, on_exhausted, shared, ledger, run: None })
     }
 
     /// What its owner holds it by.
@@ -226,15 +232,24 @@ impl VirtioDevice for Balloon {
             Arc::clone(&self.on_exhausted),
             self.log.clone(),
         );
-        let attached = self.thread.attach(worker.map_err(StartError::Attach)?);
-        self.run = Some(attached.map_err(|AttachError { error, .. }| StartError::Attach(error))?);
+        let worker = worker.map_err(StartError::Attach)?.with_ledger(self.ledger.take());
+        match self.thread.attach(worker) {
+            Ok(attachment) => self.run = Some(attachment),
+            Err(AttachError { error, worker }) => {
+                self.ledger = worker.and_then(BalloonWorker::into_ledger);
+                return Err(StartError::Attach(error));
+            }
+        }
         self.shared.voice.started(interrupt);
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
         self.shared.voice.stopped();
-        self.run.take().map(|worker| worker.detach().into_states()).unwrap_or_default()
+        let Some(worker) = self.run.take().map(Attachment::detach) else { return Vec::new() };
+        let states = worker.states();
+        self.ledger = worker.into_ledger();
+        states
     }
 
     fn reset(&mut self) {
@@ -243,6 +258,18 @@ impl VirtioDevice for Balloon {
         self.shared.host_command.store(STOP, Ordering::Relaxed);
         self.shared.guest_command.store(NO_COMMAND, Ordering::Relaxed);
         *lock(&self.shared.statistics) = Statistics::default();
+        self.ledger = Ledger::of(&self.reclaim);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(self.saved())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Balloon(state) => self.inherit(state),
+            other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod control;
 mod counters;
 mod request;
 mod slots;
+mod state;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -28,12 +29,16 @@ pub use counters::{DiskOperation, DiskQueueCounters, OperationCounters};
 pub use request::SERIAL_BYTES;
 use request::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
 use slots::{Idle, QueueSlot, QueueSlots};
+pub use state::BlkState;
 use worker::BlkWorker;
 
 use super::queue::QueueState;
 use super::throttle::Throttle;
 use super::worker::IoThreadHandle;
-use super::{Activation, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
+use super::{
+    Activation, DeviceCounters, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
+    read_config_bytes,
+};
 use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
 use crate::bus::lock;
 use crate::fault::FaultLog;
@@ -145,6 +150,7 @@ pub struct Blk {
     log: FaultLog,
     identity: Identity,
     config: [u8; CONFIG_BYTES],
+    limiter: Option<Arc<Limiter>>,
     shared: Arc<Shared>,
     /// The device's and its owner's. Lock order: the transport, then this.
     queues: Arc<Mutex<QueueSlots>>,
@@ -175,6 +181,7 @@ impl Blk {
             identity: identity(geometry, count, queue_size),
             config: config(geometry, count, queue_size),
             shared: Shared::new(geometry, count, on_full),
+            limiter,
             queues: Arc::new(Mutex::new(QueueSlots { slots, interrupt: None })),
         })
     }
@@ -299,5 +306,16 @@ impl VirtioDevice for Blk {
 
     fn reset(&mut self) {
         self.shared.reset();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(self.saved())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Block(state) => self.inherit(state),
+            other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
+        }
     }
 }

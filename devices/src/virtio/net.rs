@@ -13,6 +13,7 @@ mod header;
 mod link;
 mod pair;
 mod receive;
+mod state;
 mod steering;
 #[cfg(test)]
 mod tests;
@@ -35,11 +36,15 @@ use link::Link;
 pub use link::{LinkState, NetControl};
 pub use pair::NetQueue;
 use pair::{Lane, Pair};
+pub use state::NetState;
 use steering::Steering;
 
 use super::queue::{QueueError, QueueState};
 use super::transport::Interrupt;
-use super::{Activation, ActiveQueue, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
+use super::{
+    Activation, ActiveQueue, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
+    read_config_bytes,
+};
 use crate::backend::net::{NetBackend, Offloads};
 use crate::fault::FaultLog;
 use crate::limit::Limiter;
@@ -264,6 +269,17 @@ impl VirtioDevice for Net {
         self.steering.settle();
         if let Err(error) = self.backend().set_offloads(Offloads::default()) {
             self.log.report(format_args!("cannot clear offloads: {error}"));
+        }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Network(self.saved())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Network(state) => self.inherit(state),
+            other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
         }
     }
 }

@@ -5,18 +5,21 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::Bytes;
 
 use super::queue::{Chain, QueueError, QueueState};
+use super::state::restore_limits;
 use super::throttle::Throttle;
 use super::transport::Interrupt;
 use super::worker::{AttachError, Attachment, CHAINS_PER_WAKE_MAX, IoThreadHandle, Progress, Source, Worker};
 use super::{
-    Activation, ActiveQueue, DeviceCounters, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes,
+    Activation, ActiveQueue, DeviceCounters, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
+    read_config_bytes,
 };
 use crate::fault::FaultLog;
-use crate::limit::{Flow, Limiter};
+use crate::limit::{Flow, Limiter, LimiterState};
 
 const QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -87,6 +90,23 @@ impl VirtioDevice for Rng {
     }
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy(RngState { limiter: self.limiter.as_ref().map(|limiter| limiter.save()) })
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Entropy(RngState { limiter }) = state else {
+            return Err(RestoreError::of_another_kind(&state, self.identity.device_type));
+        };
+        restore_limits(self.limiter.as_deref(), limiter)
+    }
+}
+
+/// What an entropy device saves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RngState {
+    limiter: Option<LimiterState>,
 }
 
 struct RngWorker {

@@ -4,6 +4,6 @@ mod core;
 mod interrupt;
 mod mmio;
 
-pub use self::core::{DriverState, TransportCore, TransportError};
-pub use interrupt::Interrupt;
-pub use mmio::MmioTransport;
+pub use self::core::{DriverState, RunState, SavedQueue, TransportCore, TransportError, TransportState};
+pub use interrupt::{Interrupt, InterruptState};
+pub use mmio::{MmioState, MmioTransport};

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use super::transport::Interrupt;
 use crate::bus::lock;
 
@@ -54,10 +56,32 @@ impl ConfigVoice {
         }
     }
 
+    /// Whether a driver has yet to be told of a change. Of a device that is stopped.
+    pub(super) fn news(&self) -> News {
+        if matches!(*lock(&self.0), State::News) { News::Untold } else { News::None }
+    }
+
+    /// As another one's was. Of a device that is stopped.
+    pub(super) fn inherit(&self, news: News) {
+        *lock(&self.0) = match news {
+            News::None => State::Stopped,
+            News::Untold => State::News,
+        };
+    }
+
     /// The next driver reads the configuration anyway.
     pub(super) fn reset(&self) {
         *lock(&self.0) = State::Stopped;
     }
+}
+
+/// Whether a driver has yet to be told of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum News {
+    /// It knows all.
+    None,
+    /// It has to be told when the device goes on.
+    Untold,
 }
 
 /// Whether there is something to tell.

@@ -3,6 +3,7 @@
 
 use super::BALLOON_PAGE_BYTES;
 use super::pages::Run;
+use crate::backend::memory::Reclaim;
 
 /// Which pages are in the balloon. Its size is that of guest memory, not of what a driver says.
 #[derive(Debug)]
@@ -23,6 +24,36 @@ struct Huge {
 }
 
 impl Ledger {
+    /// Of the memory that goes back by `reclaim`, if it is made of a pool's pages.
+    pub(super) fn of(reclaim: &Reclaim) -> Option<Self> {
+        reclaim.is_of_pool().then(|| Self::new(reclaim.end(), reclaim.page_bytes()))
+    }
+
+    /// The pages that are in the balloon, in order and joined as far as they go.
+    pub(super) fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (word, base) in self.inside.iter().zip((0_u32..).step_by(64)).filter(|(word, _)| **word != 0) {
+            for page in (0..64).filter(|bit| word & (1 << bit) != 0).map(|bit| base + bit) {
+                match runs.last_mut() {
+                    Some(last) if last.first + last.count == page => last.count += 1,
+                    _ => runs.push(Run { first: page, count: 1 }),
+                }
+            }
+        }
+        runs
+    }
+
+    /// The pages of `run` were put in before this ledger was begun, in memory that is new: what is whole is with the host.
+    pub(super) fn inherit(&mut self, run: Run) {
+        self.put_in(run, |_| true);
+    }
+
+    /// How many pages a ledger of this memory knows.
+    pub(super) fn pages(&self) -> u32 {
+        let huge = u32::try_from(self.huge.len()).expect("32 bits of pages");
+        huge.saturating_mul(self.pages_per_huge)
+    }
+
     /// Of memory that ends at `end` for the guest, of pages of `huge_bytes` bytes.
     pub(super) fn new(end: u64, huge_bytes: u64) -> Self {
         let length = |bytes: u64| usize::try_from(end.div_ceil(bytes)).expect("a 64-bit host addresses 64 bits");
@@ -126,6 +157,18 @@ mod tests {
         // The host did not take it: it never went.
         ledger.put_in(run(0, 512), |_| false);
         assert!(ledger.take_out(run(0, 512), |_| unreachable!("it never went")));
+    }
+
+    #[test]
+    fn a_ledger_that_inherits_the_runs_of_another_knows_what_that_knew() {
+        let mut ledger = Ledger::new(3 * HUGE, HUGE);
+        for (first, count) in [(0, 1), (63, 2), (512, 512), (1100, 1), (1102, 40)] {
+            ledger.put_in(run(first, count), |_| true);
+        }
+        let mut heir = Ledger::new(3 * HUGE, HUGE);
+        ledger.runs().into_iter().for_each(|run| heir.inherit(run));
+        assert_eq!(heir.runs(), [run(0, 1), run(63, 2), run(512, 512), run(1100, 1), run(1102, 40)]);
+        assert_eq!((heir.inside, heir.huge), (ledger.inside, ledger.huge));
     }
 
     #[test]

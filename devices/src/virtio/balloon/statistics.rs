@@ -10,8 +10,11 @@ const PAIR_BYTES: usize = 10;
 /// Pairs that are looked at; there are 16 tags.
 const PAIRS_MAX: usize = 32;
 
+/// Tags that there are.
+pub(super) const TAGS: usize = 16;
+
 /// The names of the tags, in the order of their numbers, as Firecracker's API has them.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; TAGS] = [
     "swap_in",
     "swap_out",
     "major_faults",
@@ -32,7 +35,7 @@ const NAMES: [&str; 16] = [
 
 /// What a driver told, as far as it told it. It may be any number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Statistics([Option<u64>; NAMES.len()]);
+pub struct Statistics(pub(super) [Option<u64>; TAGS]);
 
 impl Statistics {
     /// What was told, by name.

@@ -95,13 +95,12 @@ impl BalloonWorker {
         on_exhausted: OnExhausted,
         log: FaultLog,
     ) -> io::Result<Self> {
-        let ledger = reclaim.is_of_pool().then(|| Ledger::new(reclaim.end(), reclaim.page_bytes()));
         Ok(Self {
             queues,
             interrupt,
             shared,
             reclaim,
-            ledger,
+            ledger: None,
             on_exhausted,
             chain: Chain::new(),
             statistics_head: None,
@@ -113,8 +112,17 @@ impl BalloonWorker {
         })
     }
 
-    pub(super) fn into_states(self) -> Vec<(u16, QueueState)> {
+    /// Goes on with what the balloon has.
+    pub(super) fn with_ledger(self, ledger: Option<Ledger>) -> Self {
+        Self { ledger, ..self }
+    }
+
+    pub(super) fn states(&self) -> Vec<(u16, QueueState)> {
         self.queues.all().map(|queue| (queue.ring.index(), queue.ring.state())).collect()
+    }
+
+    pub(super) fn into_ledger(self) -> Option<Ledger> {
+        self.ledger
     }
 
     fn serve(&mut self) -> Result<Progress, QueueError> {

@@ -14,7 +14,7 @@ use super::slots::QueueSlots;
 use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
 use crate::virtio::DeviceCounters;
 use crate::virtio::transport::Interrupt;
-use crate::virtio::voice::{Changed, ConfigVoice};
+use crate::virtio::voice::{Changed, ConfigVoice, News};
 
 /// Why a disk cannot have another size.
 #[derive(Debug, Error)]
@@ -84,6 +84,8 @@ pub(super) struct Shared {
     geometry: DiskGeometry,
     /// Written by the owner, read for every request.
     sectors: AtomicU64,
+    /// Those of the file or device, as far as is known here.
+    backing_sectors: AtomicU64,
     voice: ConfigVoice,
     counters: Arc<DeviceCounters>,
     /// By queue.
@@ -108,11 +110,12 @@ impl DiskControl {
         if bytes == 0 || !bytes.is_multiple_of(block.into()) {
             return Err(ResizeError::Unaligned { bytes, block });
         }
-        let backing = image.current_sectors().map_err(ResizeError::Host)? * SECTOR_BYTES;
+        let backing_sectors = image.current_sectors().map_err(ResizeError::Host)?;
+        let backing = backing_sectors * SECTOR_BYTES;
         if bytes > backing {
             return Err(ResizeError::BeyondBacking { bytes, backing });
         }
-        self.shared.set_sectors(bytes / SECTOR_BYTES);
+        self.shared.set_sectors(bytes / SECTOR_BYTES, backing_sectors);
         Ok(())
     }
 
@@ -143,13 +146,13 @@ impl DiskControl {
         if !queues.quiet(deadline) {
             return Err(ReplaceError::Held);
         }
-        let before = self.shared.sectors();
+        let before = (self.shared.sectors(), self.shared.backing_sectors());
         let exchanged = queues.exchange(&mut backends, || {
             self.shared.clear_full();
-            self.shared.set_sectors(new.sectors);
+            self.shared.set_sectors(new.sectors, new.sectors);
         });
         exchanged.map_err(|error| {
-            self.shared.set_sectors(before);
+            self.shared.set_sectors(before.0, before.1);
             ReplaceError::Attach(error)
         })
     }
@@ -177,6 +180,7 @@ impl Shared {
         Arc::new(Self {
             geometry,
             sectors: AtomicU64::new(geometry.sectors),
+            backing_sectors: AtomicU64::new(geometry.sectors),
             voice: ConfigVoice::new(),
             counters: Arc::default(),
             queue_counters: (0..queues).map(|_| DiskQueueCounters::default()).collect(),
@@ -215,8 +219,14 @@ impl Shared {
         self.full.store(false, Ordering::Relaxed);
     }
 
-    /// Changes the size and tells the driver.
-    fn set_sectors(&self, sectors: u64) {
+    /// The size of the file or device when it was last looked at.
+    pub(super) fn backing_sectors(&self) -> u64 {
+        self.backing_sectors.load(Ordering::Relaxed)
+    }
+
+    /// Changes the size, on a backing that may be larger, and tells the driver.
+    fn set_sectors(&self, sectors: u64, backing_sectors: u64) {
+        self.backing_sectors.store(backing_sectors, Ordering::Relaxed);
         self.voice.tell(|| {
             self.sectors.store(sectors, Ordering::Relaxed);
             Changed::Yes
@@ -237,6 +247,17 @@ impl Shared {
 
     pub(super) fn stopped(&self) {
         self.voice.stopped();
+    }
+
+    /// Whether the driver has yet to be told of its size.
+    pub(super) fn news(&self) -> News {
+        self.voice.news()
+    }
+
+    /// Has the size of which another disk's driver was told, or will be.
+    pub(super) fn inherit(&self, sectors: u64, news: News) {
+        self.sectors.store(sectors, Ordering::Relaxed);
+        self.voice.inherit(news);
     }
 
     /// The next driver reads the size anyway.

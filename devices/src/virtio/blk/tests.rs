@@ -7,6 +7,7 @@ mod model;
 mod modes;
 mod queues;
 mod replace;
+mod state;
 
 use super::*;
 use crate::backend::block::{
@@ -121,11 +122,7 @@ impl Bench {
         let image = DiskImage::from_file(image, Path::new("scratch"), setup.access, setup.options).unwrap();
         let image = Arc::new(image);
         let taken = Arc::default();
-        let (queues, threads) =
-            (0..setup.queues).map(|_| setup.queue(&image, &taken)).collect::<(Vec<_>, Vec<IoThread>)>();
-        let options =
-            BlkOptions { limiter: setup.limiter.clone(), on_full: setup.on_full.clone(), ..BlkOptions::default() };
-        let blk = Blk::new(DiskName::new("disk0"), queues, options).unwrap();
+        let (blk, threads) = setup.disk(&image, &taken);
         let (counters, control) = (blk.counters(), blk.control());
         let memory = (setup.memory)();
         let transport = MmioTransport::new("disk0", Box::new(blk), memory.clone()).unwrap();
@@ -204,6 +201,13 @@ impl Bench {
 }
 
 impl Setup {
+    fn disk(&self, image: &Arc<DiskImage>, taken: &Arc<Mutex<Vec<BlockAction>>>) -> (Blk, Vec<IoThread>) {
+        let (queues, threads) = (0..self.queues).map(|_| self.queue(image, taken)).collect::<(Vec<_>, Vec<IoThread>)>();
+        let options =
+            BlkOptions { limiter: self.limiter.clone(), on_full: self.on_full.clone(), ..BlkOptions::default() };
+        (Blk::new(DiskName::new("disk0"), queues, options).unwrap(), threads)
+    }
+
     fn queue(&self, image: &Arc<DiskImage>, taken: &Arc<Mutex<Vec<BlockAction>>>) -> (DiskQueue, IoThread) {
         let thread = IoThread::spawn_polling(self.thread, self.poll).unwrap();
         let engine: Box<dyn BlockBackend> = match self.engine {

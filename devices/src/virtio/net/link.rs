@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::NetCounters;
 use crate::virtio::abi::NET_LINK_UP;
 use crate::virtio::transport::Interrupt;
-use crate::virtio::voice::{Changed, ConfigVoice};
+use crate::virtio::voice::{Changed, ConfigVoice, News};
 
 /// Whether a network device's cable is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,17 @@ impl Link {
 
     pub(super) fn stopped(&self) {
         self.voice.stopped();
+    }
+
+    /// Whether the driver has yet to be told.
+    pub(super) fn news(&self) -> News {
+        self.voice.news()
+    }
+
+    /// Is as another one was.
+    pub(super) fn inherit(&self, state: LinkState, news: News) {
+        self.plugged.store(state == LinkState::Up, Ordering::Relaxed);
+        self.voice.inherit(news);
     }
 
     pub(super) fn reset(&self) {

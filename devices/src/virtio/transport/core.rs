@@ -9,6 +9,8 @@
 //! - the device runs only while DRIVER_OK is set and the machine is not paused;
 //! - when a reset returns, nothing of the device is in flight.
 
+mod state;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +23,7 @@ use virtio_bindings::virtio_config::{
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::state::{RunState, SavedQueue, TransportState};
 use super::Interrupt;
 use crate::fault::FaultLog;
 use crate::virtio::queue::{QueueConfig, QueueState};
@@ -55,6 +58,8 @@ pub struct TransportCore {
     queue_select: u32,
     queues: Vec<Queue>,
     run: Run,
+    /// The state is another transport's, whose last interrupt may have been lost.
+    inherited: bool,
     log: FaultLog,
 }
 
@@ -109,6 +114,7 @@ impl TransportCore {
             queue_select: 0,
             queues,
             run: Run::Stopped,
+            inherited: false,
             log: FaultLog::new(name),
         })
     }
@@ -146,8 +152,12 @@ impl TransportCore {
         }
     }
 
-    /// Lets the device go on where [`Self::pause`] stopped it. Idempotent.
+    /// Lets the device go on where [`Self::pause`] stopped it, or where the one had come to whose state it has: a worker
+    /// looks at its rings when it starts, so a doorbell that nobody heard is not missed. Idempotent.
     pub fn resume(&mut self) {
+        if std::mem::take(&mut self.inherited) {
+            self.interrupt.repeat();
+        }
         if self.run == Run::Paused {
             self.start_device();
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -17,6 +18,21 @@ pub struct Interrupt {
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     line: EventFd,
+}
+
+/// What an interrupt has come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptState {
+    pub(crate) status: u32,
+    pub(crate) needs_reset: bool,
+    pub(crate) config_generation: u32,
+}
+
+impl InterruptState {
+    /// Whether its causes are some that there are.
+    pub(super) fn is_possible(&self) -> bool {
+        self.status & !(VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG) == 0
+    }
 }
 
 impl Interrupt {
@@ -82,6 +98,31 @@ impl Interrupt {
     pub(super) fn reset(&self) {
         self.status.store(0, Ordering::Relaxed);
         self.needs_reset.store(false, Ordering::Relaxed);
+    }
+
+    /// As it is, on a stopped device.
+    pub(super) fn save(&self) -> InterruptState {
+        let Self { status, needs_reset, config_generation, line: _ } = self;
+        InterruptState {
+            status: status.load(Ordering::Relaxed),
+            needs_reset: needs_reset.load(Ordering::Relaxed),
+            config_generation: config_generation.load(Ordering::Relaxed),
+        }
+    }
+
+    /// As another one was. On a stopped device; the line stays as it is.
+    pub(super) fn restore(&self, state: InterruptState) {
+        let InterruptState { status, needs_reset, config_generation } = state;
+        self.status.store(status, Ordering::Relaxed);
+        self.needs_reset.store(needs_reset, Ordering::Relaxed);
+        self.config_generation.store(config_generation, Ordering::Relaxed);
+    }
+
+    /// Raises another edge for the causes that the driver has not acknowledged, if there are any.
+    pub(super) fn repeat(&self) {
+        if self.status() != 0 {
+            self.raise(0);
+        }
     }
 
     fn raise(&self, cause: u32) {

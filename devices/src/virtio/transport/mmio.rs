@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use arch::GuestMemory;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::core::{TransportCore, TransportError};
+use super::core::{TransportCore, TransportError, TransportState};
 use crate::bus::BusDevice;
-use crate::virtio::VirtioDevice;
+use crate::state::SaveState;
 use crate::virtio::queue::QueueConfig;
+use crate::virtio::{RestoreError, VirtioDevice};
 
 const MAGIC_VALUE: u64 = 0x00;
 const VERSION: u64 = 0x04;
@@ -48,6 +50,14 @@ pub struct MmioTransport {
     core: TransportCore,
     device_features_sel: u32,
     driver_features_sel: u32,
+}
+
+/// What an MMIO transport saves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmioState {
+    pub(crate) core: TransportState,
+    pub(crate) device_features_sel: u32,
+    pub(crate) driver_features_sel: u32,
 }
 
 impl MmioTransport {
@@ -159,6 +169,27 @@ fn half(features: u64, select: u32) -> u32 {
         0 => u32::from_le_bytes([a, b, c, d]),
         1 => u32::from_le_bytes([e, f, g, h]),
         _ => 0,
+    }
+}
+
+impl SaveState for MmioTransport {
+    type State = MmioState;
+    type Error = RestoreError;
+
+    fn save(&self) -> MmioState {
+        let Self { core, device_features_sel, driver_features_sel } = self;
+        MmioState {
+            core: core.save(),
+            device_features_sel: *device_features_sel,
+            driver_features_sel: *driver_features_sel,
+        }
+    }
+
+    fn restore(&mut self, state: MmioState) -> Result<(), RestoreError> {
+        let MmioState { core, device_features_sel, driver_features_sel } = state;
+        self.core.restore(core)?;
+        (self.device_features_sel, self.driver_features_sel) = (device_features_sel, driver_features_sel);
+        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
+mod state;
+
 use super::*;
 use crate::testing::{Buffer, DriverRing, Event, FakeDriver, Record, Recorder, memory_with_hole};
 use crate::virtio::queue::QueueState;
