@@ -5,7 +5,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`memory`] | the one alias for guest memory |
+//! | [`memory`] | the one alias for guest memory, and which of its pages this process wrote |
 //! | [`gsi`] | interrupt numbers |
 //! | [`topology`] | how many vCPUs there are and which one is meant |
 //! | [`layout`] | the address map: memory, ports, interrupt lines |

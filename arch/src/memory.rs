@@ -1,9 +1,18 @@
 //! Guest memory. Everyone names it by the alias here, so that what tracks its writes can change in one place.
 
+mod dirty;
+
+pub use dirty::{DIRTY_PAGE_BYTES, DirtyBitmap, DirtySlice};
 pub use vm_memory::{
-    Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionMmap,
-    Le16, Le32, Le64, MmapRegion, Permissions, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
+    Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Le16, Le32,
+    Le64, Permissions, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
 /// The guest's memory: every region that the guest can use as RAM, mapped into this process.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyBitmap>;
+
+/// One region of [`GuestMemory`].
+pub type GuestRegionMmap = vm_memory::GuestRegionMmap<DirtyBitmap>;
+
+/// The mapping of one region of [`GuestMemory`].
+pub type MmapRegion = vm_memory::MmapRegion<DirtyBitmap>;

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use arch::memory::GuestRegionMmap;
 use arch::{GuestMemory, layout};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 /// Guest memory whose pages can be given back.
 #[derive(Debug, Clone)]

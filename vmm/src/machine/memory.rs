@@ -6,11 +6,12 @@ use std::io;
 use std::sync::Arc;
 
 use arch::GuestMemory;
+use arch::memory::{GuestRegionMmap, MmapRegion};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::{MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::memfd;
@@ -123,7 +124,7 @@ fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<M
     }
     // The kernel fills its mappings' room downwards: what is mapped where the first one's end was ends lower by so much.
     drop(mapping);
-    let spacer = MmapRegion::<()>::build(None, beyond, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)?;
+    let spacer = MmapRegion::build(None, beyond, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)?;
     let mapping = map()?;
     drop(spacer);
     if !mapping.as_ptr().addr().is_multiple_of(THP_BYTES) {

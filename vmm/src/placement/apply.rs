@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use arch::GuestMemory;
+use arch::memory::GuestRegionMmap;
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::check::Settled;
 use crate::config::{HostNodes, MIB, MemoryPlacement, NodePolicy, Pages};
