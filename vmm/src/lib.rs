@@ -11,10 +11,12 @@
 //! | [`line_file`] | files that lines are appended to without waiting |
 //! | [`metrics`] | what the machine and the process count, and its two forms |
 //! | [`memfd`] | files that live in memory |
+//! | [`epoch`] | what changed in a machine: harvested, written, read back |
 //! | [`control`] | commands, the lifecycle table and the control loop |
 
 pub mod config;
 pub mod control;
+pub mod epoch;
 pub mod host;
 pub mod line_file;
 pub mod machine;
