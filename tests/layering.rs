@@ -39,6 +39,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm/src/placement/apply.rs",
     "vmm/src/placement/residency.rs",
     "vmm/src/placement/threads.rs",
+    "vmm/src/random.rs",
     "vmm/src/vcpu/crash.rs",
     "vmm/src/vcpu/kick.rs",
 ];

@@ -12,6 +12,7 @@
 //! | [`metrics`] | what the machine and the process count, and its two forms |
 //! | [`memfd`] | files that live in memory |
 //! | [`epoch`] | what changed in a machine: harvested, written, read back |
+//! | `random` | random numbers from the host |
 //! | [`control`] | commands, the lifecycle table and the control loop |
 
 pub mod config;
@@ -24,4 +25,5 @@ pub mod memfd;
 pub mod metrics;
 pub mod placement;
 pub mod plan;
+mod random;
 pub mod vcpu;

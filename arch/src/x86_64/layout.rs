@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! 0x0000_0000  RAM   GDT, PVH start info, zero page, stack, page tables, command line
-//! 0x0009_fc00        EBDA, video memory and ROM of a PC: ACPI tables in 0xe0000..0xf0000, the MP table behind them
+//! 0x0009_fc00        EBDA, video memory and ROM of a PC: ACPI tables in 0xe0000..0xf0000, the MP table and the VM
+//!                    generation behind them
 //! 0x0010_0000  RAM   kernel ... initrd, up to the end of RAM or 3 GiB
 //! 0xc000_0000  MMIO  virtio-mmio, IOAPIC, LAPIC, KVM's own pages
 //! 0x1_0000_0000 RAM  what does not fit below 3 GiB
@@ -51,6 +52,11 @@ pub const ACPI_SIZE: u64 = 0x1_0000;
 pub const MP_START: GuestAddress = GuestAddress(0xf_0000);
 /// Room for both, in bytes.
 pub const MP_SIZE: u64 = PAGE_SIZE;
+/// The page of the VM generation, in which nothing else is: it is never mapped uncached, and no kernel takes it for memory
+/// that is free ([`crate::acpi::Generation`]).
+pub const GENERATION_START: GuestAddress = GuestAddress(0xf_1000);
+/// One page, in bytes.
+pub const GENERATION_SIZE: u64 = PAGE_SIZE;
 /// Where memory above the PC's BIOS area begins; no kernel segment lies below.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 
@@ -116,11 +122,14 @@ pub const PM_SLEEP_ENABLE: u8 = 1 << 5;
 /// The SLP_TYP of `\_S5`, power off.
 pub const PM_SLEEP_TYPE_S5: u8 = 5;
 
-// Interrupt lines. GSI 0 is the PIT's, 2 is where the two 8259 meet.
+// Interrupt lines. GSI 0 is the PIT's.
 
 /// The keyboard: edge triggered, as on ISA.
 pub const KEYBOARD_GSI: Gsi = Gsi::new(1);
-/// The event device: edge triggered; one event, the power button.
+/// The event device's line for a new VM generation: edge triggered. On a PC it is where the two 8259 meet and no device can
+/// have it; the ACPI tables here are those of a machine without 8259, on which it is an input of the IOAPIC like any other.
+pub const GENERATION_GSI: Gsi = Gsi::new(2);
+/// The event device's line for the power button: edge triggered.
 pub const GED_GSI: Gsi = Gsi::new(3);
 /// The first serial port.
 pub const SERIAL_GSI: Gsi = Gsi::new(4);
@@ -182,7 +191,7 @@ pub fn node_ranges(node_bytes: &[u64]) -> Vec<Vec<(GuestAddress, u64)>> {
 /// Each entry is a name, its first address and the address behind it. In order of address.
 type Places<const N: usize> = [(&'static str, u64, u64); N];
 
-const LOW_MEMORY: Places<9> = [
+const LOW_MEMORY: Places<10> = [
     ("GDT", GDT_START.0, GDT_START.0 + GDT_SIZE),
     ("PVH start info", PVH_START_INFO.0, PVH_START_INFO.0 + PVH_START_INFO_SIZE),
     ("zero page", ZERO_PAGE.0, ZERO_PAGE.0 + ZERO_PAGE_SIZE),
@@ -192,6 +201,7 @@ const LOW_MEMORY: Places<9> = [
     ("EBDA and video memory", EBDA_START.0, ACPI_START.0),
     ("ACPI tables", ACPI_START.0, ACPI_START.0 + ACPI_SIZE),
     ("MP table", MP_START.0, MP_START.0 + MP_SIZE),
+    ("VM generation", GENERATION_START.0, GENERATION_START.0 + GENERATION_SIZE),
 ];
 
 const HOLE: Places<4> = [
@@ -237,7 +247,10 @@ const _: () = assert!(ACPI_START.0.is_multiple_of(16) && ACPI_START.0 >= 0xe_000
 const _: () = assert!(MP_START.0.is_multiple_of(16) && MP_START.0 >= 0xf_0000);
 const _: () = assert!(KVM_TSS.0 == KVM_IDENTITY_MAP.0 + PAGE_SIZE && KVM_PAGES_SIZE == 4 * PAGE_SIZE);
 const _: () = assert!(MMIO_HOLE_START.0.is_multiple_of(1 << 30) && MMIO_HOLE_END.0.is_multiple_of(1 << 30));
-const _: () = assert!(KEYBOARD_GSI.get() < GED_GSI.get());
+// The page is the generation's alone, and among those that every memory map says are not RAM.
+const _: () = assert!(GENERATION_START.0.is_multiple_of(PAGE_SIZE) && GENERATION_SIZE.is_multiple_of(PAGE_SIZE));
+const _: () = assert!(EBDA_START.0 <= GENERATION_START.0 && GENERATION_START.0 + GENERATION_SIZE <= HIGH_RAM_START.0);
+const _: () = assert!(KEYBOARD_GSI.get() < GENERATION_GSI.get() && GENERATION_GSI.get() < GED_GSI.get());
 const _: () = assert!(GED_GSI.get() < SERIAL_GSI.get() && SERIAL_GSI.get() < VIRTIO_MMIO_GSI_FIRST.get());
 const _: () = assert!(VIRTIO_MMIO_GSI_FIRST.get() + VIRTIO_MMIO_DEVICES_MAX as u32 == IOAPIC_PINS);
 

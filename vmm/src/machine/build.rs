@@ -30,6 +30,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 
 use super::devices::{DeviceError, Devices};
+use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MemoryError};
 use super::{Machine, SerialOutput};
@@ -110,6 +111,9 @@ pub enum BuildError {
     /// The MP table does not fit.
     #[error(transparent)]
     Mp(#[from] MpError),
+    /// The machine has no generation.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// The user's CPU template asks for what cannot be.
     #[error(transparent)]
     CpuTemplate(CpuTemplateError),
@@ -271,6 +275,7 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
     // Beside ACPI too: Linux looks for this table first, through 64 KiB in steps of 16 bytes, and to find it at once ends the
     // search. It names no device.
     mp::write_mp_table(memory, count)?;
+    generation::begin(memory)?;
     let rsdp = match config.tables {
         HardwareTables::Mp => None,
         HardwareTables::Acpi | HardwareTables::AcpiAndMp => Some(acpi::write_tables(

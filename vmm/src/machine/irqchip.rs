@@ -30,6 +30,14 @@ pub(super) fn is_unmasked(vm: &VmFd, gsi: Gsi) -> bool {
     entry.is_some_and(|entry| unsafe { entry.bits } & MASKED == 0)
 }
 
+/// Raises an edge-triggered line once.
+pub(super) fn pulse(vm: &VmFd, gsi: Gsi) -> Result<(), KvmError> {
+    for level in [true, false] {
+        vm.set_irq_line(gsi.get(), level).map_err(failed("raise an interrupt (KVM_IRQ_LINE)"))?;
+    }
+    Ok(())
+}
+
 /// Sends the vCPU with this APIC id what it cannot mask, whether it runs or not.
 pub(super) fn send_nmi(vm: &VmFd, apic_id: u8) -> Result<(), KvmError> {
     let address_lo = MSI_ADDRESS | u32::from(apic_id) << MSI_DESTINATION_SHIFT;

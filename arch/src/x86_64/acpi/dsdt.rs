@@ -9,14 +9,16 @@ use acpi_tables::aml::{
 use super::{AcpiConfig, AcpiError};
 use crate::gsi::Gsi;
 use crate::layout::{
-    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, I8042_PORT, I8042_PORT_LEN, KEYBOARD_GSI, PM_SLEEP_TYPE_S5, SERIAL_GSI,
-    SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
+    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, GENERATION_GSI, GENERATION_START, I8042_PORT, I8042_PORT_LEN, KEYBOARD_GSI,
+    PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
 };
 
 /// 2: integers have 64 bits.
 pub(super) const REVISION: u8 = 2;
 /// What a control method power button is notified with when it is pressed (ACPI 6.5 §4.8.3.1.2).
 const BUTTON_PRESSED: u8 = 0x80;
+/// What the generation's device is notified with when there is a new one (Microsoft, "Virtual Machine Generation ID", 2012).
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// What the DSDT has behind its header. No processors, which the MADT names, and no device that only reserves its ports:
 /// each costs every boot a driver's search.
@@ -26,6 +28,7 @@ pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     keyboard(&mut devices);
     clock(&mut devices);
     power_button(&mut devices);
+    generation(&mut devices);
     event_device(&mut devices);
     for (index, window) in config.virtio_mmio.iter().enumerate() {
         virtio_mmio(&mut devices, index, window)?;
@@ -79,22 +82,45 @@ fn power_button(sink: &mut Vec<u8>) {
     Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]).to_aml_bytes(sink);
 }
 
-/// ACPI 6.5 §5.6.9. An interrupt on its line runs `_EVT` with the GSI; the power button is the one event on it.
+/// Drivers find it by its `_CID`; Linux's compares without case. `ADDR` is the low and the high half of where the id is
+/// (Microsoft, "Virtual Machine Generation ID", 2012).
+fn generation(sink: &mut Vec<u8>) {
+    let [low, high] = [GENERATION_START.0 & u64::from(u32::MAX), GENERATION_START.0 >> 32];
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"HUSK0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// ACPI 6.5 §5.6.9. An interrupt on one of its lines runs `_EVT` with the GSI, one for each event.
 fn event_device(sink: &mut Vec<u8>) {
+    let lines: [&dyn Aml; 2] = [&edge_interrupt(GED_GSI), &edge_interrupt(GENERATION_GSI)];
     Device::new(
         "GED_".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &0_u8),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&edge_interrupt(GED_GSI)])),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(lines.to_vec())),
             &Method::new(
                 "_EVT".into(),
                 1,
                 true,
-                vec![&If::new(
-                    &Equal::new(&Arg(0), &GED_GSI.get()),
-                    vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
-                )],
+                vec![
+                    &If::new(
+                        &Equal::new(&Arg(0), &GED_GSI.get()),
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                    ),
+                    &If::new(
+                        &Equal::new(&Arg(0), &GENERATION_GSI.get()),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
+                    ),
+                ],
             ),
         ],
     )

@@ -5,6 +5,7 @@
 
 mod dsdt;
 mod fixed;
+mod generation;
 mod numa;
 
 use acpi_tables::Aml;
@@ -12,6 +13,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
+pub use self::generation::Generation;
 use crate::layout::{ACPI_SIZE, ACPI_START, VirtioMmioWindow};
 use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 use crate::topology::{NumaNode, VcpuCount};

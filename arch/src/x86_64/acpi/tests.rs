@@ -153,17 +153,34 @@ fn the_dsdt_names_every_device_with_its_resources() {
 }
 
 #[test]
-fn the_event_device_turns_its_interrupt_into_a_press_of_the_power_button() {
+fn the_event_device_tells_a_press_of_the_power_button_and_a_new_generation_by_their_interrupts() {
     let [_, _, dsdt] = follow(&write(1, 0));
     let (devices, rest) = devices(&dsdt);
     let button = devices.iter().find(|device| device.name == "PWRB").unwrap();
     assert!(button.has(&[0x41, 0xd0, 0x0c, 0x0c]), "PNP0C0C");
     let events = devices.iter().find(|device| device.name == "GED_").unwrap();
-    assert!(events.has(b"ACPI0013\0") && events.has(&interrupt(3)));
+    assert!(events.has(b"ACPI0013\0") && events.has(&[interrupt(3), interrupt(2)].concat()));
     // If (Arg0 == 3) { Notify (\_SB.PWRB, 0x80) }
     assert!(events.has(b"\x93\x68\x0a\x03\x86\\\x2e_SB_PWRB\x0a\x80"));
+    // If (Arg0 == 2) { Notify (\_SB.VGEN, 0x80) }
+    assert!(events.has(b"\x93\x68\x0a\x02\x86\\\x2e_SB_VGEN\x0a\x80"));
     // Name (_S5, Package { 5, 0, 0, 0 })
     assert_eq!(rest, b"\x08_S5_\x12\x07\x04\x0a\x05\x00\x00\x00");
+}
+
+/// Microsoft, "Virtual Machine Generation ID", 2012.
+#[test]
+fn the_generation_is_found_by_its_compatible_id_and_is_in_a_page_that_is_not_ram() {
+    let memory = write(1, 0);
+    let [_, _, dsdt] = follow(&memory);
+    let (devices, _) = devices(&dsdt);
+    let device = devices.iter().find(|device| device.name == "VGEN").unwrap();
+    assert!(device.has(b"\x08_HID\x0dHUSK0001\0"));
+    assert!(device.has(b"\x08_CID\x0dVM_Gen_Counter\0") && device.has(b"\x08_DDN\x0dVM_Gen_Counter\0"));
+    // Name (ADDR, Package { 0xf1000, 0 })
+    assert!(device.has(b"\x08ADDR\x12\x08\x02\x0c\x00\x10\x0f\x00\x00"));
+    Generation::new(*b"sixteen random b").write(&memory).unwrap();
+    assert_eq!(read(&memory, 0xf_1000, 16), b"sixteen random b");
 }
 
 #[test]
