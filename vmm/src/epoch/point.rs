@@ -1,0 +1,530 @@
+//! A point's memory as it is read: its own layer over those of its ancestors.
+//!
+//! The state file names the point and the digest of its index, an index names its parent and the digest of the parent's, so
+//! a chain is what it was when it was written or it is refused. The ancestors' files are in `M.layers` under their ids.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::folder::{self, FileError, Folder, Label};
+use super::publish::{index_name, layer_name, with};
+use super::state_file::{SamplePage, StateError};
+use super::{
+    CHUNK_BYTES, CHUNK_PAGES, Digest, Index, IndexError, LAYERS_MAX, PAGE, PAGE_BYTES, PointId, Presence, StateHeader,
+};
+
+/// The memory of a point, opened and checked as far as that does not read it.
+#[derive(Debug)]
+pub struct Point {
+    id: PointId,
+    memory_bytes: u64,
+    index: Digest,
+    sample: Vec<SamplePage>,
+    /// The point's own first, then its parent's and so on.
+    layers: Vec<Layer>,
+}
+
+/// Pages that one layer holds, one after the other in the memory and in the layer's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerRun {
+    /// The first page: where it is in the memory, and in the file.
+    pub first: u64,
+    /// How many.
+    pub pages: u64,
+    /// The layer: 0 is the point's own.
+    pub layer: usize,
+}
+
+/// The memory file of a point and what is in it.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) id: PointId,
+    pub(super) memory: File,
+    /// None for a plain copy of a full point's memory file.
+    pub(super) index: Option<(Index, Digest)>,
+    folder: Arc<Folder>,
+    name: OsString,
+    index_name: OsString,
+}
+
+/// What is wrong with a point, or keeps one from coming about.
+#[derive(Debug, Error)]
+pub enum PointError {
+    /// A step on a file that the host refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A state file.
+    #[error("state file {}", path.display())]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<StateError>,
+    },
+    /// An index.
+    #[error("index {}", path.display())]
+    Index {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// No name for a new point.
+    #[error("cannot name a new point")]
+    Random(#[source] io::Error),
+    /// State and memory under one name.
+    #[error("the state and the memory cannot both be {}", path.display())]
+    SamePath {
+        /// Their path.
+        path: PathBuf,
+    },
+    /// A layer that lost a write.
+    #[error("a write to the memory file failed before")]
+    Unfinished,
+    /// A memory file that is shorter or longer than the memory.
+    #[error("memory file {} has {found} bytes, the snapshot's memory {want}", path.display())]
+    Length {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// The memory's.
+        want: u64,
+    },
+    /// A file of another point.
+    #[error("{} is of point {found}, not of {want}", path.display())]
+    OtherPoint {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        found: PointId,
+        /// Whose it should be.
+        want: PointId,
+    },
+    /// A file that says that it is a point's, and does not say which.
+    #[error("{} names no point in its attribute user.husk", path.display())]
+    Label {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An index that is whole, of the right point, and not the one that was written.
+    #[error("index {} is not the one that belongs to point {id}", path.display())]
+    OtherIndex {
+        /// Which.
+        path: PathBuf,
+        /// The point.
+        id: PointId,
+    },
+    /// An incremental point without its index.
+    #[error("index {} is missing, and point {id} is based on another: only a full one is known without", path.display())]
+    NoIndex {
+        /// Where it should be.
+        path: PathBuf,
+        /// The point.
+        id: PointId,
+    },
+    /// An ancestor that is not in `M.layers`.
+    #[error("the memory of point {id}, on which this one is based, is missing: {} is not there", path.display())]
+    NoLayer {
+        /// The ancestor.
+        id: PointId,
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A chain that has no end.
+    #[error("more than {LAYERS_MAX} points are based on each other: take a full snapshot")]
+    TooDeep,
+    /// A parent of another memory.
+    #[error("the parent has {parent} bytes of memory, this machine {machine}")]
+    ParentLength {
+        /// The parent's length.
+        parent: u64,
+        /// This machine's.
+        machine: u64,
+    },
+    /// A parent that cannot be linked.
+    #[error("the parent {} is on another filesystem: an incremental snapshot holds links to its parent's files", path.display())]
+    OtherFilesystem {
+        /// The parent's memory file.
+        path: PathBuf,
+    },
+    /// Pages that are not as they were written.
+    #[error("memory file {}: {} at byte {offset} is not what was written", path.display(), what)]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// A chunk, or a page of the sample.
+        what: &'static str,
+        /// Where it starts.
+        offset: u64,
+    },
+    /// A plain copy of another point's memory file.
+    #[error("memory file {} is not the snapshot's", path.display())]
+    OtherMemory {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Data where the index has none.
+    #[error("memory file {}: there is data at byte {offset}, of which the index does not know", path.display())]
+    Stray {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+    },
+}
+
+impl PointError {
+    pub(super) const fn read(path: PathBuf, source: io::Error) -> Self {
+        Self::File(FileError { attempt: "read", path, source })
+    }
+}
+
+impl Point {
+    /// Opens the memory file at `memory` and what it is based on, for the point of `header`.
+    ///
+    /// # Errors
+    /// A file that is missing, of another length or point, damaged, or no plain file.
+    pub fn open(memory: &Path, header: &StateHeader) -> Result<Self, PointError> {
+        let (folder, name) = Folder::around(memory)?;
+        let folder = Arc::new(folder);
+        let mut found = Lookup { folder, name, layers: None, memory_bytes: header.memory_bytes };
+        let own = found.own(header)?;
+        let mut next = own.index.as_ref().and_then(|(index, _)| index.parent());
+        let mut layers = vec![own];
+        while let Some(parent) = next {
+            if layers.len() == LAYERS_MAX || layers.iter().any(|layer| layer.id == parent.id) {
+                return Err(PointError::TooDeep);
+            }
+            let layer = found.ancestor(parent.id, parent.index)?;
+            next = layer.index.as_ref().and_then(|(index, _)| index.parent());
+            layers.push(layer);
+        }
+        let StateHeader { id, memory_bytes, index, sample, .. } = header;
+        Ok(Self { id: *id, memory_bytes: *memory_bytes, index: *index, sample: sample.clone(), layers })
+    }
+
+    /// The point.
+    pub const fn id(&self) -> PointId {
+        self.id
+    }
+
+    /// Bytes of memory.
+    pub const fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// The points whose layers these are, its own first.
+    pub fn layer_ids(&self) -> impl Iterator<Item = PointId> {
+        self.layers.iter().map(|layer| layer.id)
+    }
+
+    /// The memory file of a layer.
+    pub fn layer_file(&self, layer: usize) -> &File {
+        &self.layers[layer].memory
+    }
+
+    /// Whether it has an index: a plain copy of a memory file has none, and is known by its length and sample alone.
+    pub fn has_index(&self) -> bool {
+        self.layers[0].index.is_some()
+    }
+
+    /// The memory that is not zeroes, as runs of pages of one layer, ascending. Without an index it is all one run.
+    pub fn runs(&self) -> impl Iterator<Item = LayerRun> {
+        let whole = LayerRun { first: 0, pages: self.memory_bytes / PAGE_BYTES, layer: 0 };
+        let plain = (!self.has_index()).then_some(whole);
+        plain.into_iter().chain(merge(self.chunks().flat_map(|chunk| self.chunk_runs(chunk))))
+    }
+
+    /// How many [`Point::runs`] there are.
+    pub fn run_count(&self) -> u64 {
+        self.runs().fold(0, |count, _| count + 1)
+    }
+
+    /// The chunks of which a layer holds pages, ascending.
+    pub fn chunks(&self) -> impl Iterator<Item = u64> {
+        let mut at = vec![0; self.layers.len()];
+        std::iter::from_fn(move || {
+            let heads = self.layers.iter().zip(&at).filter_map(|(layer, &at)| layer.records().get(at));
+            let chunk = heads.map(|record| record.chunk).min()?;
+            for (layer, at) in self.layers.iter().zip(&mut at) {
+                *at += usize::from(layer.records().get(*at).is_some_and(|record| record.chunk == chunk));
+            }
+            Some(chunk)
+        })
+    }
+
+    /// Reads a chunk into `bytes`, which has the chunk's length; pages that no layer holds are zeroes. What is read is held
+    /// against the hashes. True if any page is there.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not as it was written; a point without an index, whose chunks have no hash.
+    pub fn read_chunk(&self, chunk: u64, bytes: &mut [u8], scratch: &mut Vec<u8>) -> Result<bool, PointError> {
+        assert_eq!(bytes.len() as u64, self.chunk_bytes(chunk), "the chunk's length");
+        if !self.has_index() {
+            let Layer { folder, index_name, id, .. } = &self.layers[0];
+            return Err(PointError::NoIndex { path: folder.at(index_name), id: *id });
+        }
+        bytes.fill(0);
+        let mut claimed = Presence::NONE;
+        for layer in &self.layers {
+            let Some(record) = layer.index.as_ref().and_then(|(index, _)| index.record(chunk)) else { continue };
+            let mine = record.present.without(&claimed);
+            if mine.is_empty() {
+                continue;
+            }
+            layer.read_record(record, scratch)?;
+            let mut from = 0;
+            for (first, pages) in record.present.runs() {
+                for page in first..first + pages {
+                    if mine.contains(page) {
+                        page_of(bytes, page).copy_from_slice(&scratch[from..from + PAGE]);
+                    }
+                    from += PAGE;
+                }
+            }
+            claimed = claimed.union(&mine);
+        }
+        Ok(!claimed.is_empty())
+    }
+
+    /// Bytes of a chunk: fewer than [`CHUNK_BYTES`] where the memory ends in it.
+    pub fn chunk_bytes(&self, chunk: u64) -> u64 {
+        self.memory_bytes.saturating_sub(chunk.saturating_mul(CHUNK_BYTES)).min(CHUNK_BYTES)
+    }
+
+    /// Holds the pages of the sample against what the files have: what [`Point::open`] did not, and reads no more than that.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is of another memory.
+    pub fn check_sample(&self) -> Result<(), PointError> {
+        let mut bytes = [0; PAGE];
+        for SamplePage { page, digest } in &self.sample {
+            let (chunk, within) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
+            let holder = |layer: &&Layer| match &layer.index {
+                Some((index, _)) => index.record(chunk).is_some_and(|record| record.present.contains(within)),
+                None => true,
+            };
+            let layer = self.layers.iter().find(holder).unwrap_or(&self.layers[0]);
+            let offset = page * PAGE_BYTES;
+            let read = layer.memory.read_exact_at(&mut bytes, offset);
+            read.map_err(|source| PointError::read(layer.path(), source))?;
+            if Digest::of(&bytes) != *digest {
+                return Err(PointError::Damaged { path: layer.path(), what: "the page", offset });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn sample(&self) -> &[SamplePage] {
+        &self.sample
+    }
+
+    pub(super) const fn index_digest(&self) -> Digest {
+        self.index
+    }
+
+    /// Whether a point of a machine of `memory_bytes` bytes can be based on it.
+    pub(super) fn check_child(&self, memory_bytes: u64) -> Result<(), PointError> {
+        if self.memory_bytes != memory_bytes {
+            return Err(PointError::ParentLength { parent: self.memory_bytes, machine: memory_bytes });
+        }
+        if self.layers.len() >= LAYERS_MAX {
+            return Err(PointError::TooDeep);
+        }
+        let Layer { folder, index_name, id, index, .. } = &self.layers[0];
+        match index {
+            Some(_) => Ok(()),
+            None => Err(PointError::NoIndex { path: folder.at(index_name), id: *id }),
+        }
+    }
+
+    /// The files of all layers: where they are, and their names in `M.layers`.
+    pub(super) fn layer_links(&self) -> impl Iterator<Item = (&Folder, &OsStr, OsString)> {
+        self.layers.iter().flat_map(|Layer { folder, name, index_name: index, id, .. }| {
+            let folder: &Folder = folder;
+            [(folder, index.as_os_str(), index_name(*id)), (folder, name.as_os_str(), layer_name(*id))]
+        })
+    }
+
+    /// The runs of a chunk, ascending.
+    fn chunk_runs(&self, chunk: u64) -> Vec<LayerRun> {
+        let mut claimed = Presence::NONE;
+        let mut runs = Vec::new();
+        for (layer, own) in self.layers.iter().enumerate() {
+            let Some(record) = own.index.as_ref().and_then(|(index, _)| index.record(chunk)) else { continue };
+            let mine = record.present.without(&claimed);
+            claimed = claimed.union(&mine);
+            let run = |(first, pages)| LayerRun { first: chunk * CHUNK_PAGES + first, pages, layer };
+            runs.extend(mine.runs().map(run));
+        }
+        runs.sort_unstable_by_key(|run| run.first);
+        runs
+    }
+}
+
+impl Layer {
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.at(&self.name)
+    }
+
+    fn records(&self) -> &[super::index::ChunkRecord] {
+        self.index.as_ref().map_or(&[], |(index, _)| index.records())
+    }
+
+    /// Reads the pages of a record into `scratch`, one after the other, and holds them against its hash.
+    fn read_record(&self, record: &super::index::ChunkRecord, scratch: &mut Vec<u8>) -> Result<(), PointError> {
+        let read = read_present(&self.memory, record.chunk, &record.present, scratch);
+        let pages = read.map_err(|source| PointError::read(self.path(), source))?;
+        if Digest::of(pages) == record.digest {
+            return Ok(());
+        }
+        let offset = record.chunk * CHUNK_BYTES;
+        Err(PointError::Damaged { path: self.path(), what: "the chunk", offset })
+    }
+}
+
+/// Reads pages of a chunk into `scratch`, one after the other.
+pub(super) fn read_present<'a>(
+    file: &File,
+    chunk: u64,
+    present: &Presence,
+    scratch: &'a mut Vec<u8>,
+) -> io::Result<&'a [u8]> {
+    let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).expect("no more than a chunk");
+    scratch.resize(bytes(CHUNK_PAGES), 0);
+    let mut end = 0;
+    for (first, pages) in present.runs() {
+        let piece = &mut scratch[end..end + bytes(pages)];
+        file.read_exact_at(piece, chunk * CHUNK_BYTES + first * PAGE_BYTES)?;
+        end += piece.len();
+    }
+    Ok(&scratch[..end])
+}
+
+fn page_of(chunk: &mut [u8], page: u64) -> &mut [u8] {
+    let at = usize::try_from(page * PAGE_BYTES).expect("inside the chunk");
+    &mut chunk[at..at + PAGE]
+}
+
+/// Runs that meet, in the same layer, as one.
+fn merge(runs: impl Iterator<Item = LayerRun>) -> impl Iterator<Item = LayerRun> {
+    let mut runs = runs.peekable();
+    std::iter::from_fn(move || {
+        let mut run = runs.next()?;
+        while let Some(next) = runs.next_if(|next| next.layer == run.layer && next.first == run.first + run.pages) {
+            run.pages += next.pages;
+        }
+        Some(run)
+    })
+}
+
+/// How the files of a point's layers are found.
+struct Lookup {
+    folder: Arc<Folder>,
+    name: OsString,
+    layers: Option<Arc<Folder>>,
+    memory_bytes: u64,
+}
+
+impl Lookup {
+    /// The point's own layer: M, or, while another point is taking its names, the second name that M has then.
+    fn own(&mut self, header: &StateHeader) -> Result<Layer, PointError> {
+        let (folder, name) = (Arc::clone(&self.folder), self.name.clone());
+        let index_at = with(&name, ".idx");
+        let plainly = match self.layer(header.id, &folder, &name, &index_at) {
+            Ok(layer) => self.checked(layer, header),
+            Err(error) => Err(error),
+        };
+        let other = match plainly {
+            Err(error) => error,
+            found => return found,
+        };
+        let aside = self
+            .layers_folder()
+            .and_then(|layers| self.layer(header.id, &layers, &layer_name(header.id), &index_name(header.id)));
+        aside.ok().and_then(|layer| self.checked(layer, header).ok()).ok_or(other)
+    }
+
+    /// Holds the own layer against the state file's header.
+    fn checked(&self, layer: Layer, header: &StateHeader) -> Result<Layer, PointError> {
+        let path = || layer.folder.at(&layer.index_name);
+        match &layer.index {
+            None if header.parent.is_some() => Err(PointError::NoIndex { path: path(), id: header.id }),
+            None => Ok(layer),
+            Some((_, digest)) if *digest != header.index => Err(PointError::OtherIndex { path: path(), id: header.id }),
+            Some((index, _)) if index.parent().map(|parent| parent.id) != header.parent => {
+                Err(PointError::OtherIndex { path: path(), id: header.id })
+            }
+            Some(_) => Ok(layer),
+        }
+    }
+
+    fn ancestor(&mut self, id: PointId, digest: Digest) -> Result<Layer, PointError> {
+        let name = layer_name(id);
+        let missing = |path: &Path| PointError::NoLayer { id, path: path.join(&name) };
+        let layers = self.layers_folder().map_err(|error| match error {
+            PointError::File(error) if error.source.kind() == io::ErrorKind::NotFound => missing(&error.path),
+            error => error,
+        })?;
+        let layer = self.layer(id, &layers, &name, &index_name(id)).map_err(|error| match error {
+            PointError::File(error) if error.source.kind() == io::ErrorKind::NotFound => missing(layers.path()),
+            error => error,
+        })?;
+        match &layer.index {
+            Some((_, found)) if *found == digest => Ok(layer),
+            Some(_) => Err(PointError::OtherIndex { path: layers.at(&layer.index_name), id }),
+            None => Err(PointError::NoIndex { path: layers.at(&layer.index_name), id }),
+        }
+    }
+
+    fn layers_folder(&mut self) -> Result<Arc<Folder>, PointError> {
+        if let Some(layers) = &self.layers {
+            return Ok(Arc::clone(layers));
+        }
+        let layers = Arc::new(self.folder.folder(&with(&self.name, ".layers"))?);
+        self.layers = Some(Arc::clone(&layers));
+        Ok(layers)
+    }
+
+    /// Opens a memory file and its index, which must both be `id`'s.
+    fn layer(&self, id: PointId, folder: &Arc<Folder>, name: &OsStr, index_at: &OsStr) -> Result<Layer, PointError> {
+        let memory = folder.read(name)?;
+        let path = folder.at(name);
+        let found = memory.metadata().map_err(|source| PointError::read(path.clone(), source))?.len();
+        if found != self.memory_bytes {
+            return Err(PointError::Length { path, found, want: self.memory_bytes });
+        }
+        match folder::label(&memory) {
+            Label::Point(found) if found != id => return Err(PointError::OtherPoint { path, found, want: id }),
+            Label::Foreign => return Err(PointError::Label { path }),
+            Label::Point(_) | Label::Absent => {}
+        }
+        let index =
+            folder.read_if_there(index_at)?.map(|file| self.index(&file, id, folder.at(index_at))).transpose()?;
+        let (name, index_name) = (name.to_owned(), index_at.to_owned());
+        Ok(Layer { id, memory, index, folder: Arc::clone(folder), name, index_name })
+    }
+
+    fn index(&self, file: &File, id: PointId, path: PathBuf) -> Result<(Index, Digest), PointError> {
+        let read = Index::read(file, self.memory_bytes).map_err(|source| PointError::read(path.clone(), source))?;
+        let (index, digest) = read.map_err(|source| PointError::Index { path: path.clone(), source })?;
+        if index.id() != id {
+            return Err(PointError::OtherPoint { path, found: index.id(), want: id });
+        }
+        if index.memory_bytes() != self.memory_bytes {
+            return Err(PointError::Length { path, found: index.memory_bytes(), want: self.memory_bytes });
+        }
+        Ok((index, digest))
+    }
+}

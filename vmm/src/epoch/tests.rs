@@ -1,0 +1,5 @@
+//! Points written to folders and read back.
+
+mod crash;
+mod model;
+mod round;
