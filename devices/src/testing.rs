@@ -8,6 +8,7 @@ pub mod hostile;
 mod namespace;
 mod recorder;
 mod ring;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ pub use driver::FakeDriver;
 pub use namespace::{in_network_namespace, ip};
 pub use recorder::{Event, Record, Recorder};
 pub use ring::{Buffer, Descriptor, DriverRing, Used};
+pub use watch::WriteWatch;
 
 /// How long a test waits for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(10);

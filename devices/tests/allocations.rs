@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arch::memory::bitmap;
 use devices::backend::block::{BlockBackend, CacheMode, DiskAccess, DiskImage, DiskOptions, FileBackend, UringBackend};
 use devices::backend::net::{InterfaceName, Tap};
 use devices::testing::{Buffer, DEADLINE, FakeDriver, in_network_namespace, ip, memory_with_hole};
@@ -18,7 +19,7 @@ use devices::virtio::blk::{Blk, BlkOptions, DiskName, DiskQueue};
 use devices::virtio::net::{Net, NetOptions, NetQueue};
 use devices::virtio::transport::MmioTransport;
 use devices::virtio::worker::IoThread;
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 /// Allocations of all threads but those of tests, which act the driver and may.
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -50,6 +51,8 @@ unsafe impl GlobalAlloc for Counting {
 
 fn driver(device: Box<dyn VirtioDevice>, queues: &[u16]) -> FakeDriver {
     let memory = memory_with_hole(16 << 20);
+    // With its writes tracked, which is more than without.
+    memory.iter().for_each(|region| bitmap(region).start());
     let transport = MmioTransport::new("test", device, memory.clone()).unwrap();
     let mut driver = FakeDriver::new(transport, memory);
     driver.initialize(!(1 << 34), queues);

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use arch::memory::GuestRegionMmap;
+use arch::memory::{GuestRegionMmap, bitmap};
 use arch::{GuestMemory, layout};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 /// Guest memory whose pages can be given back.
@@ -59,11 +60,14 @@ impl Reclaim {
         while next < end {
             let (region, offset) = self.inside(next, page)?;
             let len = (region.len() - offset.raw_value()).min(end - next);
-            match region.file_offset() {
-                None => give_up(region, offset, len)?,
+            let done = match region.file_offset() {
+                None => give_up(region, offset, len),
                 // Also out of every mapping of the file.
-                Some(file) => punch(file.file(), file.start() + offset.raw_value(), len)?,
-            }
+                Some(file) => punch(file.file(), file.start() + offset.raw_value(), len),
+            };
+            // What was there is not there any more, a part of it at least, and no write of anybody's says so.
+            mark(region, offset, len);
+            done?;
             next += len;
         }
         Ok(end - start)
@@ -87,6 +91,11 @@ impl Reclaim {
         });
         found.ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
+}
+
+fn mark(region: &GuestRegionMmap, offset: MemoryRegionAddress, len: u64) {
+    let bytes = |value: u64| usize::try_from(value).expect("a 64-bit host addresses 64 bits");
+    bitmap(region).mark_dirty(bytes(offset.raw_value()), bytes(len));
 }
 
 /// Also of locked memory, which the kernel gives up only where that is said: it is locked again when it comes back.

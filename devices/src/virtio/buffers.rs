@@ -10,6 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use arch::GuestMemory;
+use arch::memory::is_tracking;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
@@ -94,7 +95,7 @@ impl GuestBuffers {
 
     /// Records that the kernel wrote into all pieces.
     pub fn mark_written(&self) {
-        self.segments.iter().for_each(|segment| mark_written(&self.memory, segment));
+        mark_written(&self.memory, self.segments.iter().copied());
     }
 
     /// Copies to `bytes` from byte `at` of the pieces on. What is beyond their end is left as it is.
@@ -141,11 +142,15 @@ pub(super) fn iovec(segment: &Segment) -> libc::iovec {
     }
 }
 
-/// Records that the kernel wrote into `segment`, which came from a chain of `memory`.
-pub(super) fn mark_written(memory: &GuestMemory, segment: &Segment) {
-    let len = usize::try_from(segment.len()).expect("32 bits fit");
-    let slice = memory.get_slice(segment.address(), len).expect("the chain was checked to be in memory");
-    slice.bitmap().mark_dirty(0, len);
+/// Records that the kernel wrote into segments, which came from chains of `memory`. Where nobody tracks, none is looked up.
+pub(super) fn mark_written(memory: &GuestMemory, segments: impl Iterator<Item = Segment>) {
+    if is_tracking(memory) {
+        for segment in segments {
+            let len = usize::try_from(segment.len()).expect("32 bits fit");
+            let slice = memory.get_slice(segment.address(), len).expect(IN_MEMORY);
+            slice.bitmap().mark_dirty(0, len);
+        }
+    }
 }
 
 #[cfg(test)]

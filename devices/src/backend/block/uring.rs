@@ -205,10 +205,11 @@ impl UringBackend {
         }
         let Some(pieces) = Pieces::of(buffers) else { return false };
         let answer = perform(self.image.file(), Step::Read(pieces, *offset), Waiting::Refused);
+        // Also of a read that found a part only.
+        buffers.mark_written();
         match answer {
             Ok(moved) if u64::try_from(moved) == Ok(buffers.len()) => {
                 self.cache_odds.won();
-                buffers.mark_written();
                 return true;
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {

@@ -158,7 +158,10 @@ impl ReceiveRoom {
         let read = unsafe { libc::readv(fd.as_raw_fd(), vectors, count) };
         self.vectors.swap(end, last);
         self.vectors.truncate(last);
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+        let len = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+        // Whatever becomes of the frame, it is in the chains now.
+        self.mark(len.min(self.offered));
+        Ok(len)
     }
 
     /// Says how a frame of `len` bytes, just read, fits.
@@ -170,8 +173,6 @@ impl ReceiveRoom {
         if is_frame && len <= offered {
             return Fit::Whole;
         }
-        // Chains were written, also if the frame is never delivered.
-        self.mark(len.min(offered));
         if !is_frame {
             return Fit::Never;
         }
@@ -246,14 +247,12 @@ impl ReceiveRoom {
         bytes
     }
 
-    /// Takes the chains that hold a frame of `len` bytes out, marks what was written, and passes on each chain's head
-    /// and bytes.
+    /// Takes the chains that hold a frame of `len` bytes out, and passes on each chain's head and bytes.
     pub(super) fn take(&mut self, len: usize, mut used: impl FnMut(u16, u32)) {
         let mut left = len;
         while left > 0 {
             let chain = self.chains.pop_front().expect("a frame is in the chains that it was read into");
             let written = left.min(chain.bytes);
-            self.mark(written);
             self.start += chain.pieces;
             self.bytes -= chain.bytes;
             left -= written;
@@ -286,13 +285,15 @@ impl ReceiveRoom {
         count
     }
 
+    /// Records that the kernel wrote the first `len` bytes of the chains.
     fn mark(&self, len: usize) {
-        let mut left = u32::try_from(len).expect("a chain has less than 4 GiB");
-        for piece in &self.pieces[self.start..] {
-            let Some(part) = piece.part(0, left) else { return };
-            mark_written(&self.memory, &part);
+        let mut left = u32::try_from(len).expect("a read is below 2 GiB");
+        let written = self.pieces[self.start..].iter().map_while(|piece| {
+            let part = piece.part(0, left)?;
             left -= part.len();
-        }
+            Some(part)
+        });
+        mark_written(&self.memory, written);
     }
 }
 
