@@ -11,6 +11,7 @@
 //! | [`layout`] | the address map: memory, ports, interrupt lines |
 //! | [`boot`] | kernel, initrd, command line, and the structures that a kernel finds at its entry |
 //! | [`cpuid`] | what CPUID answers |
+//! | [`cpu_identity`] | which CPU a guest has seen, and whether a host can go on with it |
 //! | [`cpu_template`] | what a user changes in CPUID and MSRs |
 //! | [`msrs`] | the MSRs that firmware would have set |
 //! | [`vcpu`] | the state of a vCPU before its first instruction, and a state saved and restored |
@@ -30,4 +31,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, clock, cpu_template, cpuid, layout, mp, msrs, vcpu, vm};
+pub use x86_64::{acpi, boot, clock, cpu_identity, cpu_template, cpuid, layout, mp, msrs, vcpu, vm};

@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod clock;
+pub mod cpu_identity;
 pub mod cpu_template;
 pub mod cpuid;
 mod exact;
