@@ -9,7 +9,7 @@ mod rtc;
 mod serial;
 
 pub use console::{ConsoleCounters, ConsoleOutput, ConsoleWriter};
-pub use i8042::I8042;
+pub use i8042::{I8042, I8042RestoreError, I8042State, KeyboardState};
 pub use pm::{AcpiPm, PowerButton};
-pub use rtc::{Clock, Rtc};
+pub use rtc::{Clock, Rtc, RtcRestoreError, RtcState, RtcTime};
 pub use serial::{Serial, SerialError, SerialRestoreError, SerialState};

@@ -4,12 +4,14 @@
 //! vCPU threads run the registers; the control loop presses the keys.
 
 mod keyboard;
+mod state;
 
 use std::io;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::keyboard::{Codes, Keyboard};
+pub use self::state::{I8042RestoreError, I8042State, KeyboardState};
 use crate::bus::BusDevice;
 use crate::fault::FaultLog;
 use crate::machine::{MachineRequest, RequestSink};

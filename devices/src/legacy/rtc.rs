@@ -4,8 +4,11 @@
 //! bit is set where hardware sets it, in the last 244 us of a second, so a driver that sees it clear has that long
 //! to read a consistent time. There is no interrupt.
 
+mod state;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use self::state::{RtcRestoreError, RtcState, RtcTime};
 use crate::bus::BusDevice;
 
 const INDEX: u64 = 0;
@@ -40,6 +43,9 @@ const HOURS_PM: u8 = 1 << 7;
 const UPDATE_LEAD: Duration = Duration::from_micros(244);
 
 const SECONDS_A_DAY: i64 = 86_400;
+
+/// The last year that two registers of a byte each hold. Without a last one a guest could go on for ever.
+const YEAR_MAX: i64 = 25_599;
 
 /// A clock: the time since the UNIX epoch.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
@@ -129,6 +135,7 @@ impl Rtc {
             YEAR => time.year = time.year - i64::from(time.year_of_century()) + i64::from(number),
             _ => time.year = i64::from(number) * 100 + i64::from(time.year_of_century()),
         }
+        time.year = time.year.clamp(0, YEAR_MAX);
         if self.setting.is_some() {
             self.setting = Some(time);
         } else {
@@ -286,6 +293,7 @@ fn small(number: i64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::SaveState;
     use proptest::prelude::*;
     use std::sync::{Arc, Mutex};
 
@@ -387,7 +395,86 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_clock_goes_on_in_another_and_the_time_between_has_passed() {
+        let mut bench = Bench::at(MONDAY_S);
+        bench.set(STATUS_B, B_24_HOURS | B_BINARY);
+        bench.set(YEAR, 30);
+        bench.set(0x40, 0x5a);
+        let state = bench.rtc.save();
+        let mut heir = Bench::at(MONDAY_S + 7 * 60);
+        heir.rtc.restore(state.clone()).unwrap();
+        assert_eq!(heir.rtc.save(), state);
+        let mut data = [0];
+        heir.rtc.read(DATA, &mut data);
+        assert_eq!(data, [0x5a], "the index is as it was");
+        assert_eq!(heir.all()[..7], [20, 30, 11, 23, 9, 33, 30]);
+    }
+
+    #[test]
+    fn a_time_that_is_being_set_still_is() {
+        let mut bench = Bench::at(MONDAY_S);
+        bench.set(STATUS_B, B_24_HOURS | B_SET);
+        bench.set(HOURS, 0x45);
+        let mut heir = Bench::at(MONDAY_S + 60);
+        heir.rtc.restore(bench.rtc.save()).unwrap();
+        assert_eq!((heir.get(HOURS), heir.get(MINUTES)), (0x45, 0x26));
+        heir.set(HOURS, 0x10);
+        heir.set(STATUS_B, B_24_HOURS);
+        assert_eq!((heir.get(HOURS), heir.get(MINUTES)), (0x10, 0x26));
+    }
+
+    #[test]
+    fn registers_that_no_guest_gets_to_are_refused() {
+        let good = Rtc::new().save();
+        let cases: [fn(&mut RtcState); 6] = [
+            |state| state.index = 0x80,
+            |state| state.offset_s = i64::MIN,
+            |state| state.offset_s = i64::MAX,
+            |state| state.storage[0][usize::from(STATUS_A)] |= A_UPDATE_IN_PROGRESS,
+            |state| state.storage[0][usize::from(STATUS_B)] |= B_SET,
+            |state| {
+                state.storage[0][usize::from(STATUS_B)] |= B_SET;
+                state.setting = Some(RtcTime { year: i64::MIN, month: 0, day: 0, hour: 0, minute: 0, second: 0 });
+            },
+        ];
+        for (number, change) in cases.into_iter().enumerate() {
+            let mut state = good.clone();
+            change(&mut state);
+            assert!(Rtc::new().restore(state).is_err(), "case {number}");
+        }
+    }
+
     proptest! {
+        /// Wherever a guest leaves its clock, another one takes it over; and whatever is taken over does not panic.
+        #[test]
+        fn every_state_that_a_guest_gets_to_is_restored(
+            writes in prop::collection::vec(any::<(u8, u8)>(), 0..64),
+            flips in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        ) {
+            let mut bench = Bench::at(MONDAY_S);
+            for (register, value) in writes {
+                bench.set(register, value);
+            }
+            let mut bytes = postcard::to_allocvec(&bench.rtc.save()).unwrap();
+            let mut heir = Bench::at(MONDAY_S);
+            heir.rtc.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
+            prop_assert_eq!(heir.rtc.save(), bench.rtc.save());
+            prop_assert_eq!(heir.all(), bench.all());
+            for flip in flips {
+                let bit = flip.index(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            if let Ok(state) = postcard::from_bytes(&bytes)
+                && heir.rtc.restore(state).is_ok()
+            {
+                for register in 0..=u8::MAX {
+                    heir.set(register, register);
+                    heir.all();
+                }
+            }
+        }
+
         #[test]
         fn every_day_survives_the_calendar(epoch_s in -62_135_596_800_i64..253_402_300_800) {
             prop_assert_eq!(DateTime::from_epoch_s(epoch_s).to_epoch_s(), Some(epoch_s));

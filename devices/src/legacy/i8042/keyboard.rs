@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 /// What a PS/2 keyboard holds back while nobody reads. A guest that only writes gets no more memory than this.
-const BYTES_MAX: usize = 16;
+pub(super) const BYTES_MAX: usize = 16;
 
 const SET_LEDS: u8 = 0xed;
 const ECHO: u8 = 0xee;
@@ -17,6 +17,9 @@ const DISABLE: u8 = 0xf5;
 const SET_DEFAULTS: u8 = 0xf6;
 const RESEND: u8 = 0xfe;
 const RESET: u8 = 0xff;
+
+/// Commands with a parameter.
+pub(super) const PARAMETER_COMMANDS: [u8; 3] = [SET_LEDS, SET_REPEAT, SCAN_CODE_SET];
 
 const ACK: u8 = 0xfa;
 const SELF_TEST_PASSED: u8 = 0xaa;
@@ -44,11 +47,11 @@ pub(super) enum Codes {
 /// The keyboard.
 pub(super) struct Keyboard {
     /// It sends keys, and not only answers.
-    scanning: bool,
+    pub(super) scanning: bool,
     /// The command whose parameter the next byte is.
-    awaiting: Option<u8>,
-    last_sent: u8,
-    output: VecDeque<u8>,
+    pub(super) awaiting: Option<u8>,
+    pub(super) last_sent: u8,
+    pub(super) output: VecDeque<u8>,
 }
 
 impl Keyboard {

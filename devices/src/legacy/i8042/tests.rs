@@ -1,4 +1,6 @@
 use super::*;
+use crate::state::SaveState;
+use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -156,4 +158,85 @@ fn a_byte_to_the_auxiliary_port_reaches_no_keyboard() {
     controller.write(COMMAND, &[WRITE_AUX_OUTPUT]);
     assert_eq!(ask(&mut controller, &[0x5a]), [0x5a]);
     assert!(requests.try_recv().is_err());
+}
+
+#[test]
+fn what_a_guest_was_told_and_has_not_read_is_read_from_the_controller_that_was_restored() {
+    let (mut first, _requests) = controller();
+    first.write(COMMAND, &[WRITE_CONTROL]);
+    first.write(DATA, &[CONTROL_INTERRUPT | CONTROL_TRANSLATE]);
+    first.press_ctrl_alt_del();
+    assert_eq!(read(&mut first, DATA), 0x1d);
+    first.write(COMMAND, &[READ_CONTROL]);
+    first.write(COMMAND, &[WRITE_OUTPUT_PORT]);
+    let (mut heir, requests) = controller();
+    let state = first.save();
+    heir.restore(state.clone()).unwrap();
+    assert_eq!(heir.save(), state);
+    assert_eq!(heir.interrupt_line().read().unwrap(), 1, "the byte that waits interrupts again");
+    let bytes = [DATA; 8].map(|at| read(&mut heir, at));
+    assert_eq!(bytes, [CONTROL_INTERRUPT | CONTROL_TRANSLATE, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d]);
+    heir.write(DATA, &[0x02]);
+    assert_eq!(requests.try_recv(), Ok(MachineRequest::Reset), "the parameter that was waited for");
+}
+
+#[test]
+fn a_controller_without_a_byte_to_read_does_not_interrupt() {
+    let (first, _requests) = controller();
+    let (mut heir, _requests) = controller();
+    heir.restore(first.save()).unwrap();
+    assert!(heir.interrupt_line().read().is_err());
+}
+
+#[test]
+fn what_no_controller_comes_to_is_refused() {
+    let (mut controller, _requests) = controller();
+    let good = controller.save();
+    let mut full = good.clone();
+    full.keyboard.output = vec![0; 17];
+    let refusal = controller.restore(full).unwrap_err().to_string();
+    assert_eq!(refusal, "17 bytes are more than the 16 that a keyboard holds back");
+    for command in [PULSE_RESET, 0, SELF_TEST] {
+        let state = I8042State { awaiting: Some(command), ..good.clone() };
+        assert_eq!(controller.restore(state), Err(I8042RestoreError::Command(command)));
+        let mut state = good.clone();
+        state.keyboard.awaiting = Some(command);
+        assert_eq!(controller.restore(state), Err(I8042RestoreError::Command(command)));
+    }
+}
+
+proptest! {
+    /// Wherever a guest leaves its controller, another one takes it over and goes on as the first.
+    #[test]
+    fn every_state_that_a_guest_gets_to_is_restored(
+        accesses in prop::collection::vec((0..4_u8, any::<u8>()), 0..60),
+        later in prop::collection::vec((0..4_u8, any::<u8>()), 0..20),
+    ) {
+        let access = |controller: &mut I8042, kind, value: u8| match kind {
+            0 => read(controller, DATA),
+            1 => {
+                controller.write(DATA, &[value]);
+                0
+            }
+            2 => {
+                controller.write(COMMAND, &[value]);
+                read(controller, COMMAND)
+            }
+            _ => {
+                controller.press_ctrl_alt_del();
+                0
+            }
+        };
+        let (mut first, _requests) = controller();
+        for (kind, value) in accesses {
+            access(&mut first, kind, value);
+        }
+        let (mut heir, _their_requests) = controller();
+        let bytes = postcard::to_allocvec(&first.save()).unwrap();
+        heir.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
+        prop_assert_eq!(heir.save(), first.save());
+        for (kind, value) in later {
+            prop_assert_eq!(access(&mut heir, kind, value), access(&mut first, kind, value));
+        }
+    }
 }
