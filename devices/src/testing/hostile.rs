@@ -6,6 +6,7 @@
 //! | [`queue()`] | a queue, without a device | chains lie in memory and go back once; a retired queue stays silent |
 //! | [`registers()`] | a transport | the status register is the specification's; the device's contract is kept |
 //! | [`disk()`], [`net()`], [`entropy()`] | a device on its I/O thread | only memory that was offered is written; each chain comes back once; a reset mends all |
+//! | [`state()`] | what takes a saved state over | it is refused, or saved again as it was; a reset mends all |
 //!
 //! Each takes any bytes and panics when something does not hold. Where bytes run out they read as zeroes, so that every
 //! prefix of an input means the same actions, and a shorter input is a simpler attack.
@@ -18,6 +19,7 @@ mod input;
 mod ledger;
 mod queue;
 mod registers;
+mod state;
 mod territory;
 #[cfg(test)]
 mod tests;
@@ -27,3 +29,4 @@ pub use disk::disk;
 pub use entropy::entropy;
 pub use queue::queue;
 pub use registers::registers;
+pub use state::{saved_states, state};

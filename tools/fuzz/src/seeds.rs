@@ -30,6 +30,7 @@ fn main() -> io::Result<()> {
         let seeds = (0..SEEDS_PER_TARGET).map(|seed| actions(number << 32 | seed));
         write(folder, target, seeds)?;
     }
+    write(folder, "device-state", devices::testing::hostile::saved_states().into_iter())?;
     write(folder, "config", CONFIGS.into_iter().map(|text| text.as_bytes().to_vec()))?;
     let images = [elf(), bzimage(&elf()), bzimage(b"\x1f\x8b\x08")];
     let kernels = (0..4).flat_map(|entry| images.iter().map(move |image| [vec![entry], image.clone()].concat()));

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use arch::GuestMemory;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 
@@ -66,16 +67,12 @@ pub fn registers(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let record = Arc::<Mutex<Record>>::default();
     lock(&record).refuse_start = input.byte() >= 0xf0;
-    let features = OFFERED & !(1 << VIRTIO_F_VERSION_1);
-    let identity = Identity { device_type: DeviceType::Block, features, queue_sizes: vec![64, 8] };
     let memory = memory_with_hole(1 << 16);
-    let device = Box::new(Recorder::new(identity, Arc::clone(&record)));
-    let transport = MmioTransport::new("victim", device, Arc::clone(&memory)).expect("a test has descriptors");
-    let mut driver = FakeDriver::new(transport, memory);
+    let mut driver = FakeDriver::new(transport(&record, &memory), memory);
     let mut model = Model::default();
     let mut paused = false;
     while !input.is_empty() {
-        step(&driver, &mut model, &mut paused, &mut input);
+        step(&mut driver, &record, &mut model, &mut paused, &mut input);
         let status = driver.status();
         assert_eq!(status & !NEEDS_RESET, model.status, "the status is what the specification makes of the writes");
         let running = lock(&record).running;
@@ -92,7 +89,20 @@ pub fn registers(bytes: &[u8]) {
     assert_eq!(lock(&record).queues.len(), 2, "an honest driver's device starts with its queues");
 }
 
-fn step(driver: &FakeDriver, model: &mut Model, paused: &mut bool, input: &mut Input<'_>) {
+fn transport(record: &Arc<Mutex<Record>>, memory: &Arc<GuestMemory>) -> MmioTransport {
+    let features = OFFERED & !(1 << VIRTIO_F_VERSION_1);
+    let identity = Identity { device_type: DeviceType::Entropy, features, queue_sizes: vec![64, 8] };
+    let device = Box::new(Recorder::new(identity, Arc::clone(record)));
+    MmioTransport::new("victim", device, Arc::clone(memory)).expect("a test has descriptors")
+}
+
+fn step(
+    driver: &mut FakeDriver,
+    record: &Arc<Mutex<Record>>,
+    model: &mut Model,
+    paused: &mut bool,
+    input: &mut Input<'_>,
+) {
     let choice = input.byte();
     let (offset, value) = match choice % 16 {
         // As drivers do: step by step to DRIVER_OK.
@@ -107,10 +117,15 @@ fn step(driver: &FakeDriver, model: &mut Model, paused: &mut bool, input: &mut I
         10 => {
             let transport = Arc::clone(driver.transport());
             *paused = choice >> 4 & 1 == 0;
-            if *paused {
-                lock(&transport).core().pause();
-            } else {
-                lock(&transport).core().resume();
+            match choice >> 4 & 3 {
+                0 => lock(&transport).core().pause(),
+                // Whatever a driver has come to goes on in another device.
+                2 => {
+                    lock(&transport).core().pause();
+                    lock(record).events.clear();
+                    driver.migrate(self::transport(record, driver.memory()));
+                }
+                _ => lock(&transport).core().resume(),
             }
             return;
         }
