@@ -195,6 +195,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_bucket_is_as_full_as_the_one_whose_state_it_has() {
+        let rate = Rate::new(10, 5, 1000).unwrap();
+        let mut first = Bucket::new(rate);
+        first.take(3);
+        first.take(9);
+        let state = first.save(SECOND_NS / 10);
+        let mut heir = Bucket::new(rate);
+        // What passed between the two fills nothing.
+        heir.restore(&state, 1000 * SECOND_NS).unwrap();
+        assert_eq!(heir.wait_ns(5, 1000 * SECOND_NS), SECOND_NS / 10, "10 + 5 - 12 + 1 are 4");
+        let mut other = Bucket::new(Rate::new(20, 5, 1000).unwrap());
+        other.restore(&state, 0).unwrap();
+        assert_eq!(other.wait_ns(25, 0), 0, "of another rate it is full");
+    }
+
+    #[test]
+    fn a_level_that_no_bucket_has_is_refused_and_the_lowest_does_not_overflow() {
+        for (size, refill_ms) in [(u64::MAX, u64::MAX), (1, 1), (10, 1000)] {
+            let rate = Rate::new(size, 5, refill_ms).unwrap();
+            let mut bucket = Bucket::new(rate);
+            let good = bucket.save(0);
+            let lowest = -bucket.worth(COST_MAX);
+            for level in [good.level + 1, lowest - 1, i128::MIN, i128::MAX] {
+                let state = BucketState { level, ..good.clone() };
+                assert_eq!(Bucket::new(rate).restore(&state, 0), Err(LevelError));
+            }
+            let state = BucketState { burst: 6, ..good.clone() };
+            assert_eq!(Bucket::new(rate).restore(&state, 0), Err(LevelError));
+            let mut poor = Bucket::new(rate);
+            poor.restore(&BucketState { level: lowest, ..good }, 0).unwrap();
+            poor.wait_ns(u64::MAX, 0);
+            poor.wait_ns(u64::MAX, u64::MAX);
+        }
+    }
+
     proptest! {
         /// Between any two moments no more than size + burst + rate x T is let through, plus what the largest request
         /// has beyond the bucket.

@@ -22,8 +22,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Buffer, DEADLINE, DriverRing, Used};
-use crate::bus::Bus;
-use crate::virtio::transport::MmioTransport;
+use crate::bus::{Bus, lock};
+use crate::state::SaveState;
+use crate::virtio::transport::{MmioState, MmioTransport};
 
 const WINDOW: u64 = 0xd000_0000;
 
@@ -59,6 +60,27 @@ impl FakeDriver {
     /// If descriptors run out.
     pub fn move_to(&mut self, transport: MmioTransport) {
         (self.bus, self.transport, self.line, self.line_ready) = Self::wire(transport);
+    }
+
+    /// Saves the device, gives `heir` its state by way of the bytes that it is kept in, and goes on with that one, which is
+    /// left paused if its driver is ready.
+    ///
+    /// # Panics
+    /// If the state is refused, or is not what the heir would save.
+    pub fn migrate(&mut self, mut heir: MmioTransport) {
+        let state = self.save();
+        let bytes = postcard::to_allocvec(&state).expect("a state has no end");
+        let kept = postcard::from_bytes(&bytes).expect("what was written can be read");
+        heir.restore(kept).expect("the heir is made as its predecessor was");
+        assert_eq!(heir.save(), state, "what was restored is what is saved");
+        self.move_to(heir);
+    }
+
+    /// Pauses the device and saves it.
+    pub fn save(&self) -> MmioState {
+        let mut transport = lock(&self.transport);
+        transport.core().pause();
+        transport.save()
     }
 
     fn wire(transport: MmioTransport) -> (Bus, Arc<Mutex<MmioTransport>>, EventFd, Epoll) {

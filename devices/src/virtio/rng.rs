@@ -349,4 +349,24 @@ mod tests {
         assert_eq!(bench.driver.config(0), [0; 8]);
         assert_eq!(bench.driver.read(0x08), 4);
     }
+
+    #[test]
+    fn requests_are_served_once_wherever_the_device_is_saved() {
+        let mut bench = bench();
+        for _ in 0..3 {
+            let data = bench.driver.allocate(16);
+            for _ in 0..16 {
+                bench.driver.queues[0].add(&[Buffer::Writable(data, 8)]);
+            }
+            bench.driver.kick(0);
+            let rng = Rng::new("rng0", None, bench._thread.handle());
+            let heir = MmioTransport::new("rng0", Box::new(rng), bench.driver.memory().clone()).unwrap();
+            bench.driver.migrate(heir);
+            bench.driver.transport().lock().unwrap().core().resume();
+            for _ in 0..16 {
+                assert_eq!(bench.driver.wait_used(0).written, 8);
+            }
+            assert!(bench.driver.queues[0].take_used().is_none());
+        }
+    }
 }

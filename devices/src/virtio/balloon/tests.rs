@@ -4,6 +4,7 @@ use arch::GuestMemory;
 use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 use super::*;
+use crate::state::SaveState;
 use crate::testing::{Buffer, Descriptor, FakeDriver, memory_with_hole};
 use crate::virtio::transport::MmioTransport;
 use crate::virtio::worker::IoThread;
@@ -32,11 +33,19 @@ fn all() -> BalloonOptions {
 
 fn bench_in(memory: Arc<GuestMemory>, options: &BalloonOptions) -> Bench {
     let thread = IoThread::spawn("husk-io-test").unwrap();
-    let reclaim = Reclaim::new(Arc::clone(&memory), None);
+    let (transport, control) = balloon_in(&memory, options, &thread);
+    Bench { driver: FakeDriver::new(transport, memory), control, _thread: thread }
+}
+
+fn balloon_in(
+    memory: &Arc<GuestMemory>,
+    options: &BalloonOptions,
+    thread: &IoThread,
+) -> (MmioTransport, BalloonControl) {
+    let reclaim = Reclaim::new(Arc::clone(memory), None);
     let balloon = Balloon::new("balloon", options, reclaim, Arc::new(|| {}), thread.handle()).unwrap();
     let control = balloon.control();
-    let transport = MmioTransport::new("balloon", Box::new(balloon), memory.clone()).unwrap();
-    Bench { driver: FakeDriver::new(transport, memory), control, _thread: thread }
+    (MmioTransport::new("balloon", Box::new(balloon), memory.clone()).unwrap(), control)
 }
 
 fn bench(options: &BalloonOptions) -> Bench {
@@ -69,6 +78,14 @@ impl Bench {
     fn filled(&self, pages: u32) -> Vec<bool> {
         let page = |page| self.driver.bytes_at(address(PAGE + page), 4096);
         (0..pages).map(|number| page(number).iter().all(|&byte| byte == 7)).collect()
+    }
+
+    /// Moves the driver to another balloon, which has the state of this one.
+    fn migrate(&mut self, options: &BalloonOptions) {
+        let (heir, control) = balloon_in(self.driver.memory(), options, &self._thread);
+        self.driver.migrate(heir);
+        self.control = control;
+        self.driver.transport().lock().unwrap().core().resume();
     }
 
     fn count(&self, counter: fn(&BalloonCounters) -> &AtomicU64) -> u64 {
@@ -259,4 +276,166 @@ fn a_driver_that_leaves_a_queue_out_gets_no_balloon() {
     bench.driver.set_up_queue(16);
     bench.driver.driver_ok();
     bench.driver.wait_needs_reset();
+}
+
+#[test]
+fn a_balloon_goes_on_in_another_with_what_it_has_and_shall_have() {
+    let mut bench = bench(&all());
+    bench.driver.write_bytes(0x104, &5_u32.to_le_bytes());
+    bench.control.set_interval(Duration::from_secs(3600)).unwrap();
+    while bench.driver.take_interrupt().is_some() {}
+    bench.driver.transport().lock().unwrap().core().pause();
+    bench.control.set_target(9).unwrap();
+    bench.fill(3);
+    // Made available, and not looked at.
+    let place = bench.driver.place(&PAGE.to_le_bytes());
+    bench.driver.queues[INFLATE].add(&[Buffer::Readable(place, 4)]);
+    bench.migrate(&all());
+    bench.driver.wait_used(INFLATE);
+    assert_eq!(bench.filled(3), [false, true, true]);
+    assert_eq!((bench.control.target_pages(), bench.control.actual_pages()), (9, 5));
+    assert_eq!(bench.driver.config(0), 9_u32.to_le_bytes());
+    bench.pages(DEFLATE, &[PAGE]);
+    assert_eq!(bench.count(|all| &all.deflated_pages), 1);
+}
+
+#[test]
+fn a_target_that_the_driver_has_not_heard_of_is_told_by_the_other_balloon() {
+    let mut bench = plain();
+    while bench.driver.take_interrupt().is_some() {}
+    bench.driver.transport().lock().unwrap().core().pause();
+    bench.control.set_target(3).unwrap();
+    bench.migrate(&BalloonOptions::default());
+    assert_eq!(bench.driver.take_interrupt(), Some(2));
+    bench.migrate(&BalloonOptions::default());
+    assert_eq!(bench.driver.take_interrupt(), None, "once");
+}
+
+#[test]
+fn statistics_and_the_buffer_for_them_go_along() {
+    let options = BalloonOptions { statistics: Some(Duration::from_millis(5)), ..BalloonOptions::default() };
+    let mut bench = bench(&options);
+    let place = bench.driver.allocate(16);
+    for round in 0..3 {
+        bench.driver.memory().write_slice(&statistics_of(&[(4, 1000 + round)]), place).unwrap();
+        bench.driver.queues[2].want_interrupt();
+        bench.driver.queues[2].add(&[Buffer::Readable(place, 10)]);
+        bench.driver.kick(2);
+        bench.migrate(&options);
+        bench.driver.wait_used(2);
+        assert_eq!(bench.control.statistics().unwrap().iter().collect::<Vec<_>>(), [("free_memory", 1000 + round)]);
+    }
+    bench.control.set_interval(Duration::from_secs(3600)).unwrap();
+    bench.migrate(&options);
+    assert_eq!(bench.control.statistics().unwrap().iter().collect::<Vec<_>>(), [("free_memory", 1002)], "and told");
+}
+
+#[test]
+fn a_hinting_run_lasts_beyond_a_restore() {
+    let options = BalloonOptions { hinting: true, ..BalloonOptions::default() };
+    let mut bench = bench(&options);
+    bench.fill(2);
+    bench.control.start_hinting(true).unwrap();
+    let command = |bench: &mut Bench, command: u32| {
+        let place = bench.driver.place(&command.to_le_bytes());
+        bench.driver.run(2, &[Buffer::Readable(place, 4)]);
+    };
+    command(&mut bench, 2);
+    bench.migrate(&options);
+    assert_eq!(bench.control.hinting(), Ok(HintingStatus { host_command: 2, guest_command: Some(2) }));
+    bench.driver.run(2, &[Buffer::Writable(address(PAGE), 4096)]);
+    assert_eq!(bench.filled(2), [false, true]);
+    command(&mut bench, STOP);
+    assert_eq!(bench.driver.config(8), DONE.to_le_bytes(), "acknowledged, as was asked before");
+}
+
+#[test]
+fn a_balloon_that_differs_or_has_more_than_there_is_is_refused() {
+    let bench = bench(&all());
+    let good = bench.driver.save();
+    let attempt = |state: &crate::virtio::transport::MmioState, options: &BalloonOptions| {
+        let (mut heir, _control) = balloon_in(&memory_with_hole(REGION_BYTES), options, &bench._thread);
+        heir.restore(state.clone()).map_err(|error| error.to_string())
+    };
+    assert_eq!(attempt(&good, &all()), Ok(()));
+    let error = attempt(&good, &BalloonOptions { reporting: false, deflate_on_oom: false, ..all() }).unwrap_err();
+    assert!(error.contains("VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_PAGE_REPORTING,"), "{error}");
+    let mut state = good;
+    let DeviceState::Balloon(balloon) = &mut state.core.device else { unreachable!("it is a balloon's") };
+    balloon.target_pages = 2049;
+    assert!(attempt(&state, &all()).unwrap_err().contains("more than the guest's memory"));
+}
+
+#[test]
+fn after_a_reset_a_balloon_that_was_restored_is_as_new() {
+    let mut bench = bench(&all());
+    bench.driver.reset();
+    let new = bench.driver.save();
+    bench.driver.initialize(u64::MAX, &[16; 5]);
+    bench.driver.write_bytes(0x104, &5_u32.to_le_bytes());
+    bench.control.start_hinting(false).unwrap();
+    bench.migrate(&all());
+    bench.driver.reset();
+    let mut state = bench.driver.save();
+    // How often the configuration changed is no driver's affair.
+    state.core.interrupt.config_generation = new.core.interrupt.config_generation;
+    assert_eq!(state, new);
+}
+
+/// Memory that is said to be of a pool whose pages are of 64 KiB, so that the test needs no pool.
+const POOL_PAGE_BYTES: u64 = 64 << 10;
+
+fn pool_balloon(memory: &Arc<GuestMemory>, thread: &IoThread) -> MmioTransport {
+    let reclaim = Reclaim::new(Arc::clone(memory), Some(POOL_PAGE_BYTES));
+    let options = BalloonOptions::default();
+    let balloon = Balloon::new("balloon", &options, reclaim, Arc::new(|| {}), thread.handle()).unwrap();
+    MmioTransport::new("balloon", Box::new(balloon), memory.clone()).unwrap()
+}
+
+#[test]
+fn a_huge_page_that_is_put_in_across_a_pause_and_a_restore_goes_when_it_is_whole() {
+    let memory = memory_with_hole(REGION_BYTES);
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let driver = FakeDriver::new(pool_balloon(&memory, &thread), memory.clone());
+    let (_, control) = balloon_in(&memory, &BalloonOptions::default(), &thread);
+    let mut bench = Bench { driver, control, _thread: thread };
+    bench.driver.initialize(u64::MAX, &[16; 2]);
+    bench.fill(17);
+    bench.pages(INFLATE, &(PAGE..PAGE + 5).collect::<Vec<_>>());
+    let transport = bench.driver.transport().clone();
+    transport.lock().unwrap().core().pause();
+    transport.lock().unwrap().core().resume();
+    bench.pages(INFLATE, &(PAGE + 5..PAGE + 10).collect::<Vec<_>>());
+    let heir = pool_balloon(&memory, &bench._thread);
+    bench.driver.migrate(heir);
+    bench.driver.transport().lock().unwrap().core().resume();
+    assert_eq!(bench.filled(17), [true; 17], "it is not whole yet");
+    bench.pages(INFLATE, &(PAGE + 10..PAGE + 16).collect::<Vec<_>>());
+    assert_eq!(bench.filled(17).iter().filter(|filled| **filled).count(), 1);
+}
+
+#[test]
+fn pages_of_a_pool_that_are_put_in_twice_or_are_none_are_refused() {
+    let memory = memory_with_hole(REGION_BYTES);
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let good = pool_balloon(&memory, &thread).save();
+    let end = u32::try_from(((1_u64 << 32) + u64::try_from(REGION_BYTES).unwrap()) / 4096).unwrap();
+    for (runs, fits) in [
+        (vec![(0, 1), (2, 3), (end - 1, 1)], true),
+        (vec![(0, 1), (1, 1)], false),
+        (vec![(4, 1), (2, 1)], false),
+        (vec![(4, 0)], false),
+        (vec![(end - 1, 2)], false),
+        (vec![(u32::MAX, 2)], false),
+        (vec![(0, u32::MAX)], false),
+    ] {
+        let mut state = good.clone();
+        let DeviceState::Balloon(balloon) = &mut state.core.device else { unreachable!("it is a balloon's") };
+        balloon.pool_runs = runs.clone();
+        let mut heir = pool_balloon(&memory, &thread);
+        assert_eq!(heir.restore(state.clone()).is_ok(), fits, "{runs:?}");
+        if fits {
+            assert_eq!(heir.save(), state);
+        }
+    }
 }

@@ -67,8 +67,8 @@ impl Blk {
             return Err(RestoreError::Serial { saved: serial.to_vec(), here: self.name.serial.to_vec() });
         }
         let block_sectors = u64::from(logical_block_bytes) / SECTOR_BYTES;
-        if sectors > backing_sectors || !sectors.is_multiple_of(block_sectors) {
-            return Err(RestoreError::Impossible("a disk that is larger than its backing, or of a part of a block"));
+        if !(1..=backing_sectors).contains(&sectors) || !sectors.is_multiple_of(block_sectors) {
+            return Err(RestoreError::Impossible("a disk of no block, or of a part of one, or beyond its backing"));
         }
         restore_limits(self.limiter.as_deref(), limiter)?;
         self.shared.inherit(sectors, news);

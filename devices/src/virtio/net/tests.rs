@@ -8,6 +8,7 @@ mod link;
 mod model;
 mod pairs;
 mod receive;
+mod state;
 mod tap;
 mod transmit;
 mod vlan;
@@ -71,8 +72,7 @@ impl Bench {
         let (fake, wire) = FakeNet::new(Offloads::ALL);
         let memory = memory_with_hole(16 << 20);
         let thread = IoThread::spawn(thread).unwrap();
-        let queue = NetQueue { backend: backend(fake, &memory), thread: thread.handle() };
-        let net = Net::new("net0", vec![queue], NetOptions { mac: Some(MAC), ..options }).unwrap();
+        let net = card(backend(fake, &memory), options, &thread);
         let (counters, control) = (net.counters(), net.control());
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
         let driver = FakeDriver::new(transport, memory);
@@ -136,6 +136,12 @@ impl Bench {
     fn resume(&self) {
         self.driver.transport().lock().unwrap().core().resume();
     }
+}
+
+/// A device of one pair that has an address and `options`.
+fn card(backend: Arc<dyn NetBackend>, options: NetOptions, thread: &IoThread) -> Net {
+    let queue = NetQueue { backend, thread: thread.handle() };
+    Net::new("net0", vec![queue], NetOptions { mac: Some(MAC), ..options }).unwrap()
 }
 
 /// A frame of `len` bytes, different for each `seed`, behind an empty header.

@@ -14,23 +14,13 @@ const DISCARD: u64 = 1 << VIRTIO_BLK_F_DISCARD;
 const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
 impl Bench {
-    fn save(&self) -> MmioState {
-        let mut transport = self.driver.transport().lock().unwrap();
-        transport.core().pause();
-        transport.save()
-    }
-
     /// Moves the driver to another disk over the same file, made as `setup` says, which has the state of this one. It does
     /// not go on yet.
     fn move_to(&mut self, setup: &Setup) {
-        let state = self.save();
-        let bytes = postcard::to_allocvec(&state).unwrap();
         let (blk, threads) = setup.disk(&self.image, &self.taken);
         (self.counters, self.control) = (blk.counters(), blk.control());
-        let mut heir = MmioTransport::new("disk0", Box::new(blk), self.driver.memory().clone()).unwrap();
-        heir.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
-        assert_eq!(heir.save(), state, "what was restored is what is saved");
-        self.driver.move_to(heir);
+        let heir = MmioTransport::new("disk0", Box::new(blk), self.driver.memory().clone()).unwrap();
+        self.driver.migrate(heir);
         self._threads = threads;
     }
 
@@ -136,7 +126,7 @@ fn what_is_kept_for_want_of_space_is_done_by_the_other_disk() {
         let statuses: Vec<_> = (0..6).map(|sector| bench.begin_write(sector, 0x40)).collect();
         bench.driver.kick(0);
         told.recv_timeout(DEADLINE).unwrap();
-        let held = bench.save().core.queues[0].held.len();
+        let held = bench.driver.save().core.queues[0].held.len();
         assert!((1..=2).contains(&held), "{held} are kept");
         bench.move_to(&Setup { fault: Fault::default(), ..setup });
         bench.resume();
@@ -160,7 +150,7 @@ fn a_limit_that_is_used_up_still_is() {
     }
     bench.begin_read(0);
     bench.driver.kick(0);
-    let state = bench.save();
+    let state = bench.driver.save();
     let (blk, _threads) = setup().disk(&bench.image, &bench.taken);
     let mut heir = MmioTransport::new("disk0", Box::new(blk), bench.driver.memory().clone()).unwrap();
     heir.restore(state).unwrap();
@@ -170,7 +160,7 @@ fn a_limit_that_is_used_up_still_is() {
     assert_eq!(bench.submitted(), 3, "a restore gives nothing away");
     let unlimited = Setup { limiter: None, ..setup() };
     bench.counters = Arc::default();
-    let state = bench.save();
+    let state = bench.driver.save();
     let (blk, threads) = unlimited.disk(&bench.image, &bench.taken);
     let mut heir = MmioTransport::new("disk0", Box::new(blk), bench.driver.memory().clone()).unwrap();
     heir.restore(state).unwrap();
@@ -203,7 +193,7 @@ fn a_resize_that_the_driver_has_not_heard_of_is_told_by_the_other_disk() {
 fn a_disk_that_differs_says_in_what() {
     let setup = Setup { features: FLUSH | EVENT_IDX | DISCARD | WRITE_ZEROES, queues: 2, ..Setup::default() };
     let mut bench = Bench::build(&setup);
-    let state = bench.save();
+    let state = bench.driver.save();
     assert_eq!(refusal(&state, &setup, SECTORS), "none");
     let size = |now: u64| format!("the disk had {} bytes when it was saved, and has {now} now", 64 * 512);
     assert_eq!(refusal(&state, &setup, SECTORS + 8), size(72 * 512));
@@ -220,7 +210,7 @@ fn a_disk_that_differs_says_in_what() {
     let blocks = Setup { options: blocks, ..setup.clone() };
     assert!(refusal(&state, &blocks, SECTORS).starts_with("the guest was told a logical block, in bytes, of 512"));
     bench.driver.initialize(0, &[64]);
-    let plain = bench.save();
+    let plain = bench.driver.save();
     assert_eq!(refusal(&plain, &read_only, SECTORS), "the disk was ReadWrite when it was saved, and is ReadOnly now");
     let mut other = plain;
     let DeviceState::Block(disk) = &mut other.core.device else { unreachable!("it is a disk's") };
@@ -233,8 +223,8 @@ fn a_disk_that_differs_says_in_what() {
 fn a_disk_that_no_owner_makes_is_refused() {
     let setup = Setup::default();
     let bench = Bench::build(&setup);
-    let good = bench.save();
-    for sectors in [SECTORS + 1, u64::MAX] {
+    let good = bench.driver.save();
+    for sectors in [0, SECTORS + 1, u64::MAX] {
         let mut state = good.clone();
         let DeviceState::Block(disk) = &mut state.core.device else { unreachable!("it is a disk's") };
         disk.sectors = sectors;
@@ -247,14 +237,14 @@ fn after_a_reset_a_disk_that_was_restored_is_as_new() {
     let setup = Setup::default();
     let mut bench = Bench::build(&setup);
     bench.driver.reset();
-    let new = bench.save();
+    let new = bench.driver.save();
     bench.driver.initialize(setup.features, &[64]);
     assert_eq!(bench.write(1, &[5; SECTOR]).0, OK);
     bench.begin_write(0, 0x66);
     bench.driver.kick(0);
     bench.move_to(&setup);
     bench.driver.reset();
-    assert_eq!(bench.save(), new);
+    assert_eq!(bench.driver.save(), new);
     bench.driver.initialize(setup.features, &[64]);
     assert_eq!(bench.read(1, SECTOR), (OK, 513, vec![5; SECTOR]));
 }
@@ -264,7 +254,7 @@ fn held_chains_that_a_file_invents_retire_the_queue() {
     let setup = Setup::default();
     for head in [63, 9] {
         let mut bench = Bench::build(&setup);
-        let mut state = bench.save();
+        let mut state = bench.driver.save();
         let queue = &mut state.core.queues[0];
         // One more has been popped than the driver made available.
         (queue.next_avail, queue.held) = (queue.next_avail.wrapping_add(1), vec![head]);

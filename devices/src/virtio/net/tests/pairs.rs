@@ -9,33 +9,29 @@ use std::time::{Duration, Instant};
 
 const CTRL_VQ: u64 = 1 << 17;
 const MQ: u64 = 1 << 22;
-const PAIRS: usize = 3;
+pub(super) const PAIRS: usize = 3;
 const CONTROL: usize = 2 * PAIRS;
 /// An acknowledgement before there is one.
 const NONE: u8 = 0x77;
-const OK: u8 = 0;
+pub(super) const OK: u8 = 0;
 const ERR: u8 = 1;
 
 /// A device of [`PAIRS`] pairs, each with a wire and a thread of its own.
-struct Pairs {
-    driver: FakeDriver,
-    wires: Vec<Wire>,
+pub(super) struct Pairs {
+    pub(super) driver: FakeDriver,
+    pub(super) wires: Vec<Wire>,
     counters: Arc<NetCounters>,
-    _threads: Vec<IoThread>,
+    pub(super) _threads: Vec<IoThread>,
 }
 
 impl Pairs {
-    fn new(wanted: u64) -> Self {
+    pub(super) fn new(wanted: u64) -> Self {
         let (backends, wires) = (0..PAIRS).map(|_| FakeNet::new(Offloads::ALL)).unzip::<_, _, Vec<_>, _>();
         Self::over(backends, wires, wanted)
     }
 
     fn over<B: NetBackend + 'static>(backends: Vec<B>, wires: Vec<Wire>, wanted: u64) -> Self {
-        let threads: Vec<_> = backends.iter().map(|_| IoThread::spawn("husk-io-test").unwrap()).collect();
-        let queues = backends.into_iter().zip(&threads);
-        let queues = queues.map(|(backend, thread)| NetQueue { backend: Arc::new(backend), thread: thread.handle() });
-        let queues = queues.collect();
-        let net = Net::new("net0", queues, NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap();
+        let (net, threads) = Self::card(backends);
         let counters = net.counters();
         let memory = memory_with_hole(16 << 20);
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();
@@ -43,6 +39,14 @@ impl Pairs {
         let mut pairs = Self { driver, wires, counters, _threads: threads };
         pairs.initialize(wanted);
         pairs
+    }
+
+    pub(super) fn card<B: NetBackend + 'static>(backends: Vec<B>) -> (Net, Vec<IoThread>) {
+        let threads: Vec<_> = backends.iter().map(|_| IoThread::spawn("husk-io-test").unwrap()).collect();
+        let queues = backends.into_iter().zip(&threads);
+        let queues = queues.map(|(backend, thread)| NetQueue { backend: Arc::new(backend), thread: thread.handle() });
+        let queues = queues.collect();
+        (Net::new("net0", queues, NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap(), threads)
     }
 
     fn initialize(&mut self, wanted: u64) {
@@ -63,29 +67,29 @@ impl Pairs {
         self.command_at(CONTROL, command)
     }
 
-    fn set_pairs(&mut self, pairs: u16) -> u8 {
+    pub(super) fn set_pairs(&mut self, pairs: u16) -> u8 {
         self.command(&[&[4, 0][..], &pairs.to_le_bytes()].concat())
     }
 
-    fn attached(&self) -> Vec<bool> {
+    pub(super) fn attached(&self) -> Vec<bool> {
         self.wires.iter().map(Wire::is_attached).collect()
     }
 
-    fn send(&mut self, pair: usize, sent: &[u8]) {
+    pub(super) fn send(&mut self, pair: usize, sent: &[u8]) {
         let place = self.driver.place(sent);
         let len = u32::try_from(sent.len()).unwrap();
         self.driver.run(2 * pair + TX, &[Buffer::Readable(place, len)]);
         assert_eq!(self.wires[pair].receive(), sent);
     }
 
-    fn post(&mut self, pair: usize) -> GuestAddress {
+    pub(super) fn post(&mut self, pair: usize) -> GuestAddress {
         let room = self.driver.place(&[UNWRITTEN; 2048]);
         self.driver.queues[2 * pair].add(&[Buffer::Writable(room, 2048)]);
         self.driver.kick(2 * pair);
         room
     }
 
-    fn expect(&mut self, pair: usize, room: GuestAddress, sent: &[u8]) {
+    pub(super) fn expect(&mut self, pair: usize, room: GuestAddress, sent: &[u8]) {
         let used = self.driver.wait_used(2 * pair);
         assert_eq!(usize::try_from(used.written).unwrap(), sent.len());
         assert_eq!(self.driver.bytes_at(room, sent.len()), delivered(sent, 1));

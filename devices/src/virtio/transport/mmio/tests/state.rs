@@ -20,12 +20,6 @@ fn bench() -> (FakeDriver, Arc<Mutex<Record>>) {
     (FakeDriver::new(transport, memory), log)
 }
 
-fn save(driver: &FakeDriver) -> MmioState {
-    let mut transport = driver.transport().lock().unwrap();
-    transport.core().pause();
-    transport.save()
-}
-
 /// A state, through the bytes that it is kept in.
 fn kept(state: &MmioState) -> MmioState {
     let bytes = postcard::to_allocvec(state).unwrap();
@@ -36,12 +30,9 @@ fn kept(state: &MmioState) -> MmioState {
 
 /// Moves the driver to a device that has the state of its present one.
 fn migrate(driver: &mut FakeDriver) -> Arc<Mutex<Record>> {
-    let state = save(driver);
-    let (mut heir, log) = transport(driver.memory(), FEATURE, &[64, 8]);
-    heir.restore(kept(&state)).unwrap();
-    assert_eq!(heir.save(), state);
-    heir.core().resume();
-    driver.move_to(heir);
+    let (heir, log) = transport(driver.memory(), FEATURE, &[64, 8]);
+    driver.migrate(heir);
+    driver.transport().lock().unwrap().core().resume();
     log
 }
 
@@ -49,7 +40,7 @@ fn migrate(driver: &mut FakeDriver) -> Arc<Mutex<Record>> {
 fn paused() -> (MmioState, Arc<GuestMemory>) {
     let (mut driver, _log) = bench();
     driver.initialize(FEATURE, &[64, 8]);
-    let mut state = save(&driver);
+    let mut state = driver.save();
     (state.core.queues[0].next_avail, state.core.queues[0].held) = (1, vec![5]);
     (state, driver.memory().clone())
 }
@@ -129,7 +120,7 @@ fn an_interrupt_that_is_not_acknowledged_is_raised_again_when_the_device_goes_on
     interrupt.config_changed();
     interrupt.queue_used();
     let generation = driver.read(0xfc);
-    let state = save(&driver);
+    let state = driver.save();
     let (mut heir, _log) = transport(driver.memory(), FEATURE, &[64, 8]);
     heir.restore(state).unwrap();
     assert!(heir.interrupt_line().read().is_err(), "not before");
@@ -166,7 +157,7 @@ fn after_a_reset_a_device_that_was_restored_is_as_new() {
     driver.reset();
     assert_eq!(events(&log)[1..], [Event::Stop, Event::Reset]);
     let (fresh, _log) = transport(driver.memory(), FEATURE, &[64, 8]);
-    assert_eq!(save(&driver), fresh.save());
+    assert_eq!(driver.save(), fresh.save());
 }
 
 #[test]
@@ -203,7 +194,7 @@ fn features_that_were_not_agreed_upon_need_not_be_there() {
     driver.add_status(DRIVER);
     driver.write(0x20, u32::MAX);
     let (mut heir, _log) = transport(driver.memory(), FEATURE, &[64, 8]);
-    heir.restore(save(&driver)).unwrap();
+    heir.restore(driver.save()).unwrap();
 }
 
 #[test]
@@ -248,7 +239,7 @@ fn a_state_that_no_driver_and_no_device_come_to_is_refused() {
 fn a_queue_of_a_driver_that_is_not_ready_may_be_anything_but_served() {
     let (driver, _log) = bench();
     driver.describe_queue(0, 77, [1, 2, 3]);
-    let mut state = save(&driver);
+    let mut state = driver.save();
     assert_eq!(restore(state.clone(), driver.memory()), Ok(()));
     state.core.queues[0].next_used = 1;
     state.core.queues[0].retired = true;
