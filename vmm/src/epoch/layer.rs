@@ -173,7 +173,8 @@ impl Pen<'_> {
         let mut slices = slices.iter();
         let mut current = slices.next().cloned();
         self.write_with(first, bytes, |mut buffer| {
-            while let Some(slice) = current.take().filter(|_| !buffer.is_empty()) {
+            while !buffer.is_empty() {
+                let slice = current.take().expect("the slices are as long as the buffers in all");
                 let copied = slice.copy_to(buffer);
                 buffer = &mut buffer[copied..];
                 let rest = slice.offset(copied).ok().filter(|rest| !rest.is_empty());

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arch::memory::VolatileSlice;
+
 use super::super::*;
 
 /// A machine's memory and what was written to it since the last point.
@@ -60,7 +62,14 @@ impl Machine {
         let mut pen = layer.pen();
         for run in pages.chunk_by(|a, b| a + 1 == *b) {
             let at = |page: u64| usize::try_from(page * PAGE_BYTES).unwrap();
-            pen.write_bytes(run[0], &self.memory[at(run[0])..at(run[run.len() - 1] + 1)])?;
+            let bytes = &mut self.memory[at(run[0])..at(run[run.len() - 1] + 1)];
+            if run[0].is_multiple_of(2) {
+                pen.write_bytes(run[0], bytes)?;
+                continue;
+            }
+            // As guest memory comes: slices of any length, none of which ends where a buffer of the pen's does.
+            let (some, rest) = bytes.split_at_mut(PAGE / 3);
+            pen.write(run[0], &[VolatileSlice::from(some), VolatileSlice::from(rest)])?;
         }
         drop(pen);
         let header = layer.finish()?.publish(&described(), &sections())?;

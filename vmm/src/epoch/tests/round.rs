@@ -31,6 +31,16 @@ fn a_full_point_holds_the_memory_and_its_files_hold_no_zeroes() {
 }
 
 #[test]
+fn pages_come_from_slices_that_are_longer_than_a_pen_writes_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = Machine::new(PAGES, 2);
+    // The first page is zero and on its own, so that the others are one run from an odd page on.
+    let first = machine.snapshot(&folder.path().join("0"), None).unwrap();
+    (1..PAGES).for_each(|page| machine.scribble(page));
+    machine.snapshot(&folder.path().join("1"), Some(&first)).unwrap().check();
+}
+
+#[test]
 fn points_on_a_chain_each_hold_the_memory_of_their_time() {
     let folder = tempfile::tempdir().unwrap();
     let mut machine = machine();
