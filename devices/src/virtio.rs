@@ -13,6 +13,7 @@ mod buffers;
 mod counters;
 mod features;
 mod linger;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -49,6 +50,8 @@ pub enum DeviceType {
     Entropy = 4,
     /// Memory balloon.
     Balloon = 5,
+    /// Memory that comes and goes.
+    Memory = 24,
 }
 
 impl DeviceType {
@@ -59,6 +62,7 @@ impl DeviceType {
             Self::Block => 2,
             Self::Entropy => 4,
             Self::Balloon => 5,
+            Self::Memory => 24,
         }
     }
 }
