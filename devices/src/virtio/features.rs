@@ -40,6 +40,7 @@ fn name(device_type: DeviceType, bit: u32) -> Option<&'static str> {
             DeviceType::Block => block(bit),
             DeviceType::Entropy => None,
             DeviceType::Balloon => balloon(bit),
+            DeviceType::Memory => memory(bit),
         },
     }
 }
@@ -90,6 +91,14 @@ fn balloon(bit: u32) -> Option<&'static str> {
         2 => "VIRTIO_BALLOON_F_DEFLATE_ON_OOM",
         3 => "VIRTIO_BALLOON_F_FREE_PAGE_HINT",
         5 => "VIRTIO_BALLOON_F_PAGE_REPORTING",
+        _ => return None,
+    })
+}
+
+fn memory(bit: u32) -> Option<&'static str> {
+    Some(match bit {
+        0 => "VIRTIO_MEM_F_ACPI_PXM",
+        1 => "VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE",
         _ => return None,
     })
 }

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod request;
+mod state;
 mod worker;
 
 use std::io;
@@ -20,8 +21,10 @@ use self::worker::MemoryWorker;
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
 use super::worker::{AttachError, Attachment, IoThreadHandle};
-use super::{Activation, DeviceType, Identity, StartError, VirtioDevice, read_config_bytes};
+use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 use crate::fault::FaultLog;
+
+pub use self::state::MemoryState;
 
 const QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -226,6 +229,17 @@ impl VirtioDevice for MemoryDevice {
     /// Blocks stay what they are (virtio 1.3 §5.15.5.1).
     fn reset(&mut self) {
         self.shared.voice.reset();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Memory(self.saved())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Memory(state) => self.inherit(state),
+            other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::DeviceType;
 use super::balloon::BalloonState;
 use super::blk::BlkState;
 use super::features::FeatureSet;
+use super::mem::MemoryState;
 use super::net::{MAC_BYTES, NetState};
 use super::queue::QueueConfigError;
 use super::rng::RngState;
@@ -26,6 +27,8 @@ pub enum DeviceState {
     Entropy(RngState),
     /// A balloon's.
     Balloon(BalloonState),
+    /// A memory device's.
+    Memory(MemoryState),
 }
 
 impl DeviceState {
@@ -36,6 +39,7 @@ impl DeviceState {
             Self::Network(_) => DeviceType::Network,
             Self::Entropy(_) => DeviceType::Entropy,
             Self::Balloon(_) => DeviceType::Balloon,
+            Self::Memory(_) => DeviceType::Memory,
         }
     }
 }

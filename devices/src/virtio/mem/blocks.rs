@@ -32,6 +32,11 @@ impl Blocks {
         Self { area, words: vec![0; words].into(), plugged: 0 }
     }
 
+    /// How many blocks there are.
+    pub(super) fn count(&self) -> u64 {
+        self.area.bytes / self.area.block_bytes
+    }
+
     /// How many bytes are plugged.
     pub(super) fn plugged_bytes(&self) -> u64 {
         self.plugged * self.area.block_bytes

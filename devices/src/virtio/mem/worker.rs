@@ -85,7 +85,8 @@ impl MemoryWorker {
             },
             Request::UnplugAll => {
                 let runs = blocks.plugged_runs();
-                let refused = runs.into_iter().map(|run| self.unplug(&mut blocks, run)).find(|&done| done != Answer::Ack);
+                let refused =
+                    runs.into_iter().map(|run| self.unplug(&mut blocks, run)).find(|&done| done != Answer::Ack);
                 refused.unwrap_or(Answer::Ack)
             }
             Request::State { start, count } => {
