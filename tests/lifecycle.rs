@@ -43,6 +43,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         entropy: Entropy::On,
         entropy_limits: LimiterConfig::default(),
         balloon: None,
+        hotplug: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
         serial_limit: None,

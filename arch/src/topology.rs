@@ -100,6 +100,8 @@ pub struct NumaNode {
     pub cpus: Vec<u8>,
     /// Its memory: first address and length in bytes.
     pub memory: Vec<(GuestAddress, u64)>,
+    /// Memory that can be plugged into it: first address and length in bytes.
+    pub pluggable: Option<(GuestAddress, u64)>,
     /// How far it is to each node, as ACPI counts; empty for the custom: 10 to itself, 20 to others.
     pub distances: Vec<u8>,
 }

@@ -134,6 +134,7 @@ impl RunArgs {
             entropy: self.rng,
             entropy_limits: LimiterConfig::default(),
             balloon: None,
+            hotplug: None,
             cpu_template: None,
             threads_per_core: ThreadsPerCore::One,
             serial_limit: None,

@@ -64,6 +64,7 @@ fn config(disk: File) -> VmConfig {
         entropy: Entropy::On,
         entropy_limits: LimiterConfig::default(),
         balloon: None,
+        hotplug: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
         serial_limit: None,

@@ -8,6 +8,7 @@
 //! 0x0010_0000  RAM   kernel ... initrd, up to the end of RAM or 3 GiB
 //! 0xc000_0000  MMIO  virtio-mmio, IOAPIC, LAPIC, KVM's own pages
 //! 0x1_0000_0000 RAM  what does not fit below 3 GiB
+//! behind it           memory that can be plugged, from a whole GiB on
 //! ```
 
 use crate::gsi::Gsi;
@@ -164,6 +165,18 @@ pub fn ram_ranges(size_bytes: u64) -> Vec<(GuestAddress, u64)> {
     let mut ranges = vec![(GuestAddress(0), low), (MMIO_HOLE_END, high)];
     ranges.retain(|&(_, len)| len > 0);
     ranges
+}
+
+/// Where guest addresses end: what Linux on x86-64 maps with four levels of page tables, and KVM takes everywhere.
+pub const PHYSICAL_END: GuestAddress = GuestAddress(1 << 46);
+
+/// Where memory begins that is plugged later in blocks of `block_bytes`, a power of two, in a machine of so much RAM: above
+/// all of it and of the hole, at a multiple of 1 GiB and of a block.
+pub fn pluggable_start(ram_bytes: u64, block_bytes: u64) -> GuestAddress {
+    let free = MMIO_HOLE_END.0.saturating_add(ram_bytes.saturating_sub(MMIO_HOLE_START.0));
+    let start = free.checked_next_multiple_of(block_bytes.max(1 << 30));
+    // At the end of all addresses there is no room for any.
+    GuestAddress(start.unwrap_or(u64::MAX))
 }
 
 /// Where the memory of nodes goes that take guest memory in turn: for each node the ranges of [`ram_ranges`], cut where the

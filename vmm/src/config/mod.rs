@@ -7,6 +7,7 @@ mod disk;
 pub mod extension;
 pub mod firecracker;
 mod host;
+mod hotplug;
 mod memory;
 mod net;
 mod numa;
@@ -34,6 +35,7 @@ pub use arch::cpu_template::CpuTemplate;
 pub use balloon::{BALLOON_ID, BalloonConfig};
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskTuning, OnEnospc};
 pub use host::HostFacts;
+pub use hotplug::{BLOCK_BYTES_DEFAULT, HOTPLUG_ID, HotplugConfig, HotplugError, SLOT_BYTES_DEFAULT};
 pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
@@ -74,6 +76,8 @@ pub struct VmConfig {
     pub entropy_limits: LimiterConfig,
     /// The memory balloon, if it has one.
     pub balloon: Option<BalloonConfig>,
+    /// The memory that can be plugged while it runs, if there is some.
+    pub hotplug: Option<HotplugConfig>,
     /// What the user changes in CPUID and MSRs.
     pub cpu_template: Option<CpuTemplate>,
     /// What is at the other end of the serial port.
@@ -222,6 +226,9 @@ pub enum ConfigError {
     /// NUMA nodes that do not fit together.
     #[error("numa: {0}")]
     Numa(NumaError),
+    /// Memory that cannot be plugged so.
+    #[error("hotplug: {0}")]
+    Hotplug(HotplugError),
     /// A balloon that shall have more than there is.
     #[error("balloon: {target_mib} MiB are more than the guest's {memory_mib}: give it at most that")]
     BalloonTooLarge {
@@ -346,6 +353,8 @@ impl VmConfig {
             return Err(ConfigError::Numa(NumaError::NoAcpi));
         }
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(&self.memory))?;
+        let hotplug = self.hotplug.as_ref().map(|hotplug| hotplug.validate(&self.memory, self.numa.len()));
+        hotplug.unwrap_or(Ok(())).map_err(ConfigError::Hotplug)?;
         self.validate_devices()?;
         self.validate_nets()?;
         validate_cmdline(&self.cmdline())
@@ -370,15 +379,27 @@ impl VmConfig {
         match self.entropy {
             Entropy::Off => false,
             Entropy::On => true,
-            Entropy::IfRoom => self.disks.len() + self.nets.len() + usize::from(self.balloon.is_some()) < SLOTS,
+            Entropy::IfRoom => self.disks.len() + self.nets.len() + self.memory_devices() < SLOTS,
         }
     }
 
-    /// The registers and interrupts of the machine's devices, in order: the disks, the networks, the entropy device,
-    /// then the balloon.
+    /// The guest's node that memory belongs to which can be plugged; none without nodes or without such memory.
+    #[must_use]
+    pub fn hotplug_node(&self) -> Option<u16> {
+        let node = self.hotplug.map(|hotplug| hotplug.node.unwrap_or(0));
+        node.filter(|_| !self.numa.is_empty())
+    }
+
+    /// How many devices it has that give and take memory.
+    fn memory_devices(&self) -> usize {
+        usize::from(self.balloon.is_some()) + usize::from(self.hotplug.is_some())
+    }
+
+    /// The registers and interrupts of the machine's devices, in order: the disks, the networks, the entropy device, the
+    /// balloon, then the device that plugs memory.
     #[must_use]
     pub fn windows(&self) -> Vec<VirtioMmioWindow> {
-        let others = usize::from(self.has_entropy()) + usize::from(self.balloon.is_some());
+        let others = usize::from(self.has_entropy()) + self.memory_devices();
         let count = self.disks.len() + self.nets.len() + others;
         (0..=u8::MAX).map_while(layout::virtio_mmio_window).take(count).collect()
     }
@@ -403,7 +424,8 @@ impl VmConfig {
 
     fn validate_devices(&self) -> Result<(), ConfigError> {
         let entropy = self.has_entropy().then_some(ENTROPY_ID);
-        let others = entropy.into_iter().chain(self.balloon.as_ref().map(|_| BALLOON_ID));
+        let memory = [self.balloon.as_ref().map(|_| BALLOON_ID), self.hotplug.as_ref().map(|_| HOTPLUG_ID)];
+        let others = entropy.into_iter().chain(memory.into_iter().flatten());
         let disks = self.disks.iter().map(|disk| disk.id.as_str());
         let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(others).collect();
         for (index, id) in ids.iter().enumerate() {

@@ -19,6 +19,7 @@ fn config() -> VmConfig {
         entropy: Entropy::IfRoom,
         entropy_limits: LimiterConfig::default(),
         balloon: None,
+        hotplug: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
         serial_limit: None,

@@ -32,9 +32,10 @@ use thiserror::Error;
 use super::devices::{DeviceError, Devices};
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
-use super::memory::{self, MemoryError};
+use super::memory::{MachineMemory, MemoryError};
+use super::slots::MemorySlots;
 use super::{Machine, SerialOutput};
-use crate::config::{GuestNode, HardwareTables, KernelSource, Pages, ThreadName, ThreadPlacement, VmConfig};
+use crate::config::{GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::placement::{
     self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
@@ -141,29 +142,29 @@ impl Machine {
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
         let settled = settle(config)?;
-        let (memory, pages) = (Arc::new(memory::map(&config.memory, &settled)?), settled.placement.pages);
+        let memory = MachineMemory::map(&config.memory, config.hotplug.as_ref(), &settled)?;
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
                 // What is wrong with the user's files is told before what is wrong with the host.
-                load(config, &memory, count)?;
-                Devices::make(config, &memory, pages, wiring)?;
+                load(config, &memory.ram, count)?;
+                Devices::make(config, &memory, wiring)?;
                 return Err(error.into());
             }
         };
         let (parts, templates, created) = thread::scope(|scope| {
             let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config));
             let created = scope.spawn(|| Created::make(&kvm, &memory, count));
-            let parts = Parts::make(config, &memory, pages, count, wiring);
+            let parts = Parts::make(config, &memory, count, wiring);
             (parts, joined(templates), joined(created))
         });
         // As above: the files first.
-        let (Parts { kernel, devices }, templates, Created { vm, fds }) = (parts?, templates?, created?);
+        let (Parts { kernel, devices }, templates, Created { vm, slots, fds }) = (parts?, templates?, created?);
         let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);
-        devices.connect(&vm)?;
+        devices.connect(&vm, &slots)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
         let threads = place_threads(&config.threads, &vcpus, &devices)?;
-        let placement = PlacementSource::new(&memory, settled, threads);
+        let placement = PlacementSource::new(&memory.ram, settled, threads);
         let watch = watch(&placement, &events)?;
         Ok(Self {
             watch,
@@ -171,7 +172,8 @@ impl Machine {
             shape,
             devices,
             vm,
-            memory,
+            slots,
+            memory: memory.all,
             placement,
             state: State::NotStarted,
             first_entry: None,
@@ -237,15 +239,9 @@ struct Parts {
 }
 
 impl Parts {
-    fn make(
-        config: &VmConfig,
-        memory: &Arc<GuestMemory>,
-        pages: Pages,
-        count: VcpuCount,
-        wiring: Wiring,
-    ) -> Result<Self, BuildError> {
-        let kernel = load(config, memory, count)?;
-        let devices = Devices::make(config, memory, pages, wiring)?;
+    fn make(config: &VmConfig, memory: &MachineMemory, count: VcpuCount, wiring: Wiring) -> Result<Self, BuildError> {
+        let kernel = load(config, &memory.ram, count)?;
+        let devices = Devices::make(config, memory, wiring)?;
         Ok(Self { kernel, devices })
     }
 }
@@ -292,28 +288,35 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
     Ok(kernel)
 }
 
-/// The guest's nodes with the memory that they take in turn.
+/// The guest's nodes with the memory that they take in turn, and that which can be plugged.
 fn numa_nodes(config: &VmConfig) -> Vec<NumaNode> {
     let bytes: Vec<u64> = config.numa.iter().map(|node| node.bytes).collect();
     let ranges = layout::node_ranges(&bytes);
-    let node = |(node, memory): (&GuestNode, Vec<_>)| NumaNode {
+    let pluggable = |number: u16| {
+        let here = config.hotplug.filter(|_| config.hotplug_node() == Some(number));
+        here.map(|hotplug| (hotplug.start(&config.memory), hotplug.total_bytes))
+    };
+    let node = |(number, (node, memory)): (u16, (&GuestNode, Vec<_>))| NumaNode {
         cpus: node.cpus.iter().filter_map(|cpu| u8::try_from(cpu).ok()).collect(),
         memory,
+        pluggable: pluggable(number),
         distances: node.distances.clone(),
     };
-    config.numa.iter().zip(ranges).map(node).collect()
+    (0..).zip(config.numa.iter().zip(ranges)).map(node).collect()
 }
 
 /// What KVM makes: the VM with memory, interrupt controllers and timer, and its vCPUs.
 struct Created {
-    vm: VmFd,
+    vm: Arc<VmFd>,
+    slots: Arc<MemorySlots>,
     fds: Vec<(VcpuIndex, VcpuFd)>,
 }
 
 impl Created {
-    fn make(kvm: &Kvm, memory: &GuestMemory, count: VcpuCount) -> Result<Self, BuildError> {
-        let vm = kvm.create_vm().map_err(failed("create a VM (KVM_CREATE_VM)"))?;
-        memory::register(&vm, memory)?;
+    fn make(kvm: &Kvm, memory: &MachineMemory, count: VcpuCount) -> Result<Self, BuildError> {
+        let vm = Arc::new(kvm.create_vm().map_err(failed("create a VM (KVM_CREATE_VM)"))?);
+        // Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.
+        let slots = Arc::new(MemorySlots::new(&vm, memory)?);
         kvm::create_irqchip(&vm)?;
         let fds = thread::scope(|scope| {
             let pit = scope.spawn(|| kvm::create_pit(&vm));
@@ -325,7 +328,7 @@ impl Created {
             joined(pit)?;
             fds
         })?;
-        Ok(Self { vm, fds })
+        Ok(Self { vm, slots, fds })
     }
 }
 

@@ -17,6 +17,7 @@ use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
 use devices::limit::Limiter;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters, ReplaceError, ResizeError};
+use devices::virtio::mem::MemoryDeviceControl;
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioTransport, TransportError};
@@ -32,9 +33,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::SerialOutput;
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
+use super::hotplug::{self, PluggableMemory};
+use super::memory::MachineMemory;
 use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
-use crate::config::{BALLOON_ID, ENTROPY_ID, LimiterConfig, NetSource, Pages, VmConfig};
+use super::slots::MemorySlots;
+use crate::config::{BALLOON_ID, ENTROPY_ID, HOTPLUG_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
@@ -128,6 +132,7 @@ pub(super) struct Devices {
     disks: Vec<Disk>,
     nets: Vec<Network>,
     io_threads: Vec<IoThread>,
+    pluggable: Option<Arc<PluggableMemory>>,
 }
 
 /// What cannot be done to a disk that is in use.
@@ -216,6 +221,8 @@ pub enum DeviceKind {
     Entropy,
     /// virtio-balloon.
     Balloon,
+    /// virtio-mem.
+    Memory,
 }
 
 /// What a device's driver has come to.
@@ -238,6 +245,7 @@ enum Counters {
     Disk(DiskControl),
     Requests(Arc<DeviceCounters>),
     Pages(BalloonControl),
+    Blocks(MemoryDeviceControl),
     Frames(Arc<NetCounters>),
 }
 
@@ -260,12 +268,8 @@ struct VirtioSlot {
 impl Devices {
     /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
     /// attached before the first device is made.
-    pub(super) fn make(
-        config: &VmConfig,
-        memory: &Arc<GuestMemory>,
-        pages: Pages,
-        wiring: Wiring,
-    ) -> Result<Self, DeviceError> {
+    pub(super) fn make(config: &VmConfig, memory: &MachineMemory, wiring: Wiring) -> Result<Self, DeviceError> {
+        let all = &memory.all;
         let images = super::disks::open_all(&config.disks)?;
         let taps = config.nets.iter().map(super::nets::open).collect::<Result<Vec<_>, _>>()?;
         let (mut pool, events) = (IoPool::default(), wiring.events.clone());
@@ -277,14 +281,14 @@ impl Devices {
             let (block, disk) = DiskMaker::new(events.clone(), &mut pool).make(disk, image)?;
             let counters = Counters::Disk(block.control());
             let label = Label { id: disk.id.clone(), kind: DeviceKind::Disk, counters };
-            devices.plug(label, next_window(), Box::new(block), memory)?;
+            devices.plug(label, next_window(), Box::new(block), all)?;
             devices.disks.push(disk);
         }
         for (net, tap) in config.nets.iter().zip(taps) {
             let (device, net) = super::nets::make(net, tap, &mut pool)?;
             let counters = Counters::Frames(device.counters());
             let label = Label { id: net.id.clone(), kind: DeviceKind::Net, counters };
-            devices.plug(label, next_window(), Box::new(device), memory)?;
+            devices.plug(label, next_window(), Box::new(device), all)?;
             devices.nets.push(net);
         }
         if config.has_entropy() {
@@ -293,13 +297,22 @@ impl Devices {
             let rng = Rng::new(ENTROPY_ID, limiter, pool.spawn(ENTROPY_ID, Duration::ZERO)?);
             let counters = Counters::Requests(rng.counters());
             let label = Label { id: ENTROPY_ID.to_owned(), kind: DeviceKind::Entropy, counters };
-            devices.plug(label, next_window(), Box::new(rng), memory)?;
+            devices.plug(label, next_window(), Box::new(rng), all)?;
         }
         if let Some(balloon) = &config.balloon {
-            let device = super::balloon::make(balloon, pages, memory, &events, &mut pool)?;
+            let device = super::balloon::make(balloon, memory.pages, all, &events, &mut pool)?;
             let counters = Counters::Pages(device.control());
             let label = Label { id: BALLOON_ID.to_owned(), kind: DeviceKind::Balloon, counters };
-            devices.plug(label, next_window(), Box::new(device), memory)?;
+            devices.plug(label, next_window(), Box::new(device), all)?;
+        }
+        if let (Some(hotplug), Some(pluggable)) = (&config.hotplug, &memory.pluggable) {
+            let store = Arc::new(PluggableMemory::new(memory, pluggable, hotplug));
+            let node = config.hotplug_node();
+            let device = hotplug::make(hotplug, &config.memory, &store, node, &events, &mut pool)?;
+            let counters = Counters::Blocks(device.control());
+            let label = Label { id: HOTPLUG_ID.to_owned(), kind: DeviceKind::Memory, counters };
+            devices.plug(label, next_window(), Box::new(device), all)?;
+            devices.pluggable = Some(store);
         }
         devices.io_threads = pool.into_threads();
         Ok(devices)
@@ -307,7 +320,10 @@ impl Devices {
 
     /// Binds every interrupt to its GSI and every doorbell to its register, so that neither costs a vCPU an exit to
     /// user space.
-    pub(super) fn connect(&self, vm: &VmFd) -> Result<(), DeviceError> {
+    pub(super) fn connect(&self, vm: &VmFd, slots: &Arc<MemorySlots>) -> Result<(), DeviceError> {
+        if let Some(pluggable) = &self.pluggable {
+            pluggable.connect(slots);
+        }
         let interrupt = |line: &EventFd, gsi: Gsi, what: &str| {
             vm.register_irqfd(line, gsi.get()).map_err(|source| DeviceError::Bind {
                 what: format!("the interrupt of {what}"),
@@ -381,6 +397,13 @@ impl Devices {
     pub(super) fn balloon(&self) -> Option<&BalloonControl> {
         self.virtio.iter().find_map(|slot| match &slot.counters {
             Counters::Pages(balloon) => Some(balloon),
+            _ => None,
+        })
+    }
+
+    pub(super) fn pluggable_memory(&self) -> Option<&MemoryDeviceControl> {
+        self.virtio.iter().find_map(|slot| match &slot.counters {
+            Counters::Blocks(memory) => Some(memory),
             _ => None,
         })
     }
@@ -509,6 +532,7 @@ impl Devices {
             disks: Vec::new(),
             nets: Vec::new(),
             io_threads: Vec::new(),
+            pluggable: None,
         })
     }
 
@@ -561,6 +585,23 @@ impl VirtioSlot {
                 ];
                 (flows, &counters.retired_queues)
             }
+            Counters::Blocks(memory) => {
+                let counters = memory.counters();
+                let flow = |direction, operations, bytes: &AtomicU64, errors| FlowFigures {
+                    direction,
+                    operations,
+                    bytes: read(bytes),
+                    errors,
+                    dropped: 0,
+                    filtered: 0,
+                };
+                let errors = read(&counters.errors) + read(&counters.exhausted);
+                let flows = vec![
+                    flow("plug", read(&counters.requests), &counters.plugged_bytes, errors),
+                    flow("unplug", 0, &counters.unplugged_bytes, 0),
+                ];
+                (flows, &counters.retired_queues)
+            }
             Counters::Frames(counters) => {
                 let flow = |direction, counters: &DirectionCounters, filtered| FlowFigures {
                     direction,
@@ -579,7 +620,7 @@ impl VirtioSlot {
         };
         let queues = match &self.counters {
             Counters::Disk(disk) => disk.queue_counters().iter().map(disk_queue).collect(),
-            Counters::Requests(_) | Counters::Pages(_) | Counters::Frames(_) => Vec::new(),
+            Counters::Requests(_) | Counters::Pages(_) | Counters::Blocks(_) | Counters::Frames(_) => Vec::new(),
         };
         DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, retired_queues: read(retired) }
     }

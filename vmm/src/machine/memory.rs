@@ -1,19 +1,17 @@
 //! Guest memory: mapped once, before anything that is created in the VM, and never changed after.
-#![expect(unsafe_code, reason = "KVM is told which host memory is the guest's")]
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use arch::GuestMemory;
 use arch::memory::{GuestRegionMmap, MmapRegion};
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
+use arch::{GuestAddress, GuestMemory};
 use thiserror::Error;
+use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::config::{MIB, MemoryBacking, MemoryConfig, Pages};
+use super::hotplug::Arrival;
+use crate::config::{HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::memfd;
 use crate::placement::{self, ApplyError, Settled};
 
@@ -55,6 +53,80 @@ pub enum MemoryError {
     },
 }
 
+/// A machine's memory.
+#[derive(Debug)]
+pub(crate) struct MachineMemory {
+    /// What is there from the start: what a kernel is told of, and what has a place on the host.
+    pub(crate) ram: Arc<GuestMemory>,
+    /// That, and behind it what can be plugged: what devices reach. The same where nothing can.
+    pub(crate) all: Arc<GuestMemory>,
+    /// What can be plugged.
+    pub(crate) pluggable: Option<Pluggable>,
+    /// What it is made of.
+    pub(crate) pages: Pages,
+}
+
+/// Memory that can be plugged.
+#[derive(Debug)]
+pub(crate) struct Pluggable {
+    /// Where it begins for the guest.
+    pub(crate) start: GuestAddress,
+    /// What KVM is given at once of it, in bytes.
+    pub(crate) slot_bytes: u64,
+    /// When its pages come.
+    pub(crate) arrival: Arrival,
+}
+
+impl MachineMemory {
+    /// Maps all memory of a machine.
+    ///
+    /// # Errors
+    /// The host cannot give it.
+    pub(crate) fn map(
+        config: &MemoryConfig,
+        hotplug: Option<&HotplugConfig>,
+        settled: &Settled,
+    ) -> Result<Self, MemoryError> {
+        let (ram, pages) = (Arc::new(map(config, settled)?), settled.placement.pages);
+        let Some(hotplug) = hotplug else {
+            return Ok(Self { all: Arc::clone(&ram), ram, pluggable: None, pages });
+        };
+        // Where the host had no such nodes no part has any.
+        let node = settled.parts.get(usize::from(hotplug.node.unwrap_or(0)));
+        let nodes = node.and_then(|part| part.nodes.as_ref());
+        let region = map_pluggable(config, hotplug, settled, nodes)?;
+        let all = ram.insert_region(Arc::new(region)).expect("it lies above all RAM");
+        let at_once = pages.pool_page_bytes().is_some() || settled.placement.is_prefaulted(nodes);
+        let pluggable = Pluggable {
+            start: hotplug.start(config),
+            slot_bytes: hotplug.slot_bytes,
+            arrival: if at_once { Arrival::AtOnce } else { Arrival::OnTouch },
+        };
+        Ok(Self { ram, all: Arc::new(all), pluggable: Some(pluggable), pages })
+    }
+
+    /// What KVM is given at once of what can be plugged, in bytes; 0 where nothing can.
+    pub(crate) fn slot_bytes(&self) -> u64 {
+        self.pluggable.as_ref().map_or(0, |pluggable| pluggable.slot_bytes)
+    }
+}
+
+/// Maps what can be plugged, for nobody to reach yet.
+fn map_pluggable(
+    config: &MemoryConfig,
+    hotplug: &HotplugConfig,
+    settled: &Settled,
+    nodes: Option<&HostNodes>,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let (bytes, pages) = (hotplug.total_bytes, settled.placement.pages);
+    let file = file_of(config.backing, bytes, pages)?.map(|file| FileOffset::from_arc(file, 0));
+    let mapped = map_aligned(file, bytes, pages, Presence::Plugged);
+    let mapping = mapped.map_err(|cause| MemoryError::Map { bytes, pages, cause })?;
+    let region = GuestRegionMmap::new(mapping, hotplug.start(config)).expect("validate() bounds its end");
+    placement::advise(&region, &settled.placement, nodes)?;
+    Ok(region)
+}
+
 fn map_hint(pages: Pages) -> &'static str {
     match pages.pool_page_bytes() {
         Some(_) => "the pool has too few HugePages now: add some, and start again",
@@ -67,19 +139,15 @@ fn map_hint(pages: Pages) -> &'static str {
 ///
 /// # Errors
 /// The host cannot give it.
-pub(crate) fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryError> {
+fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryError> {
     let (bytes, placement) = (config.size_bytes, &settled.placement);
-    let file = match (config.backing, placement.pages.pool_page_bytes()) {
-        (MemoryBacking::Anonymous, None) => None,
-        // A pool's pages always have a file: what is punched out of it is the pool's again, and not only this mapping's.
-        (MemoryBacking::Memfd, _) | (_, Some(_)) => Some(memfd_of(bytes, placement.pages)?),
-    };
+    let file = file_of(config.backing, bytes, placement.pages)?;
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
     for (address, length, nodes) in settled.ranges() {
         let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
         offset += length;
-        let mapping = map_aligned(place, length, placement.pages).map_err(|cause| MemoryError::Map {
+        let mapping = map_aligned(place, length, placement.pages, Presence::Now).map_err(|cause| MemoryError::Map {
             bytes,
             pages: placement.pages,
             cause,
@@ -96,26 +164,47 @@ pub(crate) fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemor
     Ok(memory)
 }
 
-fn memfd_of(bytes: u64, pages: Pages) -> Result<Arc<File>, MemoryError> {
+/// The file that memory is mapped from, if it is from one. A pool's pages always are: what is punched out of it is the
+/// pool's again, and not only this mapping's.
+fn file_of(backing: MemoryBacking, bytes: u64, pages: Pages) -> Result<Option<Arc<File>>, MemoryError> {
     const NAME: &str = "husk-guest-memory";
-    let file = match pages.pool_page_bytes() {
-        None => memfd::create(NAME, bytes),
-        Some(page_bytes) => memfd::create_huge(NAME, bytes, page_bytes),
+    let file = match (backing, pages.pool_page_bytes()) {
+        (MemoryBacking::Anonymous, None) => return Ok(None),
+        (MemoryBacking::Memfd, None) => memfd::create(NAME, bytes),
+        (_, Some(page_bytes)) => memfd::create_huge(NAME, bytes, page_bytes),
     };
-    file.map(Arc::new).map_err(|source| MemoryError::Memfd { bytes, source })
+    file.map(|file| Some(Arc::new(file))).map_err(|source| MemoryError::Memfd { bytes, source })
+}
+
+/// When memory is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// From the start.
+    Now,
+    /// Where it is plugged: until then nothing is reserved for it, and nobody reaches it.
+    Plugged,
 }
 
 /// Maps a region so that host and guest addresses are alike within the largest page that it may be made of: no huge page
 /// forms across a guest's and a host's that do not match. Guest addresses are whole GiB.
-fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<MmapRegion, MmapRegionError> {
+fn map_aligned(
+    place: Option<FileOffset>,
+    length: u64,
+    pages: Pages,
+    presence: Presence,
+) -> Result<MmapRegion, MmapRegionError> {
     let length = usize::try_from(length).expect("a 64-bit host addresses 64 bits");
     let flags = match &place {
         None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
         // Reserved: what the pool cannot give is refused here.
-        Some(_) if pages.pool_page_bytes().is_some() => libc::MAP_SHARED,
+        Some(_) if pages.pool_page_bytes().is_some() && presence == Presence::Now => libc::MAP_SHARED,
         Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
     };
-    let map = || MmapRegion::build(place.clone(), length, libc::PROT_READ | libc::PROT_WRITE, flags);
+    let access = match presence {
+        Presence::Now => libc::PROT_READ | libc::PROT_WRITE,
+        Presence::Plugged => libc::PROT_NONE,
+    };
+    let map = || MmapRegion::build(place.clone(), length, access, flags);
     let mapping = map()?;
     // Pages of a pool are mapped so always, others by newer kernels.
     let beyond = mapping.as_ptr().addr() % THP_BYTES;
@@ -135,30 +224,3 @@ fn map_aligned(place: Option<FileOffset>, length: u64, pages: Pages) -> Result<M
 
 /// What a transparent HugePage maps.
 const THP_BYTES: usize = 2 << 20;
-
-/// Gives KVM every region. Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.
-///
-/// # Errors
-/// KVM refuses one.
-pub(crate) fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let slice = region.as_volatile_slice().expect("a mapped region has a host address");
-        let host = slice.ptr_guard_mut().as_ptr();
-        let request = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: host.expose_provenance() as u64,
-        };
-        // SAFETY: the range is one mapping that the machine keeps until after the VM's last vCPU has ended, and regions
-        // of one GuestMemory do not overlap.
-        unsafe { vm.set_user_memory_region(request) }.map_err(|source| MemoryError::Slot {
-            slot,
-            address: request.guest_phys_addr,
-            bytes: request.memory_size,
-            source,
-        })?;
-    }
-    Ok(())
-}

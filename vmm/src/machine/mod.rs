@@ -7,11 +7,13 @@ mod cpus;
 mod devices;
 mod disks;
 mod generation;
+mod hotplug;
 mod irqchip;
 mod kvm;
 mod memory;
 mod nets;
 mod pool;
+mod slots;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -19,11 +21,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::devices::virtio::balloon::BalloonControl;
+use ::devices::virtio::mem::MemoryDeviceControl;
 use arch::GuestMemory;
 use arch::vcpu::VcpuShape;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
@@ -37,6 +39,7 @@ pub use generation::GenerationError;
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use nets::NetChangeError;
+use slots::MemorySlots;
 
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};
@@ -55,7 +58,8 @@ pub struct Machine {
     shape: Arc<VcpuShape>,
     devices: Devices,
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
-    vm: VmFd,
+    vm: Arc<VmFd>,
+    slots: Arc<MemorySlots>,
     memory: Arc<GuestMemory>,
     placement: PlacementSource,
     state: State,
@@ -199,6 +203,12 @@ impl Machine {
         self.devices.balloon()
     }
 
+    /// The device that plugs memory, if there is one.
+    #[must_use]
+    pub fn pluggable_memory(&self) -> Option<&MemoryDeviceControl> {
+        self.devices.pluggable_memory()
+    }
+
     /// What each virtio device is and what its driver has done, in the order of their interrupts.
     #[must_use]
     pub fn device_reports(&self) -> Vec<DeviceReport> {
@@ -230,7 +240,7 @@ impl Machine {
         };
         Snapshot {
             state: self.state,
-            memory_bytes: self.memory.iter().map(|region| region.len()).sum(),
+            memory_bytes: self.slots.present().iter().map(|slot| slot.bytes).sum(),
             vcpus: self.vcpus.iter().map(vcpu).collect(),
             devices: self.devices.figures(),
             console_dropped_bytes: self.devices.console_dropped_bytes(),

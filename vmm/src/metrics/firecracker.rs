@@ -170,8 +170,8 @@ fn keys(device: &DeviceFigures, before: Option<&DeviceFigures>) -> Vec<(&'static
                 ("entropy_event_fails", errors),
             ]),
             (DeviceKind::Disk, _) => keys.push(("execute_fails", errors)),
-            // Firecracker counts events of its queues, husk pages.
-            (DeviceKind::Balloon, _) => {}
+            // Firecracker counts events of their queues, husk pages and bytes.
+            (DeviceKind::Balloon | DeviceKind::Memory, _) => {}
         }
     }
     if device.kind == DeviceKind::Disk {

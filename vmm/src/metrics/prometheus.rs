@@ -136,6 +136,7 @@ fn kind(kind: DeviceKind) -> &'static str {
         DeviceKind::Net => "net",
         DeviceKind::Entropy => "entropy",
         DeviceKind::Balloon => "balloon",
+        DeviceKind::Memory => "memory",
     }
 }
 

@@ -23,6 +23,9 @@ pub(super) fn srat_body(nodes: &[NumaNode]) -> Vec<u8> {
         for &(start, length) in &node.memory {
             MemoryAffinity::new(domain.into(), start.0, length).enabled().to_aml_bytes(&mut body);
         }
+        if let Some((start, length)) = node.pluggable {
+            MemoryAffinity::new(domain.into(), start.0, length).enabled().hotpluggable().to_aml_bytes(&mut body);
+        }
     }
     body
 }

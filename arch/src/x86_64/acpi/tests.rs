@@ -213,11 +213,12 @@ fn nodes_have_their_cpus_their_memory_and_their_distances() {
     let node = |cpus: &[u8], memory: &[(u64, u64)], distances: &[u8]| NumaNode {
         cpus: cpus.to_vec(),
         memory: memory.iter().map(|&(start, length)| (GuestAddress(start), length)).collect(),
+        pluggable: None,
         distances: distances.to_vec(),
     };
     let numa = [
         node(&[0, 2], &[(0, 3 << 30), (4 << 30, 1 << 30)], &[10, 31, 255]),
-        node(&[1], &[(5 << 30, 1 << 30)], &[]),
+        NumaNode { pluggable: Some((GuestAddress(7 << 30), 1 << 30)), ..node(&[1], &[(5 << 30, 1 << 30)], &[]) },
         node(&[], &[(6 << 30, 1 << 30)], &[]),
     ];
     let config = AcpiConfig { cpus: VcpuCount::new(3).unwrap(), virtio_mmio: &[], numa: &numa };
@@ -236,7 +237,9 @@ fn nodes_have_their_cpus_their_memory_and_their_distances() {
                 cpus.push((entry[3], entry[2]));
             }
             1 => {
-                assert_eq!(number(&entry[28..32]), 1, "enabled");
+                // ACPI 6.5 table 5.57: enabled, and hot-pluggable.
+                let flags = if number(&entry[8..16]) == 7 << 30 { 0b11 } else { 0b01 };
+                assert_eq!(number(&entry[28..32]), flags);
                 ranges.push((number(&entry[2..6]), number(&entry[8..16]), number(&entry[16..24])));
             }
             other => panic!("an entry of kind {other}"),
@@ -244,7 +247,10 @@ fn nodes_have_their_cpus_their_memory_and_their_distances() {
         rest = later;
     }
     assert_eq!(cpus, [(0, 0), (2, 0), (1, 1)]);
-    assert_eq!(ranges, [(0, 0, 3 << 30), (0, 4 << 30, 1 << 30), (1, 5 << 30, 1 << 30), (2, 6 << 30, 1 << 30)]);
+    assert_eq!(
+        ranges,
+        [(0, 0, 3 << 30), (0, 4 << 30, 1 << 30), (1, 5 << 30, 1 << 30), (1, 7 << 30, 1 << 30), (2, 6 << 30, 1 << 30)]
+    );
     assert_eq!(number(&slit[36..44]), 3);
     assert_eq!(slit[44..], [10, 31, 255, 31, 10, 20, 255, 20, 10]);
 }

@@ -154,6 +154,7 @@ pub fn blank() -> VmConfig {
         entropy: Entropy::Off,
         entropy_limits: LimiterConfig::default(),
         balloon: None,
+        hotplug: None,
         cpu_template: None,
         threads_per_core: ThreadsPerCore::One,
         serial_limit: None,

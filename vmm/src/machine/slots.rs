@@ -1,0 +1,141 @@
+//! Which parts of guest memory KVM maps into the guest: RAM always, memory that is plugged while it is.
+#![expect(unsafe_code, reason = "KVM is told which host memory is the guest's")]
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use arch::memory::GuestRegionMmap;
+use arch::{GuestAddress, GuestMemory};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::memory::{MachineMemory, MemoryError};
+
+/// The slots of a VM. They keep the VM and all of guest memory.
+///
+/// Architecture invariant: nothing else tells KVM of guest memory.
+pub(crate) struct MemorySlots {
+    vm: Arc<VmFd>,
+    slots: Box<[Slot]>,
+    state: Mutex<State>,
+    _memory: Arc<GuestMemory>,
+}
+
+/// A part of guest memory that KVM knows by one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// KVM's number for it: its place among all.
+    pub(crate) number: u32,
+    /// Where it begins for the guest.
+    pub(crate) guest: GuestAddress,
+    /// Where it begins here.
+    pub(crate) host: usize,
+    /// Its size.
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    present: Box<[bool]>,
+    /// KVM_MEM_LOG_DIRTY_PAGES or nothing: those that come later have it as well.
+    flags: u32,
+}
+
+impl MemorySlots {
+    /// The slots of `memory`: those of RAM, which KVM is given now, and behind them those of what can be plugged.
+    ///
+    /// # Errors
+    /// KVM refuses one.
+    pub(crate) fn new(vm: &Arc<VmFd>, memory: &MachineMemory) -> Result<Self, MemoryError> {
+        let (rams, slot_bytes) = (memory.ram.num_regions(), memory.slot_bytes());
+        let whole = memory.all.iter().take(rams).map(|region| (region, 0, region.len()));
+        let parts = memory.all.iter().skip(rams).flat_map(|region| {
+            let starts = (0..region.len() / slot_bytes).map(move |index| index * slot_bytes);
+            starts.map(move |offset| (region, offset, slot_bytes))
+        });
+        let slots: Box<[Slot]> =
+            (0_u32..).zip(whole.chain(parts)).map(|(number, part)| Slot::of(number, part)).collect();
+        let state = State { present: vec![false; slots.len()].into(), flags: 0 };
+        let all = Self { vm: Arc::clone(vm), slots, state: Mutex::new(state), _memory: Arc::clone(&memory.all) };
+        all.slots[..rams].iter().try_for_each(|slot| all.add(*slot))?;
+        Ok(all)
+    }
+
+    /// The slots inside a range, which begins and ends with one.
+    pub(crate) fn inside(&self, start: GuestAddress, bytes: u64) -> &[Slot] {
+        let end = start.0 + bytes;
+        let first = self.slots.partition_point(|slot| slot.guest < start);
+        let behind = self.slots.partition_point(|slot| slot.guest.0 < end);
+        &self.slots[first..behind]
+    }
+
+    /// The slots that the guest has now.
+    pub(crate) fn present(&self) -> Vec<Slot> {
+        let state = self.lock();
+        self.slots.iter().zip(&state.present).filter(|(_, present)| **present).map(|(slot, _)| *slot).collect()
+    }
+
+    /// The guest has a slot from now on.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub(crate) fn add(&self, slot: Slot) -> Result<(), MemoryError> {
+        let mut state = self.lock();
+        self.set(slot, slot.bytes, state.flags)?;
+        state.present[place(slot)] = true;
+        Ok(())
+    }
+
+    /// The guest has it no more.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub(crate) fn remove(&self, slot: Slot) -> Result<(), MemoryError> {
+        let mut state = self.lock();
+        // A slot of no size is none (KVM api: KVM_SET_USER_MEMORY_REGION).
+        self.set(slot, 0, 0)?;
+        state.present[place(slot)] = false;
+        Ok(())
+    }
+
+    fn set(&self, slot: Slot, bytes: u64, flags: u32) -> Result<(), MemoryError> {
+        let request = kvm_userspace_memory_region {
+            slot: slot.number,
+            flags,
+            guest_phys_addr: slot.guest.0,
+            memory_size: bytes,
+            userspace_addr: slot.host as u64,
+        };
+        // SAFETY: the range is one mapping or a part of one, which `_memory` keeps until the VM is closed, and regions of one
+        // GuestMemory do not overlap, nor do the parts of one.
+        unsafe { self.vm.set_user_memory_region(request) }.map_err(|source| MemoryError::Slot {
+            slot: slot.number,
+            address: slot.guest.0,
+            bytes,
+            source,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a thread panicked with the slots' lock held, which aborts the process")
+    }
+}
+
+impl Slot {
+    fn of(number: u32, (region, offset, bytes): (&GuestRegionMmap, u64, u64)) -> Self {
+        let slice = region.as_volatile_slice().expect("a mapped region has a host address");
+        let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
+        let place = usize::try_from(offset).expect("a 64-bit host addresses 64 bits");
+        Self { number, guest: GuestAddress(region.start_addr().0 + offset), host: host + place, bytes }
+    }
+}
+
+fn place(slot: Slot) -> usize {
+    usize::try_from(slot.number).expect("32 bits fit")
+}
+
+impl std::fmt::Debug for MemorySlots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.present()).finish()
+    }
+}
