@@ -156,3 +156,6 @@ fn protect(slot: Slot, access: Access) -> io::Result<()> {
     let failed = unsafe { libc::mprotect(start, length, access) } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;
