@@ -165,6 +165,8 @@ impl From<CommandError> for Fault {
             | CommandError::Disk(_)
             | CommandError::NoBalloon
             | CommandError::Balloon(_)
+            | CommandError::NoHotplug
+            | CommandError::Hotplug(_)
             | CommandError::MetricsGo(_) => Code::BadRequest,
             CommandError::Kvm(_) | CommandError::Held(_) => Code::Host,
         };

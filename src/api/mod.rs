@@ -19,6 +19,7 @@ mod answer;
 mod balloon;
 mod connection;
 mod firecracker;
+mod hotplug;
 mod husk;
 mod latency;
 mod openapi;

@@ -120,6 +120,7 @@ mod tests {
                 backing: MemoryBacking::Memfd,
                 placement: MemoryPlacement {
                     pages: Pages::Huge2M,
+                    hotplug_node: None,
                     nodes: Some(HostNodes { nodes: "0-1,3".parse().unwrap(), policy: NodePolicy::Interleave }),
                     prefault: true,
                     lock: true,

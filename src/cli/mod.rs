@@ -6,6 +6,7 @@ mod deferred;
 mod disk;
 mod firecracker;
 mod host;
+mod hotplug;
 mod log;
 mod memory;
 mod net;

@@ -13,6 +13,7 @@ use vmm::control::Escape;
 use super::api::Api;
 use super::disk::DiskArg;
 use super::firecracker::{parse_id, read_config_file};
+use super::hotplug::HotplugArg;
 use super::log::LogArgs;
 use super::memory::MemoryArg;
 use super::net::NetArg;
@@ -69,6 +70,10 @@ pub(super) struct RunArgs {
     /// --memory; distances are those to each node, 10 to itself.
     #[arg(long, value_name = "cpus=LIST,memory=SIZE[,nodes=LIST][,policy=P][,distances=N:N]")]
     numa: Vec<NumaArg>,
+    /// Memory beside --memory that the guest is asked to plug and unplug while it runs (PATCH /hotplug/memory). WORD is block
+    /// (2M), slot (128M), requested (at the start: 0), node (of the guest's).
+    #[arg(long, value_name = "SIZE[,WORD=VALUE]")]
+    hotplug: Option<HotplugArg>,
     /// Where threads of husk's run on the host; NAME is vcpu0 (or vcpu: all), io:DEVICE (or io: all), api or main, PRIORITY is
     /// nice:N, fifo:N or rr:N; repeat for more.
     #[arg(long, value_name = "NAME[,cpus=LIST][,priority=PRIORITY]")]
@@ -92,7 +97,7 @@ pub(super) struct RunArgs {
     log: LogArgs,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
-        "boot_entry", "acpi", "serial", "numa", "thread", "core_scheduling"])]
+        "boot_entry", "acpi", "serial", "numa", "hotplug", "thread", "core_scheduling"])]
     config_file: Option<PathBuf>,
 }
 
@@ -110,7 +115,8 @@ impl RunArgs {
         super::api::run(config, Begin::Now, manners, api).map(|finished| finished.report())
     }
 
-    fn into_config(self) -> Result<VmConfig, ConfigError> {
+    fn into_config(mut self) -> Result<VmConfig, ConfigError> {
+        self.memory.0.placement.hotplug_node = self.hotplug.and_then(|hotplug| hotplug.node);
         let honour = self.memory.0.placement.honour;
         let threads = ThreadPlacement {
             terms: self.thread.into_iter().map(|thread| (thread.name, thread.terms)).collect(),
@@ -134,7 +140,7 @@ impl RunArgs {
             entropy: self.rng,
             entropy_limits: LimiterConfig::default(),
             balloon: None,
-            hotplug: None,
+            hotplug: self.hotplug.map(|hotplug| hotplug.config),
             cpu_template: None,
             threads_per_core: ThreadsPerCore::One,
             serial_limit: None,

@@ -46,6 +46,8 @@ pub struct Memory {
     pub nodes: Option<IdList>,
     /// How they are used.
     pub policy: NodePolicy,
+    /// The guest's NUMA node that memory belongs to which can be plugged; absent is the first.
+    pub hotplug_node: Option<u16>,
     /// Whether all of it is there before the guest starts.
     pub prefault: bool,
     /// Whether it stays in memory.
@@ -97,10 +99,11 @@ impl Placement {
             distances,
         };
         config.numa = self.numa.into_iter().map(node).collect();
-        let Memory { pages, nodes, policy, prefault, lock, merge, dump } = self.memory;
+        let Memory { pages, nodes, policy, hotplug_node, prefault, lock, merge, dump } = self.memory;
         config.memory.placement = MemoryPlacement {
             pages: pages.unwrap_or(config.memory.placement.pages),
             nodes: nodes.map(|nodes| HostNodes { nodes, policy }),
+            hotplug_node,
             prefault,
             lock,
             merge,

@@ -26,8 +26,6 @@ pub struct HotplugConfig {
     pub slot_bytes: u64,
     /// How much shall be plugged when the guest starts, in bytes; a whole number of blocks.
     pub requested_bytes: u64,
-    /// The guest's NUMA node that it belongs to; absent is the first, in a machine that has nodes.
-    pub node: Option<u16>,
 }
 
 /// Memory that cannot be plugged so.
@@ -106,13 +104,7 @@ impl HotplugConfig {
     /// So many bytes, none of them plugged at first.
     #[must_use]
     pub fn new(total_bytes: u64) -> Self {
-        Self {
-            total_bytes,
-            block_bytes: BLOCK_BYTES_DEFAULT,
-            slot_bytes: SLOT_BYTES_DEFAULT,
-            requested_bytes: 0,
-            node: None,
-        }
+        Self { total_bytes, block_bytes: BLOCK_BYTES_DEFAULT, slot_bytes: SLOT_BYTES_DEFAULT, requested_bytes: 0 }
     }
 
     /// Where it begins for the guest, in a machine of so much memory beside it.
@@ -128,7 +120,7 @@ impl HotplugConfig {
     }
 
     pub(super) fn validate(&self, memory: &MemoryConfig, nodes: usize) -> Result<(), HotplugError> {
-        let Self { total_bytes: total, block_bytes: block, slot_bytes: slot, requested_bytes: requested, node } = *self;
+        let Self { total_bytes: total, block_bytes: block, slot_bytes: slot, requested_bytes: requested } = *self;
         if !block.is_power_of_two() || block < BLOCK_BYTES_DEFAULT {
             return Err(HotplugError::Block { bytes: block });
         }
@@ -157,7 +149,7 @@ impl HotplugConfig {
         if requested > 0 {
             whole("requested", requested, "block", block)?;
         }
-        if let Some(node) = node.filter(|node| usize::from(*node) >= nodes) {
+        if let Some(node) = memory.placement.hotplug_node.filter(|node| usize::from(*node) >= nodes) {
             return Err(HotplugError::NoSuchNode { node, nodes });
         }
         if memory.placement.lock { Err(HotplugError::Locked) } else { Ok(()) }
@@ -206,7 +198,10 @@ mod tests {
         assert!(
             refused(|it| it.requested_bytes = 3 * MIB).starts_with("requested: 3 MiB is no whole number of blocks")
         );
-        assert_eq!(refused(|it| it.node = Some(2)), "node: the guest has no node 2: it has 2");
+        let mut elsewhere = memory.clone();
+        elsewhere.placement.hotplug_node = Some(2);
+        let refused = good.validate(&elsewhere, 2).unwrap_err().to_string();
+        assert_eq!(refused, "node: the guest has no node 2: it has 2");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct MemoryPlacement {
     pub pages: Pages,
     /// The host's NUMA nodes that it comes from.
     pub nodes: Option<HostNodes>,
+    /// The guest's NUMA node that memory belongs to which can be plugged; absent is the first, in a machine that has nodes.
+    pub hotplug_node: Option<u16>,
     /// Whether all of it is there before the guest starts. HugePages that are bound to a node always are: their
     /// reservation says nothing about the node.
     pub prefault: bool,

@@ -386,8 +386,8 @@ impl VmConfig {
     /// The guest's node that memory belongs to which can be plugged; none without nodes or without such memory.
     #[must_use]
     pub fn hotplug_node(&self) -> Option<u16> {
-        let node = self.hotplug.map(|hotplug| hotplug.node.unwrap_or(0));
-        node.filter(|_| !self.numa.is_empty())
+        let node = self.memory.placement.hotplug_node.unwrap_or(0);
+        self.hotplug.filter(|_| !self.numa.is_empty()).map(|_| node)
     }
 
     /// How many devices it has that give and take memory.

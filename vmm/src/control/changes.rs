@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use devices::virtio::balloon::{BALLOON_PAGE_BYTES, HintingStatus};
 
-use super::command::{BalloonAsk, CommandError, DiskChange, NetChange, Reply};
+use super::command::{BalloonAsk, CommandError, DiskChange, HotplugAsk, NetChange, Reply};
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
+use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::{DiskSource, MIB, VmConfig};
 use crate::machine::{DiskChangeError, Machine, NetChangeError};
 
@@ -81,6 +82,26 @@ pub(super) fn balloon(
         BalloonAsk::StopHinting => {
             control.stop_hinting()?;
             (Reply::Done, Some("hinting"))
+        }
+    })
+}
+
+/// Looks at the memory that can be plugged, or asks the guest to have so much plugged; whether that was a change.
+pub(super) fn hotplug(
+    machine: &Machine,
+    config: &mut VmConfig,
+    ask: HotplugAsk,
+) -> Result<(Reply, Option<&'static str>), CommandError> {
+    let (Some(control), Some(described)) = (machine.pluggable_memory(), &mut config.hotplug) else {
+        return Err(CommandError::NoHotplug);
+    };
+    Ok(match ask {
+        HotplugAsk::Read => (Reply::Hotplug(MemoryHotplugStatus::new(described, control.plugged_bytes())), None),
+        HotplugAsk::Request { mib } => {
+            let requested_bytes = u64::from(mib) * MIB;
+            control.request(requested_bytes)?;
+            described.requested_bytes = requested_bytes;
+            (Reply::Done, Some("size"))
         }
     })
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use devices::virtio::balloon::BalloonError;
+use devices::virtio::mem::MemoryRequestError;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -16,6 +17,7 @@ use super::{Refusal, State};
 use crate::config::VmConfig;
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
 use crate::config::firecracker::bodies::RateLimiter;
+use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::firecracker::{BodyError, Change};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
 use crate::metrics::{FirecrackerFile, Snapshot};
@@ -50,6 +52,8 @@ pub enum Command {
     Net(String, Box<NetChange>),
     /// Look at the balloon, or change it.
     Balloon(BalloonAsk),
+    /// Look at the memory that can be plugged, or have it plugged.
+    Hotplug(HotplugAsk),
     /// Tell what the machine is.
     ReadConfig,
     /// Tell what its devices do.
@@ -126,6 +130,18 @@ pub enum BalloonAsk {
     Hinting,
 }
 
+/// What is asked of memory that can be plugged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HotplugAsk {
+    /// What it is.
+    Read,
+    /// That the guest has so much of it plugged.
+    Request {
+        /// In MiB.
+        mib: u32,
+    },
+}
+
 /// What the control loop answers to a command that it carried out.
 #[derive(Debug)]
 pub enum Reply {
@@ -143,6 +159,8 @@ pub enum Reply {
     BalloonStatistics(Box<BalloonStats>),
     /// How far hinting is.
     BalloonHinting(BalloonHintingStatus),
+    /// Memory that can be plugged.
+    Hotplug(MemoryHotplugStatus),
     /// What it has counted.
     Metrics(Box<Snapshot>),
     /// The jobs, oldest first.
@@ -185,6 +203,12 @@ pub enum CommandError {
     /// The balloon does not take the change.
     #[error("balloon: {0}")]
     Balloon(#[from] BalloonError),
+    /// There is no memory that can be plugged.
+    #[error("hotplug: the machine has none: PUT /hotplug/memory before the start")]
+    NoHotplug,
+    /// So much cannot be plugged.
+    #[error("requested_size_mib: {0}")]
+    Hotplug(#[from] MemoryRequestError),
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),

@@ -16,7 +16,7 @@ use super::console::{Console, Typed};
 use super::jobs::{JobId, JobKind, JobState};
 use super::news::EventKind;
 use super::{Action, ControlPlane, EventReceiver, GuestEvent, Starter, State};
-use crate::config::{BALLOON_ID, VmConfig};
+use crate::config::{BALLOON_ID, HOTPLUG_ID, VmConfig};
 use crate::machine::{Machine, MachineError};
 use crate::vcpu::Crash;
 
@@ -298,6 +298,14 @@ impl<'a> ControlLoop<'a> {
                 }
                 return Ok(reply);
             }
+            Command::Hotplug(ask) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                let (reply, what) = changes::hotplug(&self.machine, self.config, ask)?;
+                if let Some(what) = what {
+                    self.tell_change(HOTPLUG_ID.to_owned(), what);
+                }
+                return Ok(reply);
+            }
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) | Command::Stop { .. } => {
                 unreachable!("serve_commands has answered these")
             }
@@ -341,7 +349,7 @@ impl<'a> ControlLoop<'a> {
                 }
                 GuestEvent::PoolExhausted => {
                     log::error!(
-                        "balloon: the HugePage pool is empty: the guest waits for what it takes out: add pages"
+                        "memory: the host has no page for what the guest takes out of its balloon or plugs: add pages to the pool"
                     );
                     self.plane.news.tell(EventKind::PoolExhausted);
                 }

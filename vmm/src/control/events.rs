@@ -21,7 +21,7 @@ pub enum GuestEvent {
         /// What.
         what: String,
     },
-    /// The HugePage pool has no page for what the guest takes out of its balloon.
+    /// The HugePage pool has no page for what the guest takes out of its balloon, or plugs.
     PoolExhausted,
     /// A disk's file system or device has no space for a write, and its user wants the machine to wait for some.
     DiskFull {

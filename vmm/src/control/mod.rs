@@ -18,8 +18,8 @@ mod signals;
 mod supervisor;
 
 pub use command::{
-    BalloonAsk, Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, NetChange, Reply,
-    command_queue,
+    BalloonAsk, Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, HotplugAsk,
+    NetChange, Reply, command_queue,
 };
 pub use console::{Console, Escape};
 pub use control_loop::{ControlError, ControlLoop, Outcome};

@@ -57,7 +57,7 @@ pub enum EventKind {
         /// What.
         what: String,
     },
-    /// A guest that wants a huge page back from its balloon waits: the host's pool has none.
+    /// A guest that wants a huge page back from its balloon, or memory plugged, waits: the host's pool has no page.
     PoolExhausted,
     /// A disk has no space for what the guest wrote, and the machine is paused until somebody resumes it.
     DiskFull {

@@ -7,10 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::command::{BalloonAsk, Command, CommandError, CommandResult, Reply, ReplyTo};
+use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
 use super::{Action, ControlError, ControlPlane, State};
 use crate::config::firecracker::Change;
 use crate::config::firecracker::balloon::Balloon;
+use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
 
@@ -131,7 +132,13 @@ impl ControlPlane {
                 let balloon = config.balloon.as_ref().map(Balloon::describe).ok_or(CommandError::NoBalloon);
                 Step::GoOn(balloon.map(Reply::Balloon))
             }
-            Command::Disk(..) | Command::Net(..) | Command::Balloon(_) => refuse(Action::ChangeDevice),
+            Command::Hotplug(HotplugAsk::Read) => {
+                let status = config.hotplug.as_ref().map(|hotplug| MemoryHotplugStatus::new(hotplug, 0));
+                Step::GoOn(status.map(Reply::Hotplug).ok_or(CommandError::NoHotplug))
+            }
+            Command::Disk(..) | Command::Net(..) | Command::Balloon(_) | Command::Hotplug(_) => {
+                refuse(Action::ChangeDevice)
+            }
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
             Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) => {
                 unreachable!("answered without a machine")

@@ -92,7 +92,7 @@ impl MachineMemory {
             return Ok(Self { all: Arc::clone(&ram), ram, pluggable: None, pages });
         };
         // Where the host had no such nodes no part has any.
-        let node = settled.parts.get(usize::from(hotplug.node.unwrap_or(0)));
+        let node = settled.parts.get(usize::from(settled.placement.hotplug_node.unwrap_or(0)));
         let nodes = node.and_then(|part| part.nodes.as_ref());
         let region = map_pluggable(config, hotplug, settled, nodes)?;
         let all = ram.insert_region(Arc::new(region)).expect("it lies above all RAM");

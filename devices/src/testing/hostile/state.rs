@@ -1,5 +1,6 @@
 //! A saved state that nobody saved.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,18 +15,37 @@ use crate::state::SaveState;
 use crate::testing::{Buffer, FakeDriver, memory_with_hole};
 use crate::virtio::balloon::{Balloon, BalloonOptions};
 use crate::virtio::blk::{Blk, BlkOptions, DiskName, DiskQueue};
+use crate::virtio::mem::{BlockStore, MemoryArea, MemoryDevice};
 use crate::virtio::net::{LinkState, Net, NetControl, NetOptions, NetQueue};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{MmioState, MmioTransport};
 use crate::virtio::worker::IoThread;
 use crate::virtio::{DeviceType, VirtioDevice};
 
-const KINDS: [DeviceType; 4] = [DeviceType::Network, DeviceType::Block, DeviceType::Entropy, DeviceType::Balloon];
+const KINDS: [DeviceType; 5] =
+    [DeviceType::Network, DeviceType::Block, DeviceType::Entropy, DeviceType::Balloon, DeviceType::Memory];
 const REGION_BYTES: usize = 1 << 20;
 const SECTORS: u64 = 64;
 /// Entries of the driver's queues.
 const QUEUE_SIZE: u16 = 16;
 const FRAME: [u8; 72] = [0; 72];
+
+/// What a memory device has for its driver.
+const AREA: MemoryArea =
+    MemoryArea { start: GuestAddress(1 << 33), bytes: 100 << 21, block_bytes: 1 << 21, node: Some(1) };
+
+/// A host that has all the memory that there is.
+struct Plenty;
+
+impl BlockStore for Plenty {
+    fn plug(&self, _start: GuestAddress, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unplug(&self, _start: GuestAddress, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A device of some kind, with what it needs.
 struct Heir {
@@ -66,6 +86,11 @@ impl Heir {
                 let balloon = Balloon::new("heir", &options, reclaim, Arc::new(|| {}), thread.handle());
                 Box::new(balloon.expect("a test has descriptors"))
             }
+            DeviceType::Memory => {
+                let (store, requested) = (Arc::new(Plenty), AREA.bytes / 2);
+                let memory = MemoryDevice::new("heir", AREA, requested, store, Arc::new(|| {}), thread.handle());
+                Box::new(memory.expect("a half is less than all"))
+            }
         };
         let transport = MmioTransport::new("heir", device, Arc::clone(&memory)).expect("a test has descriptors");
         Self { transport, memory, wire, _thread: thread }
@@ -75,7 +100,7 @@ impl Heir {
     fn queues(kind: DeviceType) -> usize {
         match kind {
             DeviceType::Network => 5,
-            DeviceType::Block | DeviceType::Entropy => 1,
+            DeviceType::Block | DeviceType::Entropy | DeviceType::Memory => 1,
             DeviceType::Balloon => 4,
         }
     }
@@ -104,6 +129,20 @@ impl Heir {
                 let number = driver.place(&255_u32.to_le_bytes());
                 driver.run(0, &[Buffer::Readable(number, 4)]);
                 assert_eq!(driver.bytes_at(GuestAddress(255 << 12), 4096), [0; 4096]);
+            }
+            DeviceType::Memory => {
+                // Whatever is plugged goes, and the last block comes if the host asks for any.
+                let requested = u64::from_le_bytes(driver.config(48)) > 0;
+                let mut plug = [0; 24];
+                plug[8..16].copy_from_slice(&(AREA.start.0 + AREA.bytes - AREA.block_bytes).to_le_bytes());
+                plug[16] = 1;
+                let mut unplug_all = [0; 24];
+                unplug_all[0] = 2;
+                for (request, answer) in [(unplug_all, 0), (plug, u8::from(!requested))] {
+                    let (asked, answered) = (driver.place(&request), driver.place(&[0xff; 10]));
+                    driver.run(0, &[Buffer::Readable(asked, 24), Buffer::Writable(answered, 10)]);
+                    assert_eq!(driver.bytes_at(answered, 1), [answer]);
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use arch::GuestAddress;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BlockRun, BlockState, Blocks};
+use super::blocks::BlockRun;
 use super::{MemoryArea, MemoryDevice, Shared};
 use crate::bus::lock;
 use crate::virtio::RestoreError;
@@ -50,9 +50,16 @@ impl MemoryDevice {
             return Err(RestoreError::Impossible("memory that is asked for and cannot be plugged"));
         }
         let mut blocks = lock(&self.shared.blocks);
+        let mut free = 0;
         for (first, count) in runs {
             let run = BlockRun { first, count };
-            inherit_run(&mut blocks, run)?;
+            let end = first.checked_add(count).filter(|end| count > 0 && first >= free && *end <= blocks.count());
+            let Some(end) = end else {
+                return Err(RestoreError::Impossible("blocks of memory that are plugged twice, or that there are not"));
+            };
+            // Runs that adjoin are one.
+            free = end.saturating_add(1);
+            blocks.plug(run);
             let start = GuestAddress(area.start.0 + first * block_bytes);
             self.store.plug(start, count * block_bytes).map_err(RestoreError::Backend)?;
         }
@@ -61,13 +68,4 @@ impl MemoryDevice {
         self.shared.voice.inherit(news);
         Ok(())
     }
-}
-
-fn inherit_run(blocks: &mut Blocks, run: BlockRun) -> Result<(), RestoreError> {
-    let inside = run.first.checked_add(run.count).is_some_and(|end| run.count > 0 && end <= blocks.count());
-    if !inside || blocks.state(run) != BlockState::Unplugged {
-        return Err(RestoreError::Impossible("blocks of memory that are plugged twice, or that there are not"));
-    }
-    blocks.plug(run);
-    Ok(())
 }

@@ -270,6 +270,8 @@ fn a_device_goes_on_from_anothers_state() {
     assert_eq!((control.plugged_bytes(), control.requested_bytes()), (5 * BLOCK, 7 * BLOCK));
     for broken in [
         MemoryState { runs: vec![(0, 1), (0, 1)], ..state.clone() },
+        MemoryState { runs: vec![(0, 1), (1, 1)], ..state.clone() },
+        MemoryState { runs: vec![(62, 4), (0, 1)], ..state.clone() },
         MemoryState { runs: vec![(99, 2)], ..state.clone() },
         MemoryState { runs: vec![(u64::MAX, 2)], ..state.clone() },
         MemoryState { runs: vec![(5, 0)], ..state.clone() },

@@ -13,6 +13,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::balloon::Balloon;
+use super::hotplug::MemoryHotplugConfig;
 use crate::config::{ID_LENGTH_MAX, ID_PATTERN};
 
 /// `BootSource`: what the machine starts with.
@@ -336,8 +337,8 @@ pub struct FullVmConfiguration {
     pub vsock: Option<Value>,
     /// Not there yet.
     pub mmds_config: Option<Value>,
-    /// Not there yet.
-    pub memory_hotplug: Option<Value>,
+    /// Memory that can be plugged.
+    pub memory_hotplug: Option<MemoryHotplugConfig>,
     /// Not there yet.
     pub pmem: Vec<Value>,
 }

@@ -9,6 +9,7 @@ use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, HugePages, IoEngine, MachineConfiguration, MachineConfigurationPart,
     NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
 };
+use super::hotplug::MemoryHotplugConfig;
 use super::{BodyError, DEFAULT_BOOT_ARGS, describe};
 use crate::config::extension::Placement;
 use crate::config::{
@@ -38,6 +39,8 @@ pub enum Change {
     Serial(SerialDevice),
     /// `PUT /balloon`.
     Balloon(Balloon),
+    /// `PUT /hotplug/memory`.
+    Hotplug(MemoryHotplugConfig),
     /// `PUT /husk/v1/placement`.
     Placement(Placement),
 }
@@ -87,6 +90,7 @@ impl Change {
                 config.serial_limit = rate_limiter.and_then(TokenBucket::rate);
             }
             Self::Balloon(balloon) => config.balloon = Some(balloon.into_config()),
+            Self::Hotplug(hotplug) => config.hotplug = Some(hotplug.into_config()),
             Self::Placement(placement) => placement.apply(config),
         }
         Ok(())

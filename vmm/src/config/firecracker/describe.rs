@@ -7,6 +7,7 @@ use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, HugePages, IoEngine, MachineConfiguration,
     NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
 };
+use super::hotplug::MemoryHotplugConfig;
 use crate::config::{
     BootConfig, CacheMode, CpuTemplate, DiskConfig, DiskEngine, DiskSource, KernelSource, Limits, MIB, NetConfig,
     NetSource, Pages, Rate, RootDevice, SerialTarget, ThreadsPerCore, VmConfig,
@@ -30,7 +31,7 @@ pub fn full(config: &VmConfig) -> FullVmConfiguration {
         balloon: config.balloon.as_ref().map(Balloon::describe),
         vsock: None,
         mmds_config: None,
-        memory_hotplug: None,
+        memory_hotplug: config.hotplug.as_ref().map(MemoryHotplugConfig::describe),
         pmem: Vec::new(),
     }
 }

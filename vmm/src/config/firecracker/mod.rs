@@ -11,6 +11,7 @@ pub mod balloon;
 pub mod bodies;
 mod change;
 pub mod describe;
+pub mod hotplug;
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -134,7 +135,7 @@ struct ConfigFile {
     metrics: Option<Value>,
     mmds_config: Option<Value>,
     pmem: Option<Value>,
-    memory_hotplug: Option<Value>,
+    memory_hotplug: Option<hotplug::MemoryHotplugConfig>,
     /// What the document cannot say.
     husk: Option<Extension>,
 }
@@ -219,7 +220,6 @@ impl ConfigFile {
             ("metrics", self.metrics),
             ("mmds-config", self.mmds_config),
             ("pmem", self.pmem),
-            ("memory-hotplug", self.memory_hotplug),
         ];
         for (name, section) in sections {
             not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
@@ -245,6 +245,9 @@ impl ConfigFile {
         }
         if let Some(balloon) = self.balloon {
             apply("balloon.", Change::Balloon(balloon))?;
+        }
+        if let Some(hotplug) = self.memory_hotplug {
+            apply("memory-hotplug.", Change::Hotplug(hotplug))?;
         }
         if let Some(extension) = self.husk {
             extension.apply(&mut config);
