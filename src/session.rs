@@ -18,7 +18,7 @@ use vmm::machine::{BuildError, Machine, Wiring};
 use vmm::metrics::{FirecrackerFile, MetricsFileError};
 
 use crate::api::{ServerError, SocketError};
-use crate::cli::PlanError;
+use crate::cli::{PlanError, SnapshotError};
 use crate::client::ClientError;
 use crate::exit::{self, ExitStatus};
 use crate::logging::LoggerError;
@@ -87,6 +87,9 @@ pub(crate) enum RunError {
     /// VMs cannot be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Snapshots cannot be looked at.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A descriptor that the process itself needs.
     #[error("cannot {what}")]
     Host {

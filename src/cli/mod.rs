@@ -13,6 +13,7 @@ mod net;
 mod numa;
 mod plan;
 mod run;
+mod snapshot;
 mod thread;
 mod words;
 
@@ -23,6 +24,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use plan::PlanError;
+pub(crate) use snapshot::SnapshotError;
 
 use self::deferred::Deferred;
 use crate::demo;
@@ -72,6 +74,9 @@ enum Command {
     /// Show where VMs would fit on this host or another: nodes, CPUs and pool pages, and what is lacking.
     #[command(after_help = "Example: husk plan --vm a.json --vm b.json --overcommit 2.0 --write")]
     Plan(Deferred<plan::PlanArgs>),
+    /// Look at snapshots on disk: list, inspect, verify, drop.
+    #[command(after_help = "Example: husk snapshot list /var/lib/husk/vm1")]
+    Snapshot(Deferred<snapshot::SnapshotArgs>),
 }
 
 /// Reads the command line; a usage error ends the process with exit code 2.
@@ -92,6 +97,7 @@ impl Cli {
             Some(Command::Run(Deferred(args))) => args.run(started),
             Some(Command::Host(Deferred(args))) => args.run(),
             Some(Command::Plan(Deferred(args))) => args.run(),
+            Some(Command::Snapshot(Deferred(args))) => args.run(),
             Some(Command::Ctl(Deferred(args))) => args.run(),
             Some(Command::Completion { shell }) => {
                 clap_complete::generate(shell, &mut Self::command(), "husk", &mut io::stdout());

@@ -20,6 +20,7 @@ use thiserror::Error;
 use vmm::config::firecracker::bodies::{LogLevel, Logger};
 use vmm::line_file;
 
+pub(crate) use self::time::rfc3339;
 use crate::{process, terminal};
 
 /// What a pipe that is ready to be written takes at once is 4096 bytes (PIPE_BUF).
@@ -161,7 +162,7 @@ impl Settings {
         let monotonic = started.map(|started| started.elapsed()).unwrap_or_default();
         match (self.format, &self.file) {
             (LogFormat::Json, _) => json!({
-                "time": time::rfc3339(wall),
+                "time": rfc3339(wall),
                 "monotonic_s": monotonic.as_secs_f64(),
                 "level": record.level().as_str().to_ascii_lowercase(),
                 "id": self.id,
@@ -172,7 +173,7 @@ impl Settings {
             .to_string(),
             // As Firecracker's lines read.
             (LogFormat::Text, Some(_)) => {
-                let mut line = format!("{} [{}:{thread}", time::rfc3339(wall), self.id);
+                let mut line = format!("{} [{}:{thread}", rfc3339(wall), self.id);
                 if self.level == Shown::Yes {
                     write!(line, ":{}", record.level()).expect("a String takes every write");
                 }

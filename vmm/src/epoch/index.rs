@@ -21,7 +21,7 @@ use super::{CHUNK_PAGES, Digest, MEMORY_BYTES_MAX, PAGE_BYTES, PointId, folder};
 /// The version of the file format that is written.
 pub const FORMAT_VERSION: u32 = 1;
 
-const MAGIC: &[u8; 8] = b"HUSKINDX";
+pub(super) const MAGIC: &[u8; 8] = b"HUSKINDX";
 const HAS_PARENT: u32 = 1;
 const HEAD_BYTES: usize = 96;
 const RECORD_BYTES: usize = 104;

@@ -12,6 +12,7 @@
 //! | [`publish`] | how a point's files take their names: old or new at any crash |
 //! | [`point`] | a point's memory as it is read: its own layer over its parents' |
 //! | `verify` | a point read whole |
+//! | [`shelf`] | points in folders: found, measured, dropped |
 //! | [`folder`] | files by name in a folder held open, never through a link |
 //!
 //! Guest memory is one run of bytes here, the regions of `GuestMemory` back to back in address order; a page is 4 KiB of
@@ -26,6 +27,7 @@ pub mod pages;
 pub mod point;
 pub mod publish;
 pub mod section;
+pub mod shelf;
 pub mod state_file;
 mod verify;
 

@@ -32,7 +32,7 @@ pub const SAMPLE_PAGES_MAX: usize = 64;
 /// The version of the file format that is written.
 pub const FORMAT_VERSION: u32 = 1;
 
-const MAGIC: &[u8; 8] = b"HUSKSTAT";
+pub(super) const MAGIC: &[u8; 8] = b"HUSKSTAT";
 const PREFIX_BYTES: usize = 48;
 const HEAD_BYTES_MAX: usize = 1 << 20;
 const HUSK_VERSION_BYTES_MAX: usize = 64;
