@@ -85,9 +85,11 @@ impl Balloon {
         Ok(())
     }
 
-    /// Memory that is no longer a pool's needs no ledger: any of its pages comes back by itself.
     fn inherit_runs(&mut self, runs: &[(u32, u32)]) -> Result<(), RestoreError> {
-        let Some(ledger) = &mut self.ledger else { return Ok(()) };
+        let Some(ledger) = &mut self.ledger else {
+            let none = RestoreError::Impossible("a balloon with pages of a pool, whose memory is of none");
+            return if runs.is_empty() { Ok(()) } else { Err(none) };
+        };
         let mut free = 0;
         for (first, count) in runs.iter().copied() {
             let end = first.checked_add(count).filter(|end| count > 0 && first >= free && *end <= ledger.pages());

@@ -436,6 +436,9 @@ fn pages_of_a_pool_that_are_put_in_twice_or_are_none_are_refused() {
         assert_eq!(heir.restore(state.clone()).is_ok(), fits, "{runs:?}");
         if fits {
             assert_eq!(heir.save(), state);
+            let (mut of_small_pages, _control) = balloon_in(&memory, &BalloonOptions::default(), &thread);
+            let error = of_small_pages.restore(state).unwrap_err().to_string();
+            assert!(error.contains("whose memory is of none"), "{error}");
         }
     }
 }
