@@ -4,6 +4,8 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`pages`] | sets of guest pages, and runs of them |
+//! | [`harvest`] | which pages were written, by whomever: KVM's log and husk's own bitmap |
+//! | `barrier` | a memory barrier in all threads of the process |
 //! | [`id`] | what names a point, and what names bytes |
 //! | [`section`] | one part of the machine's saved state, and all of them |
 //! | [`state_file`] | the state file: header, table, sections, all under checksums |
@@ -19,7 +21,9 @@
 //! it, a chunk 2 MiB. Every byte that is read was written by a stranger until its checksum says otherwise, and no
 //! length is believed before it is held against the file's own.
 
+mod barrier;
 pub mod folder;
+pub mod harvest;
 pub mod id;
 pub mod index;
 pub mod layer;
@@ -35,6 +39,7 @@ mod verify;
 mod tests;
 
 pub use folder::FileError;
+pub use harvest::{DirtyLog, DirtyLogError};
 pub use id::{Digest, PointId};
 pub use index::{Index, IndexError, Presence};
 pub use layer::{FinishedLayer, LayerWriter, Pen};

@@ -37,9 +37,11 @@ use devices::Devices;
 pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
 pub use generation::GenerationError;
 pub use kvm::KvmError;
+#[cfg(test)]
+pub(crate) use memory::MachineMemory;
 pub use memory::MemoryError;
 pub use nets::NetChangeError;
-use slots::MemorySlots;
+pub(crate) use slots::MemorySlots;
 
 use crate::config::LimiterConfig;
 use crate::control::{Action, Refusal, State};

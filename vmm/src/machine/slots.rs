@@ -1,6 +1,8 @@
 //! Which parts of guest memory KVM maps into the guest: RAM always, memory that is plugged while it is.
 #![expect(unsafe_code, reason = "KVM is told which host memory is the guest's")]
 
+mod log;
+
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arch::memory::GuestRegionMmap;
@@ -18,7 +20,7 @@ pub(crate) struct MemorySlots {
     vm: Arc<VmFd>,
     slots: Box<[Slot]>,
     state: Mutex<State>,
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 /// A part of guest memory that KVM knows by one number.
@@ -30,6 +32,8 @@ pub(crate) struct Slot {
     pub(crate) guest: GuestAddress,
     /// Where it begins here.
     pub(crate) host: usize,
+    /// Where it begins in memory file order: the regions of guest memory back to back, in bytes.
+    pub(crate) offset: u64,
     /// Its size.
     pub(crate) bytes: u64,
 }
@@ -53,12 +57,25 @@ impl MemorySlots {
             let starts = (0..region.len() / slot_bytes).map(move |index| index * slot_bytes);
             starts.map(move |offset| (region, offset, slot_bytes))
         });
-        let slots: Box<[Slot]> =
-            (0_u32..).zip(whole.chain(parts)).map(|(number, part)| Slot::of(number, part)).collect();
+        let mut end = 0;
+        let slots: Box<[Slot]> = (0_u32..)
+            .zip(whole.chain(parts))
+            .map(|(number, part)| {
+                let slot = Slot::of(number, end, part);
+                // The parts of a region leave nothing of it out.
+                end += slot.bytes;
+                slot
+            })
+            .collect();
         let state = State { present: vec![false; slots.len()].into(), flags: 0 };
-        let all = Self { vm: Arc::clone(vm), slots, state: Mutex::new(state), _memory: Arc::clone(&memory.all) };
+        let all = Self { vm: Arc::clone(vm), slots, state: Mutex::new(state), memory: Arc::clone(&memory.all) };
         all.slots[..rams].iter().try_for_each(|slot| all.add(*slot))?;
         Ok(all)
+    }
+
+    /// All of guest memory, what can be plugged with it.
+    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
     }
 
     /// The slots inside a range, which begins and ends with one.
@@ -82,6 +99,7 @@ impl MemorySlots {
     pub(crate) fn add(&self, slot: Slot) -> Result<(), MemoryError> {
         let mut state = self.lock();
         self.set(slot, slot.bytes, state.flags)?;
+        log::begin(&self.vm, &slot, state.flags);
         state.present[place(slot)] = true;
         Ok(())
     }
@@ -106,7 +124,7 @@ impl MemorySlots {
             memory_size: bytes,
             userspace_addr: slot.host as u64,
         };
-        // SAFETY: the range is one mapping or a part of one, which `_memory` keeps until the VM is closed, and regions of one
+        // SAFETY: the range is one mapping or a part of one, which `memory` keeps until the VM is closed, and regions of one
         // GuestMemory do not overlap, nor do the parts of one.
         unsafe { self.vm.set_user_memory_region(request) }.map_err(|source| MemoryError::Slot {
             slot: slot.number,
@@ -122,11 +140,12 @@ impl MemorySlots {
 }
 
 impl Slot {
-    fn of(number: u32, (region, offset, bytes): (&GuestRegionMmap, u64, u64)) -> Self {
+    fn of(number: u32, file_offset: u64, (region, offset, bytes): (&GuestRegionMmap, u64, u64)) -> Self {
         let slice = region.as_volatile_slice().expect("a mapped region has a host address");
         let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
         let place = usize::try_from(offset).expect("a 64-bit host addresses 64 bits");
-        Self { number, guest: GuestAddress(region.start_addr().0 + offset), host: host + place, bytes }
+        let guest = GuestAddress(region.start_addr().0 + offset);
+        Self { number, guest, host: host + place, offset: file_offset, bytes }
     }
 }
 

@@ -136,3 +136,22 @@ fn what_is_not_plugged_cannot_be_reached_from_here() {
     bench.unplug(0, 1);
     reach(0).unwrap_err();
 }
+
+#[test]
+fn what_comes_and_goes_while_writes_are_logged_is_in_the_log_by_what_changed() {
+    use crate::epoch::DirtyLog;
+    let bench = bench(|_| {});
+    let mut log = DirtyLog::start(&bench.slots).unwrap();
+    let mut harvest = || log.harvest().unwrap().runs().map(|run| (run.first, run.pages)).collect::<Vec<_>>();
+    let first = |block: u64| (16 * MIB + block * BLOCK) / 4096;
+    bench.plug(60, 8);
+    assert_eq!(harvest(), [], "nobody has written to it");
+    bench.fill(61);
+    bench.fill(64);
+    assert_eq!(harvest(), [(first(61), 512), (first(64), 512)]);
+    bench.unplug(60, 8);
+    assert_eq!(harvest(), [(first(60), 8 * 512)], "what was in it is not there any more");
+    bench.plug(60, 8);
+    bench.fill(66);
+    assert_eq!(harvest(), [(first(66), 512)]);
+}
