@@ -32,7 +32,7 @@ pub(super) struct PluggableMemory {
 
 /// When the host gives memory for a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub(crate) enum Arrival {
     /// Page by page, as it is touched.
     OnTouch,
     /// When it is plugged: a page that an empty HugePage pool lacks is an answer then, and no signal later.
