@@ -40,3 +40,6 @@ impl Machine {
         Ok(CpuStates { vcpus, vm: VmState::save(&self.vm)? })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ pub(super) fn begin(memory: &GuestMemory) -> Result<(), GenerationError> {
 
 /// Gives a machine that has run, in this or another process, a new generation, and tells its guest if it listens: the
 /// interrupt is pending in a LAPIC when this returns. Interrupt controllers and vCPUs have their state already.
-fn renew(vm: &VmFd, memory: &GuestMemory) -> Result<(), GenerationError> {
+pub(super) fn renew(vm: &VmFd, memory: &GuestMemory) -> Result<(), GenerationError> {
     begin(memory)?;
     // Where nobody listens the line may be something else: a guest without these ACPI tables may have its two 8259 meet on it.
     if irqchip::is_unmasked(vm, GENERATION_GSI) {

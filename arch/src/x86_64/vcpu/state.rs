@@ -219,6 +219,11 @@ impl VcpuState {
         fd.set_vcpu_events(events).map_err(failed("KVM_SET_VCPU_EVENTS"))
     }
 
+    /// Whether the vCPU runs, is halted or waits for an IPI: one of KVM_MP_STATE_* (KVM api: KVM_GET_MP_STATE).
+    pub fn mp_state(&self) -> u32 {
+        self.mp_state.mp_state
+    }
+
     /// The CPUID that the vCPU has.
     pub fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
         self.cpuid.iter().map(CpuidLeaf::entry).collect()
