@@ -1,7 +1,7 @@
 //! Where a serial port's output goes: a bounded buffer, and the thread that empties it.
 //!
-//! vCPU threads fill the buffer and never wait for what is behind it. The thread writes to the owner's descriptor
-//! and may wait there as long as it likes: what does not fit meanwhile is dropped and counted.
+//! vCPU threads fill the buffer and never wait for what is behind it. The thread, which the first byte starts, writes to
+//! the owner's descriptor and may wait there as long as it likes: what does not fit meanwhile is dropped and counted.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -42,11 +42,10 @@ pub struct ConsoleCounters {
 /// The owner's end of a console: it lives as long as the machine.
 pub struct ConsoleOutput {
     shared: Arc<Shared>,
-    /// What its thread is made of, until there is one.
-    idle: Mutex<Option<Idle>>,
 }
 
-struct Idle {
+/// What a thread is made of.
+struct Prepared {
     name: String,
     output: OwnedFd,
 }
@@ -59,6 +58,8 @@ pub struct ConsoleWriter {
 
 struct Shared {
     buffer: Mutex<Buffer>,
+    /// The thread, until it runs.
+    prepared: Mutex<Option<Prepared>>,
     /// Something to write, or an end to the gathering.
     filled: Condvar,
     /// Nothing left to write.
@@ -97,39 +98,40 @@ impl Meter {
 
 #[derive(Default, PartialEq, Eq)]
 enum ThreadState {
+    /// There is no thread yet.
     #[default]
+    Prepared,
+    /// Waiting for bytes.
     Idle,
     Gathering,
     Writing,
 }
 
 impl ConsoleOutput {
-    /// A console whose output goes to `output`: a terminal, a pipe, a file or a socket, blocking or not. Its thread,
-    /// `name`, is started for the first writer.
+    /// A console whose output goes to `output`: a terminal, a pipe, a file or a socket, blocking or not. Its thread will
+    /// be called `name`.
     pub fn new(name: &str, output: OwnedFd) -> Self {
         let shared = Arc::new(Shared {
             buffer: Mutex::default(),
+            prepared: Mutex::new(Some(Prepared { name: name.to_owned(), output })),
             filled: Condvar::new(),
             emptied: Condvar::new(),
             counters: ConsoleCounters::default(),
         });
-        Self { shared, idle: Mutex::new(Some(Idle { name: name.to_owned(), output })) }
+        Self { shared }
     }
 
     /// The guest's end. What is written to it is written on until the console is dropped.
+    pub fn writer(&self) -> ConsoleWriter {
+        ConsoleWriter { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Starts the thread, if it does not run yet. The first byte does that too.
     ///
     /// # Errors
-    /// That of the thread's creation.
-    pub fn writer(&self) -> io::Result<ConsoleWriter> {
-        if let Some(Idle { name, output }) = lock(&self.idle).take() {
-            let theirs = Arc::clone(&self.shared);
-            // The thread is never joined: it may be inside a write that never ends. It owns what it uses.
-            thread::Builder::new()
-                .name(name)
-                .stack_size(STACK_BYTES)
-                .spawn(move || theirs.write_all_to(File::from(output)))?;
-        }
-        Ok(ConsoleWriter { shared: Arc::clone(&self.shared) })
+    /// That of its creation; then the output is broken.
+    pub fn start(&self) -> io::Result<()> {
+        self.shared.start()
     }
 
     /// Holds what the guest writes from now on to `rate`, in bytes. What is beyond is dropped: a vCPU does not wait.
@@ -179,6 +181,15 @@ impl Buffer {
 }
 
 impl Shared {
+    fn start(self: &Arc<Self>) -> io::Result<()> {
+        let Some(Prepared { name, output }) = lock(&self.prepared).take() else { return Ok(()) };
+        let theirs = Arc::clone(self);
+        // The thread is never joined: it may be inside a write that never ends. It owns what it uses.
+        let thread = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || theirs.write_all_to(File::from(output)));
+        started.map(|_| ()).inspect_err(|_| self.break_off(0))
+    }
+
     /// The thread's loop. It ends when the owner is gone and the buffer empty, or the descriptor broken.
     fn write_all_to(&self, mut output: File) {
         let mut batch = Vec::new();
@@ -232,6 +243,13 @@ impl Shared {
     }
 }
 
+/// What bytes in the buffer ask of the thread.
+enum Next {
+    Nothing,
+    Wake,
+    Start,
+}
+
 impl Write for ConsoleWriter {
     /// Takes all of `bytes`, or drops and counts what does not fit. Never waits, never fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -241,14 +259,21 @@ impl Write for ConsoleWriter {
         let taken = if buffer.meter.as_mut().is_none_or(|meter| meter.lets(fits)) { fits } else { 0 };
         buffer.bytes.extend(&bytes[..taken]);
         self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
-        let wake = match buffer.thread {
-            ThreadState::Idle => true,
-            ThreadState::Gathering => buffer.bytes.len() >= BATCH_BYTES,
-            ThreadState::Writing => false,
+        let next = match buffer.thread {
+            ThreadState::Prepared => Next::Start,
+            ThreadState::Idle => Next::Wake,
+            ThreadState::Gathering if buffer.bytes.len() >= BATCH_BYTES => Next::Wake,
+            ThreadState::Gathering | ThreadState::Writing => Next::Nothing,
         };
         drop(buffer);
-        if wake {
-            self.shared.filled.notify_one();
+        match next {
+            Next::Nothing => {}
+            Next::Wake => self.shared.filled.notify_one(),
+            Next::Start => {
+                if let Err(error) = self.shared.start() {
+                    log::error!("the serial port's output is lost: its thread cannot be started: {error}");
+                }
+            }
         }
         Ok(bytes.len())
     }
@@ -310,7 +335,7 @@ mod tests {
     #[test]
     fn output_arrives_byte_for_byte_and_the_end_of_the_owner_is_the_end_of_the_file() {
         let (output, mut reader) = console();
-        let mut writer = output.writer().unwrap();
+        let mut writer = output.writer();
         let text: Vec<u8> = (0..=255).cycle().take(40_000).collect();
         for byte in &text {
             writer.write_all(&[*byte]).unwrap();
@@ -329,7 +354,7 @@ mod tests {
     #[test]
     fn an_output_that_blocks_stops_nobody_and_what_is_lost_is_counted() {
         let (output, mut reader) = console();
-        let mut writer = output.writer().unwrap();
+        let mut writer = output.writer();
         let written = 1 << 20;
         for _ in 0..written {
             writer.write_all(b"x").unwrap();
@@ -346,7 +371,7 @@ mod tests {
     #[test]
     fn what_is_beyond_the_limit_is_dropped_and_counted() {
         let (output, mut reader) = console();
-        let mut writer = output.writer().unwrap();
+        let mut writer = output.writer();
         // A bucket that fills within a year, and 5 bytes once.
         output.limit(Rate::new(10, 5, 366 * 24 * 3_600_000));
         for byte in 0..100 {
@@ -367,7 +392,7 @@ mod tests {
     fn an_output_that_breaks_stops_nobody_and_drains_at_once() {
         let (output, reader) = console();
         drop(reader);
-        let mut writer = output.writer().unwrap();
+        let mut writer = output.writer();
         writer.write_all(b"lost").unwrap();
         assert!(output.drain(soon()));
         writer.write_all(b"lost too").unwrap();
@@ -381,7 +406,7 @@ mod tests {
         let (left, mut right) = std::os::unix::net::UnixStream::pair().unwrap();
         left.set_nonblocking(true).unwrap();
         let output = ConsoleOutput::new("test-console", left.into());
-        let mut writer = output.writer().unwrap();
+        let mut writer = output.writer();
         let text = vec![7; BUFFER_BYTES_MAX];
         let mut all = vec![0; text.len() * 8];
         let reading = thread::spawn(move || {

@@ -163,7 +163,7 @@ mod tests {
     fn serial() -> (Serial, ConsoleOutput, PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
         let output = ConsoleOutput::new("test-console", writer.into());
-        (Serial::new(output.writer().unwrap()).unwrap(), output, reader)
+        (Serial::new(output.writer()).unwrap(), output, reader)
     }
 
     fn read(serial: &mut Serial, offset: u64) -> u8 {

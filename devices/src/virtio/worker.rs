@@ -7,9 +7,10 @@
 //! work for a bounded time after it had some, and then sleeps like any other.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -88,18 +89,30 @@ pub enum Progress {
     More,
 }
 
-/// A running thread, to be joined by its owner.
+/// A thread, to be joined by its owner. It runs from [`Self::start`], or from the first worker that is attached.
 #[derive(Debug)]
 pub struct IoThread {
+    name: String,
     handle: IoThreadHandle,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// Access to an I/O thread for a device.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IoThreadHandle {
     commands: Sender<Command>,
     event: Arc<EventFd>,
+    life: Arc<Mutex<Life>>,
+}
+
+/// Where a thread is in its life. Locked by who attaches, starts or ends, never by the thread.
+enum Life {
+    /// Its loop, which runs nowhere yet.
+    Prepared {
+        name: String,
+        host: Host,
+    },
+    Running(JoinHandle<()>),
+    Ended,
 }
 
 /// A worker that is on an I/O thread. Dropping it without [`Self::detach`] leaves the worker there.
@@ -150,15 +163,32 @@ impl IoThread {
     /// # Errors
     /// As [`Self::spawn`].
     pub fn spawn_polling(name: &str, poll: Duration) -> io::Result<Self> {
+        let thread = Self::prepare(name, poll)?;
+        thread.start()?;
+        Ok(thread)
+    }
+
+    /// As [`Self::spawn_polling`], but for the start: a machine's first instruction waits for no thread that it does not need.
+    ///
+    /// # Errors
+    /// Those of its epoll and its eventfd.
+    pub fn prepare(name: &str, poll: Duration) -> io::Result<Self> {
         let (commands, queue) = mpsc::channel();
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
         let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
-        let handle = IoThreadHandle { commands, event };
         let host = Host { epoll, queue, slots: Vec::new(), poll };
-        let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || host.run())?;
-        Ok(Self { handle, thread: Some(thread) })
+        let life = Arc::new(Mutex::new(Life::Prepared { name: name.to_owned(), host }));
+        Ok(Self { name: name.to_owned(), handle: IoThreadHandle { commands, event, life } })
+    }
+
+    /// Lets the thread run, if it does not yet.
+    ///
+    /// # Errors
+    /// That of its creation; then it never runs.
+    pub fn start(&self) -> io::Result<()> {
+        self.handle.start()
     }
 
     /// Access for a device.
@@ -169,14 +199,15 @@ impl IoThread {
     /// The name that it was given, all of it.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.thread.as_ref().and_then(|thread| thread.thread().name()).unwrap_or_default()
+        &self.name
     }
 
-    /// The kernel's number for the thread.
+    /// The kernel's number for the thread, which runs from now on.
     ///
     /// # Errors
-    /// The kernel does not tell it.
+    /// The kernel does not tell it, or the thread cannot be created.
     pub fn id(&self) -> io::Result<i32> {
+        self.start()?;
         let (reply, id) = mpsc::channel();
         self.handle.send(Command::Identify(reply));
         id.recv().expect("an I/O thread answers until its owner ends it")
@@ -188,7 +219,8 @@ impl IoThread {
     }
 
     fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
+        let life = mem::replace(&mut *self.handle.life(), Life::Ended);
+        if let Life::Running(thread) = life {
             self.handle.send(Command::Exit);
             thread.join().expect("an I/O thread that panics aborts the process");
         }
@@ -201,12 +233,21 @@ impl Drop for IoThread {
     }
 }
 
+impl std::fmt::Debug for IoThreadHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoThreadHandle").field("event", &self.event).finish_non_exhaustive()
+    }
+}
+
 impl IoThreadHandle {
     /// Puts `worker` on the thread, and returns when it is there. It is woken once.
     ///
     /// # Errors
-    /// [`AttachError`], if the thread's epoll refuses a source or the thread has ended.
+    /// [`AttachError`], if the thread cannot be created or has ended, or if its epoll refuses a source.
     pub fn attach<W: Worker>(&self, worker: W) -> Result<Attachment<W>, AttachError<W>> {
+        if let Err(error) = self.start() {
+            return Err(AttachError { error, worker: Some(worker) });
+        }
         let (give_back, back) = mpsc::channel();
         let (reply, slot) = mpsc::channel();
         self.send(Command::Attach(Box::new(Guest { worker, give_back }), reply));
@@ -215,6 +256,21 @@ impl IoThreadHandle {
             Ok(slot) => Ok(Attachment { thread: self.clone(), slot, back }),
             Err(error) => Err(AttachError { error, worker: back.recv().ok() }),
         }
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let mut life = self.life();
+        *life = match mem::replace(&mut *life, Life::Ended) {
+            Life::Prepared { name, host } => {
+                Life::Running(Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || host.run())?)
+            }
+            other => other,
+        };
+        Ok(())
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().expect("a thread that panics aborts the process")
     }
 
     fn send(&self, command: Command) {

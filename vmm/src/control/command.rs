@@ -215,7 +215,7 @@ pub enum CommandError {
     /// The metrics go somewhere already.
     #[error("metrics_path: the metrics go to {} already: that is for the life of the process", .0.display())]
     MetricsGo(PathBuf),
-    /// A device's host does not answer, and the machine runs on.
+    /// A device's host does not answer, and the machine runs on; or the host gives no thread.
     #[error("{0}")]
     Held(String),
     /// No job has this number, or it was so long ago that it is forgotten.
@@ -231,7 +231,7 @@ impl From<MachineError> for CommandError {
         match error {
             MachineError::Refused(refusal) => Self::Refused(refusal),
             MachineError::Kvm(error) => Self::Kvm(error),
-            held @ MachineError::Held { .. } => Self::Held(held.to_string()),
+            host @ (MachineError::Held { .. } | MachineError::Thread { .. }) => Self::Held(host.to_string()),
         }
     }
 }

@@ -72,8 +72,13 @@ pub struct ControlLoop<'a> {
     console: Option<&'a mut Console>,
     input: Input,
     stopping: Option<Stopping>,
+    /// When the devices' threads are started, until they are.
+    threads_due: Option<Instant>,
     epoll: Epoll,
 }
+
+/// The guest's first instruction has come by then, and its first device has not.
+const THREADS_AFTER: Duration = Duration::from_millis(1);
 
 /// A guest that was asked to end by itself.
 #[derive(Debug)]
@@ -123,7 +128,8 @@ impl<'a> ControlLoop<'a> {
     ) -> Result<Self, ControlError> {
         let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
         let input = Input::Ended;
-        let mut control = Self { machine, events, plane, config, console, input, stopping: None, epoll };
+        let (stopping, threads_due) = (None, Some(Instant::now() + THREADS_AFTER));
+        let mut control = Self { machine, events, plane, config, console, input, stopping, threads_due, epoll };
         control.watch(control.events.wake().as_raw_fd(), Source::Guest)?;
         control.watch(control.plane.signals.as_raw_fd(), Source::Signal)?;
         control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
@@ -186,6 +192,7 @@ impl<'a> ControlLoop<'a> {
             if room {
                 self.regain_room();
             }
+            self.start_due_threads()?;
             self.write_due_metrics();
             if commanded && self.serve_commands() {
                 return Ok(Outcome::Stopped);
@@ -194,10 +201,15 @@ impl<'a> ControlLoop<'a> {
         }
     }
 
-    /// When the loop has to wake by itself: at the end of a guest's grace, and to write figures.
+    /// When the loop has to wake by itself: to start threads, at the end of a guest's grace, and to write figures.
     fn timeout_ms(&self) -> i32 {
         let grace = self.stopping.as_ref().map(|stopping| stopping.deadline);
-        self.plane.timeout_ms([grace, self.plane.metrics_due()].into_iter().flatten().min())
+        self.plane.timeout_ms([self.threads_due, grace, self.plane.metrics_due()].into_iter().flatten().min())
+    }
+
+    fn start_due_threads(&mut self) -> Result<(), MachineError> {
+        let due = self.threads_due.take_if(|due| *due <= Instant::now());
+        due.map_or(Ok(()), |_| self.machine.start_threads())
     }
 
     fn write_due_metrics(&mut self) {

@@ -30,7 +30,6 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::SerialOutput;
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use super::hotplug::{self, PluggableMemory};
@@ -38,6 +37,7 @@ use super::memory::MachineMemory;
 use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
 use super::slots::MemorySlots;
+use super::{CONSOLE_THREAD, SerialOutput};
 use crate::config::{BALLOON_ID, ENTROPY_ID, HOTPLUG_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
 use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
@@ -473,6 +473,15 @@ impl Devices {
         held.first().map_or(Ok(()), |slot| Err(slot.id.clone()))
     }
 
+    /// Starts the threads that do not run yet.
+    ///
+    /// # Errors
+    /// The name of the one that the host does not give, and what it said.
+    pub(super) fn start_threads(&self) -> Result<(), (String, io::Error)> {
+        self.console.start().map_err(|error| (CONSOLE_THREAD.to_owned(), error))?;
+        self.io_threads.iter().try_for_each(|thread| thread.start().map_err(|error| (thread.name().to_owned(), error)))
+    }
+
     /// The threads that serve queues.
     pub(super) fn io_threads(&self) -> &[IoThread] {
         &self.io_threads
@@ -503,7 +512,7 @@ impl Devices {
             move |source| DeviceError::Host { what, source }
         };
         let console = wiring.serial_output;
-        let serial = Serial::new(console.writer().map_err(host("the console's thread"))?)?;
+        let serial = Serial::new(console.writer())?;
         let clone = |line: &EventFd| line.try_clone().map_err(host("an eventfd"));
         let (serial_line, serial_room) = (clone(serial.interrupt_line())?, clone(serial.room_event())?);
         let power_button = PowerButton::new().map_err(host("the power button's eventfd"))?;

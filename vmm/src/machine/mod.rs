@@ -15,6 +15,7 @@ mod nets;
 mod pool;
 mod slots;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -66,7 +67,6 @@ pub struct Machine {
     memory: Arc<GuestMemory>,
     placement: PlacementSource,
     state: State,
-    first_entry: Option<Instant>,
     ended: Option<Instant>,
 }
 
@@ -79,6 +79,14 @@ pub enum MachineError {
     /// KVM does not do it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The host gives no more threads.
+    #[error("cannot start the thread {name}: {cause}: check ulimit -u and the cgroup's pids.max")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// What the host said.
+        cause: io::Error,
+    },
     /// Something did not let go of the machine, which runs on.
     #[error("cannot pause the machine: {holder} did not answer within {} s: see to its host file or device, or try again", patience.as_secs())]
     Held {
@@ -269,14 +277,14 @@ impl Machine {
     /// When vCPU 0 first entered the guest.
     #[must_use]
     pub fn first_entry(&self) -> Option<Instant> {
-        self.first_entry
+        self.vcpus.first().and_then(VcpuHandle::first_run)
     }
 
     /// How long the machine has existed for its guest, its pauses included.
     #[must_use]
     pub fn run_time(&self) -> Duration {
         let end = self.ended.unwrap_or_else(Instant::now);
-        self.first_entry.map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
+        self.first_entry().map_or(Duration::ZERO, |start| end.saturating_duration_since(start))
     }
 
     /// Whether the guest would hear of its power button: it has unmasked the button's interrupt.
@@ -291,16 +299,21 @@ impl Machine {
         (0..count).try_for_each(|apic_id| irqchip::send_nmi(&self.vm, apic_id)).map_err(Into::into)
     }
 
-    /// Devices first: a vCPU that runs finds them ready.
-    fn run(&mut self) {
+    /// Devices first: a vCPU that runs finds them ready. It is not waited for: to wake this thread would be the last thing
+    /// that it does before the guest's first instruction.
+    fn run(&self) {
         self.devices.resume();
         self.vcpus.iter().for_each(VcpuHandle::ask_run);
-        for (index, vcpu) in self.vcpus.iter().enumerate() {
-            let entered = vcpu.wait_done();
-            if index == 0 && self.first_entry.is_none() {
-                self.first_entry = entered;
-            }
-        }
+    }
+
+    /// Starts the devices' threads that nothing has started yet. The guest's first instruction needs none of them, so the
+    /// control loop does it when that has had its time; what uses one before starts it. They are threads of the control
+    /// loop's: one that a vCPU's thread makes is, like it, where somebody may have moved it meanwhile.
+    ///
+    /// # Errors
+    /// The host does not give one.
+    pub fn start_threads(&self) -> Result<(), MachineError> {
+        self.devices.start_threads().map_err(|(name, cause)| MachineError::Thread { name, cause })
     }
 
     /// Parks the machine, or lets it run on if something does not let go of it in time.
@@ -346,8 +359,10 @@ impl Machine {
 /// Serial output that goes to `output`, for one machine or for several, one after the other.
 #[must_use]
 pub fn serial_output(output: OwnedFd) -> Arc<SerialOutput> {
-    Arc::new(SerialOutput::new("husk-io-console", output))
+    Arc::new(SerialOutput::new(CONSOLE_THREAD, output))
 }
+
+const CONSOLE_THREAD: &str = "husk-io-console";
 
 /// How long the end of a machine waits for the console to take the guest's last words.
 const SERIAL_DRAIN_DEADLINE: Duration = Duration::from_secs(1);

@@ -43,10 +43,10 @@ impl IoPool {
         }
     }
 
-    /// A thread for the device or the group `name`.
+    /// A thread for the device or the group `name`. It runs from the machine's start, or from its first queue.
     pub(super) fn spawn(&mut self, name: &str, poll: Duration) -> Result<IoThreadHandle, DeviceError> {
         let name = format!("husk-io-{name}");
-        let thread = IoThread::spawn_polling(&name, poll)
+        let thread = IoThread::prepare(&name, poll)
             .map_err(|source| DeviceError::Host { what: format!("the I/O thread {name}"), source })?;
         let handle = thread.handle();
         self.threads.push(thread);

@@ -137,6 +137,7 @@ pub struct VcpuHandle {
     answers: Receiver<Answer>,
     /// Asks without an answer so far.
     owed: Cell<u32>,
+    first_run: Cell<Option<Instant>>,
     thread: Option<JoinHandle<()>>,
     counts: Arc<ExitCounts>,
 }
@@ -164,7 +165,7 @@ impl VcpuHandle {
             .spawn(move || vcpu.main(state))
             .map_err(|source| VcpuThreadError::Spawn { index, source })?;
         let kicker = Kicker::new(page, &thread);
-        Ok(Self { kicker, asks, answers, owed: Cell::new(0), thread: Some(thread), counts })
+        Ok(Self { kicker, asks, answers, owed: Cell::new(0), first_run: Cell::new(None), thread: Some(thread), counts })
     }
 
     /// Waits until the thread has set its vCPU up. To be called once, before any ask, and only where the thread does that.
@@ -216,16 +217,15 @@ impl VcpuHandle {
         self.kicker.kick();
     }
 
-    /// Waits until every ask is answered: when the vCPU first entered the guest, if it has.
-    pub(crate) fn wait_done(&self) -> Option<Instant> {
-        let mut first_run = None;
-        while self.owed.get() > 0 {
-            first_run = self.take_done(self.answer());
+    /// When the vCPU first entered the guest, if it has said so by now.
+    pub(crate) fn first_run(&self) -> Option<Instant> {
+        while let Ok(answer) = self.answers.try_recv() {
+            self.take_done(answer);
         }
-        first_run
+        self.first_run.get()
     }
 
-    /// As [`Self::wait_done`], no longer than until `deadline`: false if the vCPU is held up in a device by then. It
+    /// Waits until every ask is answered, no longer than until `deadline`: false if the vCPU is held up in a device by then. It
     /// does what it was asked, in order, when it comes back.
     pub(crate) fn wait_done_by(&self, deadline: Instant) -> bool {
         while self.owed.get() > 0 {
@@ -239,10 +239,10 @@ impl VcpuHandle {
         true
     }
 
-    fn take_done(&self, answer: Answer) -> Option<Instant> {
+    fn take_done(&self, answer: Answer) {
         self.owed.set(self.owed.get() - 1);
         match answer {
-            Answer::Done { first_run } => first_run,
+            Answer::Done { first_run } => self.first_run.set(first_run),
             Answer::SetUp(_) | Answer::Identity(_) | Answer::Saved(_) => {
                 unreachable!("wait_set_up, id and wait_saved take the answers to their asks")
             }
