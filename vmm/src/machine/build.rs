@@ -1,20 +1,14 @@
 //! The one way in which a machine comes to be.
 //!
-//! Strands, since each waits for something else: one asks KVM what CPUs it supports, which takes long where the host is
-//! virtual itself, since each of the host's CPUID instructions then leaves it; one asks KVM for the VM, its memory,
-//! interrupt controllers and vCPUs; one creates the timer, which waits for a grace period in the kernel. This thread
-//! meanwhile reads the kernel into guest memory, writes the tables and makes the devices. Then it sets the boot CPU up,
-//! beside the threads of the other vCPUs, each of which sets up its own.
-//!
-//! KVM_CREATE_VM locks the process's memory map for most of its time, and page faults beside it wait. The strand that asks
-//! for the CPUID is therefore started before it: by then it is inside its ioctl, which faults on nothing before its end.
+//! One thread does it, step by step: no step takes as long as two hand-overs between threads and the wake of a halted CPU,
+//! which on a host that is virtual itself costs a twentieth of the whole. What the guest's first instruction does not need
+//! comes after it (`Machine::start_threads`); vCPUs other than the boot CPU set themselves up beside each other.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
@@ -152,16 +146,13 @@ impl Machine {
                 return Err(error.into());
             }
         };
-        let (parts, templates, created) = thread::scope(|scope| {
-            let templates = scope.spawn(|| CpuTemplates::read(&kvm, count, config));
-            let created = scope.spawn(|| Created::make(&kvm, &memory, count));
-            let parts = Parts::make(config, &memory, count, wiring);
-            (parts, joined(templates), joined(created))
-        });
-        // As above: the files first.
-        let (Parts { kernel, devices }, templates, Created { vm, slots, fds }) = (parts?, templates?, created?);
+        // The files before the VM: what is wrong with them is told first.
+        let kernel = load(config, &memory.ram, count)?;
+        let devices = Devices::make(config, &memory, wiring)?;
+        let Created { vm, slots, fds } = Created::make(&kvm, &memory, count)?;
         let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);
         devices.connect(&vm, &slots)?;
+        let templates = CpuTemplates::read(&kvm, count, config)?;
         let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
         let threads = place_threads(&config.threads, &vcpus, &devices)?;
         let placement = PlacementSource::new(&memory.ram, settled, threads);
@@ -176,7 +167,6 @@ impl Machine {
             memory: memory.all,
             placement,
             state: State::NotStarted,
-            first_entry: None,
             ended: None,
         })
     }
@@ -230,24 +220,6 @@ fn place_threads(
         log::warn!("best effort: {difference}");
     }
     Ok((placed, differences))
-}
-
-/// What is made without the VM.
-struct Parts {
-    kernel: Kernel,
-    devices: Devices,
-}
-
-impl Parts {
-    fn make(config: &VmConfig, memory: &MachineMemory, count: VcpuCount, wiring: Wiring) -> Result<Self, BuildError> {
-        let kernel = load(config, &memory.ram, count)?;
-        let devices = Devices::make(config, memory, wiring)?;
-        Ok(Self { kernel, devices })
-    }
-}
-
-fn joined<T>(strand: ScopedJoinHandle<'_, T>) -> T {
-    strand.join().expect("with panic = abort a thread returns or the process ends")
 }
 
 /// Reads the kernel and what it is told into guest memory.
@@ -318,16 +290,12 @@ impl Created {
         // Before KVM_CREATE_IRQCHIP a slot costs KVM no grace period with it.
         let slots = Arc::new(MemorySlots::new(&vm, memory)?);
         kvm::create_irqchip(&vm)?;
-        let fds = thread::scope(|scope| {
-            let pit = scope.spawn(|| kvm::create_pit(&vm));
-            let fds = count
-                .indices()
-                .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
-                .collect::<Result<_, _>>()
-                .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"));
-            joined(pit)?;
-            fds
-        })?;
+        kvm::create_pit(&vm)?;
+        let fds = count
+            .indices()
+            .map(|index| vm.create_vcpu(u64::from(index.get())).map(|fd| (index, fd)))
+            .collect::<Result<_, _>>()
+            .map_err(failed("create a vCPU (KVM_CREATE_VCPU)"))?;
         Ok(Self { vm, slots, fds })
     }
 }
@@ -387,7 +355,7 @@ impl CpuTemplates {
 }
 
 /// Starts every vCPU's thread and returns when each vCPU is set up. The boot CPU's is set up here, while the others set up
-/// theirs, and its thread comes last: a machine of one CPU waits for no other thread between its devices and its start.
+/// theirs, and its thread comes last.
 fn start_vcpus(
     fds: Vec<(VcpuIndex, VcpuFd)>,
     templates: &CpuTemplates,
