@@ -1,5 +1,6 @@
 //! husk, a minimal virtual machine monitor on /dev/kvm. This crate is the program: arguments, the terminal, exit codes.
 //! It knows the commands of `vmm` and nothing of KVM or of devices.
+#![cfg_attr(not(test), no_main)]
 
 mod api;
 mod cli;
@@ -14,19 +15,19 @@ mod service;
 mod session;
 mod terminal;
 
-use std::process::ExitCode;
 use std::time::Instant;
 
-fn main() -> ExitCode {
+use exit::ExitStatus;
+
+/// The program, in a process that has been prepared.
+fn run() -> ExitStatus {
     let started = Instant::now();
-    process::prepare();
     logging::install(started);
-    let status = match cli::parse().run(started) {
+    match cli::run(started) {
         Ok(status) => status,
         Err(error) => {
             exit::say(&exit::describe(&error));
-            exit::ExitStatus::Failure
+            ExitStatus::Failure
         }
-    };
-    ExitCode::from(status as u8)
+    }
 }

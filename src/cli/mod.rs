@@ -39,7 +39,7 @@ use crate::session::RunError;
     args_conflicts_with_subcommands = true,
     after_help = "Example: husk run --kernel vmlinux --disk root.img --memory 1G --cpus 2"
 )]
-pub(crate) struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -79,9 +79,25 @@ enum Command {
     Snapshot(Deferred<snapshot::SnapshotArgs>),
 }
 
-/// Reads the command line; a usage error ends the process with exit code 2.
-pub(crate) fn parse() -> Cli {
-    Cli::parse()
+/// husk with a subcommand's name first: what Firecracker takes cannot follow, and is not declared. It reads and says the same.
+#[derive(Debug, Parser)]
+#[command(name = "husk", subcommand_required = true)]
+struct Subcommanded {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Does what the command line says; a usage error ends the process with exit code 2.
+pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
+    let first = std::env::args_os().nth(1);
+    if first.is_some_and(|word| word.to_str().is_some_and(Command::has_subcommand)) {
+        return Subcommanded::parse().command.run(started);
+    }
+    let Cli { command, firecracker } = Cli::parse();
+    match command {
+        Some(command) => command.run(started),
+        None => firecracker.run(started),
+    }
 }
 
 /// Reads a number of seconds, which may have a fraction.
@@ -90,25 +106,24 @@ fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
     seconds.filter(|seconds| seconds.as_secs() <= 86_400).ok_or("use seconds, at most a day (86400)")
 }
 
-impl Cli {
-    pub(crate) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
-        match self.command {
-            Some(Command::Demo) => demo::run(started),
-            Some(Command::Run(Deferred(args))) => args.run(started),
-            Some(Command::Host(Deferred(args))) => args.run(),
-            Some(Command::Plan(Deferred(args))) => args.run(),
-            Some(Command::Snapshot(Deferred(args))) => args.run(),
-            Some(Command::Ctl(Deferred(args))) => args.run(),
-            Some(Command::Completion { shell }) => {
-                clap_complete::generate(shell, &mut Self::command(), "husk", &mut io::stdout());
+impl Command {
+    fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
+        match self {
+            Self::Demo => demo::run(started),
+            Self::Run(Deferred(args)) => args.run(started),
+            Self::Host(Deferred(args)) => args.run(),
+            Self::Plan(Deferred(args)) => args.run(),
+            Self::Snapshot(Deferred(args)) => args.run(),
+            Self::Ctl(Deferred(args)) => args.run(),
+            Self::Completion { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "husk", &mut io::stdout());
                 Ok(ExitStatus::Success)
             }
-            Some(Command::Man) => {
+            Self::Man => {
                 let page = |source| RunError::Host { what: "print the manual page", source };
-                clap_mangen::Man::new(Self::command()).render(&mut io::stdout()).map_err(page)?;
+                clap_mangen::Man::new(Cli::command()).render(&mut io::stdout()).map_err(page)?;
                 Ok(ExitStatus::Success)
             }
-            None => self.firecracker.run(started),
         }
     }
 }

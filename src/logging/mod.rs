@@ -210,7 +210,8 @@ impl Log for HuskLog {
             return;
         }
         let thread = std::thread::current();
-        let mut line = settings.line(record, thread.name().unwrap_or("-"), self.started.get().copied());
+        // The first thread alone has been given no name.
+        let mut line = settings.line(record, thread.name().unwrap_or("main"), self.started.get().copied());
         line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
         let written = match &settings.file {
             Some(file) => {
