@@ -82,6 +82,24 @@ fn a_worker_is_woken_after_attaching_and_by_each_signal_and_comes_back_drained()
 }
 
 #[test]
+fn a_prepared_thread_runs_from_its_first_worker_and_one_that_never_ran_ends() {
+    let bench = Bench::new();
+    let thread = IoThread::prepare("husk-io-test", Duration::ZERO).unwrap();
+    let (worker, _signal) = bench.worker(1, 0);
+    let attachment = thread.handle().attach(worker).unwrap();
+    assert_eq!(bench.next(), woken(1));
+    thread.start().unwrap();
+    attachment.detach();
+    assert_eq!(bench.next(), Told::Drained(1));
+    thread.join();
+    let never = IoThread::prepare("husk-io-test", Duration::ZERO).unwrap();
+    let handle = never.handle();
+    never.join();
+    let (worker, _signal) = bench.worker(2, 0);
+    assert!(handle.attach(worker).is_err(), "the thread has ended");
+}
+
+#[test]
 fn an_idle_thread_is_not_woken() {
     let bench = Bench::new();
     let thread = IoThread::spawn("husk-io-test").unwrap();
