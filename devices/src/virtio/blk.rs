@@ -3,8 +3,11 @@
 //! [`Blk`] is the device behind the transport; a `Worker` for each queue serves it on an I/O thread and owns that
 //! queue's backend while the device runs.
 
+mod batch;
 mod control;
 mod counters;
+mod in_flight;
+mod policy;
 mod request;
 mod slots;
 mod state;

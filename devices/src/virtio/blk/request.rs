@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::backend::block::{DiskAccess, SECTOR_BYTES, Space};
+use crate::limit::Flow;
 use crate::virtio::abi::{BLK_ID_BYTES, BLK_RANGE_BYTES, blk_status};
 use crate::virtio::queue::{Chain, Segment};
 
@@ -75,6 +76,18 @@ pub(super) enum Request {
     WriteZeroes { offset: u64, len: u64, space: Space },
     /// Write the serial number into the first writable bytes, where there is room for it.
     GetId,
+}
+
+impl Request {
+    /// What of its disk's limits it takes.
+    pub(super) fn share(&self) -> (Flow, u64) {
+        match *self {
+            Self::Read { len, .. } => (Flow::In, len.into()),
+            Self::Write { len, .. } => (Flow::Out, len.into()),
+            Self::GetId => (Flow::In, 0),
+            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => (Flow::Out, 0),
+        }
+    }
 }
 
 /// A request that cannot, with what the driver is told.

@@ -7,22 +7,19 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::batch::Batch;
 use super::control::Shared;
-use super::counters::{DiskOperation, DiskQueueCounters};
+use super::in_flight::{InFlight, InFlightTable};
+use super::policy::{Flush, Policy};
 use super::request::{self, Disk, HEADER_LEN, Request, SERIAL_LEN, STATUS_LEN, Status};
 use super::slots::Idle;
 use super::{DiskName, SERIAL_BYTES};
-use crate::backend::block::{
-    BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Durability, Submission, Token,
-};
+use crate::backend::block::{BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Submission, Token};
 use crate::fault::FaultLog;
-use crate::limit::Flow;
 use crate::virtio::linger::Linger;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::throttle::Throttle;
@@ -50,9 +47,7 @@ pub(super) struct BlkWorker {
     policy: Policy,
     serial: [u8; SERIAL_BYTES],
     chain: Chain,
-    /// Requests that are with the backend, by token.
-    in_flight: Vec<Option<InFlight>>,
-    free_tokens: Vec<Token>,
+    in_flight: InFlightTable,
     spare_buffers: Vec<GuestBuffers>,
     completions: Vec<Completion>,
     /// The operation that the backend had no room for. While there is one, nothing is popped.
@@ -87,21 +82,6 @@ enum Blocked {
     Yes,
 }
 
-/// What a driver may rely on.
-#[derive(Clone, Copy)]
-struct Policy {
-    writes: Durability,
-    flush: Flush,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Flush {
-    /// All earlier writes become durable.
-    Honoured,
-    /// The user wanted none.
-    Ignored,
-}
-
 /// What became of a chain that was popped.
 #[derive(PartialEq, Eq)]
 enum Begun {
@@ -116,74 +96,6 @@ enum Admission {
     Due,
     /// It has, before it was put aside.
     Passed,
-}
-
-/// A request that is with the backend.
-struct InFlight {
-    head: u16,
-    status: GuestAddress,
-    /// What the driver finds in its writable buffers if all goes well.
-    written: u32,
-    /// When it was noticed.
-    since: Instant,
-}
-
-impl Policy {
-    fn new(cache: CacheMode, features: u64) -> Self {
-        // A driver that cannot flush relies on every write (virtio 1.3 §5.2.6.2).
-        let can_flush = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
-        match cache {
-            CacheMode::Unsafe => Self { writes: Durability::Cached, flush: Flush::Ignored },
-            _ if can_flush => Self { writes: Durability::Cached, flush: Flush::Honoured },
-            _ => Self { writes: Durability::Durable, flush: Flush::Honoured },
-        }
-    }
-}
-
-/// What of its limits a request takes.
-fn share(request: &Request) -> (Flow, u64) {
-    match *request {
-        Request::Read { len, .. } => (Flow::In, len.into()),
-        Request::Write { len, .. } => (Flow::Out, len.into()),
-        Request::GetId => (Flow::In, 0),
-        Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => (Flow::Out, 0),
-    }
-}
-
-/// Used chains that the driver does not see yet.
-#[derive(Default)]
-struct Batch {
-    requests: u64,
-    bytes: u64,
-    /// Those that the backend served, by kind: requests and bytes.
-    served: [(u64, u64); DiskOperation::ALL.len()],
-    /// When those were noticed.
-    noticed: Vec<Instant>,
-}
-
-impl Batch {
-    /// Adds all of it to `counters`, and starts anew with the memory that it has. It costs one look at the clock.
-    fn count_into(&mut self, counters: &DiskQueueCounters) {
-        let add = |counter: &AtomicU64, count: u64| {
-            if count > 0 {
-                DeviceCounters::add(counter, count);
-            }
-        };
-        let mut other = self.requests;
-        for (operation, _) in DiskOperation::ALL {
-            let (requests, bytes) = std::mem::take(&mut self.served[operation as usize]);
-            add(&counters.operation(operation).requests, requests);
-            add(&counters.operation(operation).bytes, bytes);
-            other -= requests;
-        }
-        add(&counters.operation(DiskOperation::Other).requests, other);
-        add(&counters.batches, 1);
-        if !self.noticed.is_empty() {
-            let now = Instant::now();
-            self.noticed.drain(..).for_each(|since| counters.latency.add(now.duration_since(since)));
-        }
-        (self.requests, self.bytes) = (0, 0);
-    }
 }
 
 impl BlkWorker {
@@ -207,12 +119,11 @@ impl BlkWorker {
             shared,
             serial: name.serial,
             chain: Chain::new(),
-            in_flight: Vec::new(),
-            free_tokens: Vec::new(),
+            in_flight: InFlightTable::default(),
             spare_buffers: Vec::new(),
             completions: Vec::new(),
             stalled: None,
-            batch: Batch { noticed: Vec::with_capacity(entries), ..Batch::default() },
+            batch: Batch::new(entries),
             unpublished: None,
             linger: Linger::new(),
             blocked: Blocked::No,
@@ -310,7 +221,7 @@ impl BlkWorker {
         };
         let request = request::parse(self.queue.ring.memory(), &self.chain, data_len, &disk);
         if let (Admission::Due, Some(throttle), Ok(request)) = (admission, &mut self.throttle, &request) {
-            let (flow, bytes) = share(request);
+            let (flow, bytes) = request.share();
             if !throttle.admit(flow, bytes) {
                 self.queue.ring.unpop(1);
                 self.throttled.get_or_insert_with(Instant::now);
@@ -367,13 +278,7 @@ impl BlkWorker {
     }
 
     fn submit(&mut self, request: InFlight, action: BlockAction, offset: u64, buffers: GuestBuffers) {
-        let token = self.free_tokens.pop().unwrap_or_else(|| {
-            // Bounded by the queue, which lets no more chains be in flight than it has entries.
-            let token = u32::try_from(self.in_flight.len()).expect("a queue has at most 32768 entries");
-            self.in_flight.push(None);
-            Token(token)
-        });
-        self.in_flight[index(token)] = Some(request);
+        let token = self.in_flight.insert(request);
         self.submit_operation(token, BlockOperation { action, offset, buffers });
     }
 
@@ -395,20 +300,18 @@ impl BlkWorker {
 
     fn complete(&mut self, completion: Completion) {
         let Completion { token, operation, result } = completion;
-        let request = self.in_flight[index(token)].take().expect("a backend gives back what it was given, once");
-        self.free_tokens.push(token);
         let BlockOperation { action, offset, buffers } = operation;
         let bytes = buffers.len();
         self.spare_buffers.push(buffers);
-        let InFlight { head, status, written, since } = request;
+        let InFlight { head, status, written, since } = self.in_flight.remove(token);
         match result {
             Ok(()) => {
-                self.count_served(action, bytes, since);
+                self.batch.add_served(action, bytes, since);
                 self.answer(head, status, Status::Ok, written, bytes);
             }
             Err(error) if self.keeps(action, &error) => self.keep(head),
             Err(error) => {
-                self.count_served(action, 0, since);
+                self.batch.add_served(action, 0, since);
                 self.log.report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
                 self.count_error();
                 self.answer(head, status, Status::IoError, 0, 0);
@@ -445,8 +348,7 @@ impl BlkWorker {
 
     fn use_chain(&mut self, head: u16, written: u32, bytes: u64) {
         self.queue.ring.add_used(head, written);
-        self.batch.requests += 1;
-        self.batch.bytes += bytes;
+        self.batch.add(bytes);
     }
 
     /// The chain has room for it, in any number of pieces.
@@ -481,27 +383,25 @@ impl BlkWorker {
 
     /// Shows what is done, and tells of it when that is late. The clock is not asked for a single request.
     fn show_if_due(&mut self) {
-        if self.batch.requests == 0 && self.unpublished.is_none() {
+        if self.batch.requests() == 0 && self.unpublished.is_none() {
             return;
         }
         let now = Instant::now();
         self.noticed = Some(now);
         if now.duration_since(*self.unpublished.get_or_insert(now)) >= PUBLISH_AFTER {
             self.publish();
-        } else if self.batch.requests >= SHOW_AFTER {
+        } else if self.batch.requests() >= SHOW_AFTER {
             self.show();
         }
     }
 
     fn show(&mut self) {
-        if self.batch.requests == 0 {
+        if self.batch.requests() == 0 {
             return;
         }
-        let counters = self.shared.counters();
-        DeviceCounters::add(&counters.requests, self.batch.requests);
-        DeviceCounters::add(&counters.bytes, self.batch.bytes);
         // Before the driver can see them: who hears from it of an answer finds that counted.
-        self.batch.count_into(self.shared.queue_counters(self.queue.ring.index()));
+        let queue = self.shared.queue_counters(self.queue.ring.index());
+        self.batch.count_into(self.shared.counters(), queue);
         self.queue.ring.show();
     }
 
@@ -516,13 +416,6 @@ impl BlkWorker {
     fn count_error(&self) {
         DeviceCounters::add(&self.shared.counters().errors, 1);
         DeviceCounters::add(&self.shared.queue_counters(self.queue.ring.index()).errors, 1);
-    }
-
-    fn count_served(&mut self, action: BlockAction, bytes: u64, since: Instant) {
-        let (requests, moved) = &mut self.batch.served[DiskOperation::of(action) as usize];
-        *requests += 1;
-        *moved += bytes;
-        self.batch.noticed.push(since);
     }
 
     fn end_throttling(&mut self) {
@@ -598,8 +491,4 @@ impl Worker for BlkWorker {
         }
         self.end_throttling();
     }
-}
-
-fn index(token: Token) -> usize {
-    usize::try_from(token.0).expect("32 bits fit")
 }
