@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 /// 3. A state is not to be believed: what no device could have come to is an error, or ends in a device that its driver
 ///    must reset. It is never a panic, and never more memory than the state itself takes.
 /// 4. After an error a device is good only for being dropped.
-/// 5. What was restored and is saved again is equal.
+/// 5. What was restored and is saved again is equal, but for limits: time fills their buckets, and a device that is no
+///    longer limited has none.
 pub trait SaveState {
     /// What is saved.
     type State: Serialize + DeserializeOwned;

@@ -17,10 +17,10 @@ use crate::virtio::balloon::{Balloon, BalloonOptions};
 use crate::virtio::blk::{Blk, BlkOptions, DiskName, DiskQueue};
 use crate::virtio::mem::{BlockStore, MemoryArea, MemoryDevice};
 use crate::virtio::net::{LinkState, Net, NetControl, NetOptions, NetQueue};
-use crate::virtio::rng::Rng;
+use crate::virtio::rng::{Rng, RngState};
 use crate::virtio::transport::{MmioState, MmioTransport};
 use crate::virtio::worker::IoThread;
-use crate::virtio::{DeviceType, VirtioDevice};
+use crate::virtio::{DeviceState, DeviceType, VirtioDevice};
 
 const KINDS: [DeviceType; 5] =
     [DeviceType::Network, DeviceType::Block, DeviceType::Entropy, DeviceType::Balloon, DeviceType::Memory];
@@ -160,6 +160,7 @@ pub fn state(bytes: &[u8]) {
         return;
     }
     let saved = heir.transport.save();
+    let state = unlimited(state);
     assert!(saved == state, "what was taken over is what is saved: {saved:?}");
     let Heir { mut transport, memory, wire, _thread } = heir;
     transport.core().resume();
@@ -171,6 +172,17 @@ pub fn state(bytes: &[u8]) {
     next.transport.restore(again).expect("what a device has come to from there is a state as well");
     lock(driver.transport()).core().resume();
     Heir::serve_honestly(&mut driver, wire.as_ref(), kind);
+}
+
+/// None of the heirs is limited.
+fn unlimited(mut state: MmioState) -> MmioState {
+    match &mut state.core.device {
+        DeviceState::Block(disk) => disk.limiter = None,
+        DeviceState::Network(net) => net.limiter = None,
+        DeviceState::Entropy(rng) => *rng = RngState::default(),
+        DeviceState::Balloon(_) | DeviceState::Memory(_) => {}
+    }
+    state
 }
 
 /// States of each kind of device: without a driver, and with one that has used it.
