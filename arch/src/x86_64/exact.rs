@@ -32,3 +32,23 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Exact<T> {
         T::deserialize(BytesDeserializer::new(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_mp_state;
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Saved(#[serde(with = "super")] kvm_mp_state);
+
+    #[test]
+    fn a_structure_of_another_size_is_refused() {
+        let whole = postcard::to_allocvec(&Saved(kvm_mp_state { mp_state: 0x0403_0201 })).unwrap();
+        assert_eq!(whole, [4, 1, 2, 3, 4]);
+        assert_eq!(postcard::from_bytes::<Saved>(&whole).unwrap().0.mp_state, 0x0403_0201);
+        for other in [&[0][..], &[3, 1, 2, 3], &[5, 1, 2, 3, 4, 5], &[0xff, 0xff, 0xff, 0xff, 0xf]] {
+            assert!(postcard::from_bytes::<Saved>(other).is_err(), "{other:?}");
+        }
+    }
+}

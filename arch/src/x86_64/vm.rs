@@ -162,3 +162,6 @@ impl ClockState {
         Ok(Self { guest_ns: clock.clock, realtime_ns })
     }
 }
+
+#[cfg(test)]
+mod tests;

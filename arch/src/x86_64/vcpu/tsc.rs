@@ -58,8 +58,7 @@ impl TscState {
             return Ok(TscResume(How::Set(away)));
         };
         write_offset(fd, index, offset)?;
-        let shown = read_counter(fd, index)?;
-        Ok(TscResume(How::Moved(self.after(away).wrapping_sub(shown))))
+        Ok(TscResume(How::Moved(self.distance(read_counter(fd, index)?, away))))
     }
 
     /// Sets the counter.
@@ -72,6 +71,11 @@ impl TscState {
                 msr_values::write(fd, index, &[MsrValue { index: IA32_TSC, value: self.after(away) }])
             }
         }
+    }
+
+    /// How far the counter is from where it goes on, if at the saved offset it now shows `shown`.
+    fn distance(&self, shown: u64, away: TimeAway) -> u64 {
+        self.after(away).wrapping_sub(shown)
     }
 
     /// What the counter shows when it has gone on for `away`. Without a known frequency it has stood.
@@ -128,5 +132,48 @@ fn attribute(address: usize) -> kvm_device_attr {
         group: KVM_VCPU_TSC_CTRL,
         attr: KVM_VCPU_TSC_OFFSET.into(),
         addr: u64::try_from(address).expect("a 64-bit host addresses 64 bits"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::clock::ClockPolicy;
+
+    /// 2 GHz.
+    const KHZ: u32 = 2_000_000;
+
+    fn away(seconds: u64) -> TimeAway {
+        ClockPolicy::Realtime.time_away(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    }
+
+    /// A host's counter and a guest's offset from it make what the guest sees.
+    fn seen(host: u64, offset: u64) -> u64 {
+        host.wrapping_add(offset)
+    }
+
+    #[test]
+    fn counters_go_on_where_they_stopped_or_later_and_keep_their_distance() {
+        let cycles = |seconds: u64| seconds * u64::from(KHZ) * 1000;
+        // The host's counter when the guest is saved and when it is restored: later, as much, earlier after the host's start,
+        // and about to wrap.
+        for (then, now) in [(500, 900), (500, 500), (1 << 50, 3), (7, u64::MAX - 1)] {
+            for (boot_offset, seconds) in [(0, 0), (0_u64.wrapping_sub(400), 0), (u64::MAX / 2, 0), (77, 3600)] {
+                let boot = TscState { khz: Some(KHZ), value: seen(then, boot_offset), offset: Some(boot_offset) };
+                let distance = boot.distance(seen(now, boot_offset), away(seconds));
+                assert_eq!(seen(now, boot_offset.wrapping_add(distance)), boot.value.wrapping_add(cycles(seconds)));
+                // Another vCPU of which the guest has moved the counter by 12 cycles is moved by as much.
+                let other = boot_offset.wrapping_add(12).wrapping_add(distance);
+                assert_eq!(seen(now, other), boot.value.wrapping_add(cycles(seconds)).wrapping_add(12));
+            }
+        }
+    }
+
+    #[test]
+    fn a_counter_of_unknown_frequency_stands() {
+        let state = TscState { khz: None, value: 5, offset: None };
+        assert_eq!(state.after(away(3600)), 5);
     }
 }
