@@ -54,6 +54,6 @@ mod tests {
         attack(Rtc::new);
         let (_reader, writer) = std::io::pipe().unwrap();
         let output = ConsoleOutput::new("test-console", writer.into());
-        attack(|| Serial::new(output.writer().unwrap()).unwrap());
+        attack(|| Serial::new(output.writer()).unwrap());
     }
 }
