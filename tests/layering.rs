@@ -33,6 +33,7 @@ const UNSAFE_FILES: &[&str] = &[
     "vmm/src/control/signals.rs",
     "vmm/src/epoch/barrier.rs",
     "vmm/src/epoch/folder.rs",
+    "vmm/src/epoch/residency.rs",
     "vmm/src/host/measure/memory.rs",
     "vmm/src/host/probe.rs",
     "vmm/src/machine/cpus/tests/guest.rs",

@@ -6,6 +6,7 @@
 //! | [`pages`] | sets of guest pages, and runs of them |
 //! | [`harvest`] | which pages were written, by whomever: KVM's log and husk's own bitmap |
 //! | `barrier` | a memory barrier in all threads of the process |
+//! | `residency` | which pages hold anything, found without reading them |
 //! | [`id`] | what names a point, and what names bytes |
 //! | [`section`] | one part of the machine's saved state, and all of them |
 //! | [`state_file`] | the state file: header, table, sections, all under checksums |
@@ -30,11 +31,16 @@ pub mod layer;
 pub mod pages;
 pub mod point;
 pub mod publish;
+mod residency;
 pub mod section;
 pub mod shelf;
 pub mod state_file;
 mod verify;
 
+#[cfg(test)]
+#[allow(unfulfilled_lint_expectations, reason = "a unit test may unwrap, those that this is shared with may not")]
+#[path = "../../../tests/common/pool.rs"]
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +52,7 @@ pub use layer::{FinishedLayer, LayerWriter, Pen};
 pub use pages::{ChunkPages, PageRun, PageSet};
 pub use point::{LayerRun, Point, PointError};
 pub use publish::{Described, PointFiles};
+pub use residency::{ResidencyError, touched};
 pub use section::{Encoded, Section, SectionError, SectionHead, SectionKind, Sections};
 pub use state_file::{StateError, StateFile, StateHeader};
 

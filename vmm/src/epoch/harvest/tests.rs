@@ -12,11 +12,8 @@ use vm_memory::{Bytes, FileOffset};
 
 use super::*;
 use crate::config::Pages;
+use crate::epoch::pool::Pool;
 use crate::machine::MachineMemory;
-
-#[allow(unfulfilled_lint_expectations, reason = "a unit test may unwrap, those that this is shared with may not")]
-#[path = "../../../../tests/common/pool.rs"]
-mod pool;
 
 /// Of each of the two regions: one at 0, one at 4 GiB.
 const REGION_BYTES: usize = 8 << 20;
@@ -255,7 +252,7 @@ fn a_log_that_was_off_knows_nothing_of_that_time() {
 
 #[test]
 fn a_memory_of_hugepages_is_logged_by_the_small_page() {
-    let _pool = pool::Pool::of_2m(8);
+    let _pool = Pool::of_2m(8);
     let file = Arc::new(crate::memfd::create_huge("husk-test", 2 * REGION_BYTES as u64, 2 << 20).unwrap());
     let range =
         |start: u64, offset| (GuestAddress(start), REGION_BYTES, Some(FileOffset::from_arc(Arc::clone(&file), offset)));
