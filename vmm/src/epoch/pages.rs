@@ -90,6 +90,24 @@ impl PageSet {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
+    /// Keeps the pages that another set of the same memory has as well.
+    ///
+    /// # Panics
+    /// If it is of a memory of another size.
+    pub fn intersect_with(&mut self, other: &Self) {
+        assert_eq!(self.pages, other.pages, "sets of pages of different memories");
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= other);
+    }
+
+    /// Takes the pages of another set of the same memory out.
+    ///
+    /// # Panics
+    /// If it is of a memory of another size.
+    pub fn subtract(&mut self, other: &Self) {
+        assert_eq!(self.pages, other.pages, "sets of pages of different memories");
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
+    }
+
     /// Adds the pages of a bitmap, whose lowest bit is page `first`.
     ///
     /// # Panics
@@ -232,15 +250,31 @@ mod tests {
         Insert(u64, u64),
         Remove(u64, u64),
         Union(Vec<u64>),
+        Intersect(Vec<u64>),
+        Subtract(Vec<u64>),
         Bits(u64, Vec<u64>),
         Clear,
+    }
+
+    fn numbers(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u64>> {
+        prop::collection::vec(any::<u64>(), count)
+    }
+
+    /// The same pages twice.
+    fn both(pages: u64, numbers: &[u64]) -> (PageSet, BTreeSet<u64>) {
+        let model: BTreeSet<u64> = numbers.iter().map(|number| number % pages).collect();
+        let mut set = PageSet::new(pages);
+        model.iter().for_each(|page| set.insert(*page));
+        (set, model)
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             6 => (any::<u64>(), any::<u64>()).prop_map(|(first, pages)| Step::Insert(first, pages)),
             3 => (any::<u64>(), any::<u64>()).prop_map(|(first, pages)| Step::Remove(first, pages)),
-            2 => prop::collection::vec(any::<u64>(), 0..20).prop_map(Step::Union),
+            2 => numbers(0..20).prop_map(Step::Union),
+            1 => numbers(0..900).prop_map(Step::Intersect),
+            2 => numbers(0..90).prop_map(Step::Subtract),
             3 => (any::<u64>(), prop::collection::vec(any::<u64>(), 0..9)).prop_map(|(at, bits)| Step::Bits(at, bits)),
             1 => Just(Step::Clear),
         ]
@@ -268,12 +302,19 @@ mod tests {
                         model.retain(|page| !(run.first..run.end()).contains(page));
                     }
                     Step::Union(numbers) => {
-                        let mut other = PageSet::new(pages);
-                        for page in numbers.iter().map(|number| number % pages) {
-                            other.insert(page);
-                            model.insert(page);
-                        }
+                        let (other, of_model) = both(pages, &numbers);
                         set.union_with(&other);
+                        model.extend(of_model);
+                    }
+                    Step::Intersect(numbers) => {
+                        let (other, of_model) = both(pages, &numbers);
+                        set.intersect_with(&other);
+                        model.retain(|page| of_model.contains(page));
+                    }
+                    Step::Subtract(numbers) => {
+                        let (other, of_model) = both(pages, &numbers);
+                        set.subtract(&other);
+                        model.retain(|page| !of_model.contains(page));
                     }
                     Step::Bits(at, mut bits) => {
                         let first = at % pages;
