@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::DEADLINE;
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
