@@ -7,18 +7,24 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::ended::{Ended, Facts};
 use common::failing::FailingFiles;
 use common::folder::Folder;
 use common::guest::{fnv1a, noise};
+use common::http::Connection;
 use common::network::{HOST, in_network_namespace, ip, tap};
+use common::vm::Vm;
 use common::{Launch, husk, soaks_in_full};
+use serde_json::json;
 
 /// What boots everywhere (resources/guest/linux/README.md): the first words are needed where ring 0 is emulated.
 const CMDLINE: &str = "console=ttyS0 clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp panic=-1";
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 512;
+/// How long a guest is asked again for what it does by and by.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What `tools/dev guest` leaves.
 fn guest(name: &str) -> String {
@@ -226,4 +232,92 @@ fn linux_talks_over_its_tap_and_does_so_again_after_a_reboot() {
         }
         ip("link show tap7");
     });
+}
+
+/// A Linux guest that is asked over its console, and driven over the control socket.
+struct Asked {
+    vm: Vm,
+    questions: usize,
+}
+
+impl Asked {
+    /// Guest memory as the guest counts it, in KiB: all, and what is free.
+    fn memory(&mut self) -> (u64, u64) {
+        self.questions += 1;
+        self.vm.husk.type_in(b"mem\n");
+        let facts = Facts::of(&self.vm.husk.line("MEM ", self.questions));
+        (facts.number("total_kib"), facts.number("free_kib"))
+    }
+
+    /// Asks until the answer is as it shall be.
+    fn memory_until(&mut self, what: &str, done: impl Fn(u64, u64) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (total, free) = self.memory();
+            if done(total, free) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{what} does not come: {total} KiB, {free} free");
+            // Each question is work for the guest that waits to do what it is asked about.
+            thread::sleep(Duration::from_millis(250));
+        }
+    }
+}
+
+#[test]
+fn linux_sees_its_nodes_plugs_and_unplugs_fills_a_balloon_and_hears_ctrl_alt_del() {
+    const PLUGGED: u32 = 64;
+    const BALLOON: u32 = 8;
+    let folder = Folder::new();
+    let husk = husk(["--api-sock", &folder.at("s")]).typed();
+    let client = Connection::open(folder.at("s"));
+    let mut asked = Asked { vm: Vm { folder, husk, client }, questions: 0 };
+    let vm = &mut asked.vm;
+    vm.put("/machine-config", &json!({ "vcpu_count": 2, "mem_size_mib": 128 })).done();
+    let words = format!("{CMDLINE} quiet reboot=k husk.keyboard husk.check=ask husk.end=stay");
+    let boot =
+        json!({ "kernel_image_path": guest("vmlinux"), "initrd_path": guest("initramfs.cpio"), "boot_args": words });
+    vm.put("/boot-source", &boot).done();
+    vm.put("/balloon", &json!({ "amount_mib": 0, "deflate_on_oom": false })).done();
+    vm.put("/hotplug/memory", &json!({ "total_size_mib": 2 * PLUGGED })).done();
+    let nodes = json!([
+        { "cpus": "0", "mem_size_mib": 64, "distances": [10, 21] },
+        { "cpus": "1", "mem_size_mib": 64, "distances": [31, 10] },
+    ]);
+    vm.put("/husk/v1/placement", &json!({ "numa": nodes, "memory": { "hotplug_node": 1 } })).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("WAIT ask");
+
+    vm.husk.type_in(b"nodes\n");
+    let node = |vm: &Vm, number: u32, times| vm.husk.line(&format!("NODE {number} "), times);
+    let (first, second) = (node(vm, 0, 1), node(vm, 1, 1));
+    assert!(first.contains(" cpus=0 ") && first.ends_with(" distances=10 21"), "{first}");
+    assert!(second.contains(" cpus=1 ") && second.ends_with(" distances=31 10"), "{second}");
+
+    let (total, free) = asked.memory();
+    asked.vm.patch("/hotplug/memory", &json!({ "requested_size_mib": PLUGGED })).done();
+    asked.memory_until("plugged memory", |now, _| now == total + u64::from(PLUGGED) * 1024);
+    let vm = &mut asked.vm;
+    assert_eq!(vm.get("/hotplug/memory")["plugged_size_mib"], PLUGGED);
+    vm.husk.type_in(b"nodes\n");
+    assert_eq!(node(vm, 0, 2), first);
+    let kib = |line: &str| Facts::of(line).number("mem_kib");
+    assert_eq!(kib(&node(vm, 1, 2)), kib(&second) + u64::from(PLUGGED) * 1024);
+    vm.patch("/hotplug/memory", &json!({ "requested_size_mib": 0 })).done();
+    asked.memory_until("the end of plugged memory", |now, _| now == total);
+    assert_eq!(asked.vm.get("/hotplug/memory")["plugged_size_mib"], 0);
+
+    let balloon = u64::from(BALLOON) * 1024;
+    asked.vm.patch("/balloon", &json!({ "amount_mib": BALLOON })).done();
+    asked.memory_until("a full balloon", |_, now| now <= free - balloon + balloon / 8);
+    asked.vm.patch("/balloon", &json!({ "amount_mib": 0 })).done();
+    asked.memory_until("an empty balloon", |_, now| now >= free - balloon / 4);
+
+    let mut vm = asked.vm;
+    vm.husk.type_in(b"end\n");
+    vm.husk.wait_for("WAIT button");
+    vm.put("/actions", &json!({ "action_type": "SendCtrlAltDel" })).done();
+    let ended = vm.husk.end();
+    checks_went_well(&ended, &["ask"], "stay");
+    ended.line("GUEST BUTTON ctrl-alt-del");
 }

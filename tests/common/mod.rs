@@ -160,6 +160,17 @@ impl Husk {
         });
     }
 
+    /// Waits until its standard output has so many whole lines that begin with `start`, and returns the last.
+    pub(crate) fn line(&self, start: &str, times: usize) -> String {
+        let lines = |bytes: &[u8]| -> Vec<String> {
+            let text = String::from_utf8_lossy(bytes);
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.starts_with(start));
+            whole.map(|line| line.trim_end().to_owned()).collect()
+        };
+        self.wait_until(&format!("{times} lines `{start}`"), &self.stdout, |seen| lines(&seen.bytes).len() >= times);
+        lines(&self.stdout.bytes()).pop().expect("they have come")
+    }
+
     /// What follows `start` on the line of standard error that begins so, which must have come.
     pub(crate) fn error_line(&self, start: &str) -> String {
         let text = String::from_utf8(self.stderr.bytes()).unwrap();

@@ -1,5 +1,6 @@
 //! The checks, by name. Each is a function in a file of its own; a new one needs its file and its line in [`CHECKS`].
 
+mod ask;
 mod clock;
 mod cpus;
 mod disk;
@@ -32,7 +33,7 @@ struct Check {
     run: fn(&Words, &mut Facts) -> Result<(), Fault>,
 }
 
-const CHECKS: [Check; 10] = [
+const CHECKS: [Check; 11] = [
     // Every CPU that is online runs this program.
     Check { name: "cpus", run: cpus::run },
     // Memory keeps what is written to it.
@@ -51,6 +52,8 @@ const CHECKS: [Check; 10] = [
     Check { name: "net", run: net::run },
     // The console reads.
     Check { name: "echo", run: echo::run },
+    // What the host asks over the console is answered.
+    Check { name: "ask", run: ask::run },
     // The kernel warned of nothing, or of what.
     Check { name: "dmesg", run: dmesg::run },
 ];

@@ -30,7 +30,7 @@ const MOUNTS: [(&CStr, &CStr); 3] = [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (
 /// What the agent does, from the first instruction to the last.
 fn run() -> ! {
     // Before anything else: a signal that is not blocked when it comes is lost on init.
-    let button = end::hold_power_button();
+    let button = end::hold_buttons();
     for (kind, folder) in MOUNTS {
         if let Err(errno) = sys::mount(kind, folder) {
             say!("GUEST FAIL cannot mount {kind:?}: {errno}");
@@ -38,7 +38,7 @@ fn run() -> ! {
     }
     say_ready();
     if let Err(errno) = button {
-        say!("GUEST FAIL cannot hold the power button's signal: {errno}");
+        say!("GUEST FAIL cannot hold the buttons' signals: {errno}");
     }
 
     let words = match Words::read() {
@@ -59,7 +59,7 @@ fn say_ready() {
     let names = sys::uname();
     let release = names.as_ref().map_or("?", |names| names.release());
     let cpus = sys::allowed_cpus().map_or(0, |set| set.count());
-    let mem_kib = sys::total_memory().map_or(0, |bytes| bytes / 1024);
+    let mem_kib = sys::memory_bytes().map_or(0, |[total, _]| total / 1024);
     let uptime_ms = sys::clock(sys::Clock::Boot).map_or(0, |time| time.as_millis());
     say!("GUEST READY kernel={release} cpus={cpus} mem_kib={mem_kib} uptime_ms={uptime_ms}");
 }

@@ -248,11 +248,11 @@ pub(crate) fn uname() -> Result<Names> {
     fill(call::UNAME, [0; 6], 0)
 }
 
-/// Total usable memory in bytes.
-pub(crate) fn total_memory() -> Result<u64> {
-    // struct sysinfo: totalram is the fifth word, mem_unit the second half of the fourteenth.
+/// Usable memory, and how much of it is free, in bytes.
+pub(crate) fn memory_bytes() -> Result<[u64; 2]> {
+    // struct sysinfo: totalram is the fifth word, freeram the next, mem_unit the second half of the fourteenth.
     let words: [u64; 14] = fill(call::SYSINFO, [0; 6], 0)?;
-    Ok(words[4].wrapping_mul(words[13] & 0xffff_ffff))
+    Ok([words[4], words[5]].map(|units| units.wrapping_mul(words[13] & 0xffff_ffff)))
 }
 
 impl Plain for [u64; 14] {
@@ -361,12 +361,13 @@ pub(crate) fn block_signal(signal: u32) -> Result<()> {
     give(call::RT_SIGPROCMASK, [BLOCK, 0, 0, size_of::<u64>(), 0, 0], 1, &signal_mask(signal)).map(drop)
 }
 
-/// Waits for a signal that is blocked.
-pub(crate) fn wait_signal(signal: u32) -> Result<()> {
+/// Waits for one of some signals, which are blocked, and returns its number.
+pub(crate) fn wait_signal(signals: &[u32]) -> Result<usize> {
+    let mask = signals.iter().fold(0, |mask, signal| mask | signal_mask(*signal));
     loop {
-        match give(call::RT_SIGTIMEDWAIT, [0, 0, 0, size_of::<u64>(), 0, 0], 0, &signal_mask(signal)) {
+        match give(call::RT_SIGTIMEDWAIT, [0, 0, 0, size_of::<u64>(), 0, 0], 0, &mask) {
             Err(Errno::INTERRUPTED) => {}
-            other => return other.map(drop),
+            other => return other,
         }
     }
 }
@@ -432,16 +433,25 @@ pub(crate) enum Reboot {
 
 /// Comes back only with an error.
 pub(crate) fn reboot(how: Reboot) -> Errno {
-    const MAGIC1: usize = 0xfee1_dead;
-    const MAGIC2: usize = 0x2812_1969;
     let command = match how {
         Reboot::PowerOff => 0x4321_fedc,
         Reboot::Restart => 0x0123_4567,
     };
-    match plain(call::REBOOT, [MAGIC1, MAGIC2, command, 0, 0, 0]) {
+    match reboot_call(command) {
         Ok(_) => Errno(0),
         Err(errno) => errno,
     }
+}
+
+/// Ctrl-Alt-Del is a signal to this program from now on (RB_DISABLE_CAD).
+pub(crate) fn take_ctrl_alt_del() -> Result<()> {
+    reboot_call(0).map(drop)
+}
+
+fn reboot_call(command: usize) -> Result<usize> {
+    const MAGIC1: usize = 0xfee1_dead;
+    const MAGIC2: usize = 0x2812_1969;
+    plain(call::REBOOT, [MAGIC1, MAGIC2, command, 0, 0, 0])
 }
 
 pub(crate) fn exit(code: usize) -> ! {

@@ -4,7 +4,17 @@ use crate::sys;
 use crate::text::{Text, say};
 
 /// Every word the agent knows. A misspelt one must not pass for a check that went well.
-const KNOWN: [&str; 7] = ["husk.check", "husk.end", "husk.seed", "husk.mem", "husk.disk", "husk.soak", "husk.net"];
+const KNOWN: [&str; 8] = [
+    "husk.check",
+    "husk.end",
+    "husk.seed",
+    "husk.mem",
+    "husk.disk",
+    "husk.soak",
+    "husk.net",
+    // The kernel's (patch 0016).
+    "husk.keyboard",
+];
 
 /// The kernel's own limit for a command line on x86 (COMMAND_LINE_SIZE).
 const LINE_MAX: usize = 2048;

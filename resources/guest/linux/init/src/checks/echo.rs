@@ -6,21 +6,33 @@ use crate::text::{Printable, say};
 use crate::words::Words;
 
 pub(super) fn run(_words: &Words, facts: &mut Facts) -> Result<(), Fault> {
+    without_echo(|| {
+        say!("WAIT echo");
+        let mut bytes = 0;
+        let lines = each_line(|line| {
+            say!("ECHO {}", Printable(line));
+            bytes += line.len();
+            Ok(())
+        })?;
+        facts.fact(format_args!("lines={lines} bytes={bytes}"));
+        Ok(())
+    })
+}
+
+/// Runs `body` with a terminal that does not show what comes: else each line would stand on the console twice.
+pub(super) fn without_echo(body: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
     let terminal = Terminal::of(sys::KEYBOARD).map_err(|errno| fault!("the console is no terminal: {errno}"))?;
     let set =
         |terminal: Terminal| terminal.set(sys::KEYBOARD).map_err(|errno| fault!("cannot set up the terminal: {errno}"));
-    // Else each line would stand on the console twice, once by the terminal's own echo.
     set(terminal.silent())?;
-    say!("WAIT echo");
-    let outcome = repeat();
+    let outcome = body();
     set(terminal)?;
-    let (lines, bytes) = outcome?;
-    facts.fact(format_args!("lines={lines} bytes={bytes}"));
-    Ok(())
+    outcome
 }
 
-fn repeat() -> Result<(u64, usize), Fault> {
-    let (mut lines, mut bytes) = (0, 0);
+/// Gives `take` each line of the console up to one that is `end`, and returns how many there were.
+pub(super) fn each_line(mut take: impl FnMut(&[u8]) -> Result<(), Fault>) -> Result<u64, Fault> {
+    let mut lines = 0;
     // A terminal gives one line a read, or as much of it as fits.
     let mut line = [0; 512];
     loop {
@@ -30,10 +42,9 @@ fn repeat() -> Result<(u64, usize), Fault> {
         };
         let text = text.strip_suffix(b"\n").unwrap_or(text);
         if text == b"end" {
-            return Ok((lines, bytes));
+            return Ok(lines);
         }
-        say!("ECHO {}", Printable(text));
+        take(text)?;
         lines += 1;
-        bytes += text.len();
     }
 }
