@@ -151,14 +151,14 @@ impl Vm {
     fn run(&self) {
         self.vcpus.iter().for_each(VcpuHandle::ask_run);
         self.vcpus.iter().for_each(|vcpu| {
-            vcpu.wait_done();
+            assert!(vcpu.wait_done_by(Instant::now() + PATIENCE));
         });
     }
 
     fn park(&self) {
         self.vcpus.iter().for_each(VcpuHandle::ask_park);
         self.vcpus.iter().for_each(|vcpu| {
-            vcpu.wait_done();
+            assert!(vcpu.wait_done_by(Instant::now() + PATIENCE));
         });
     }
 
@@ -325,7 +325,7 @@ fn a_vcpu_that_waits_for_its_start_up_ipi_is_saved_so_and_a_crashed_one_is_refus
     // An instruction that ring 0 may not execute without an IDT: the guest's first is overwritten.
     vm.memory.write_slice(&[0x0f, 0x0b], guest::ENTRY).unwrap();
     vm.vcpus[0].ask_run();
-    vm.vcpus[0].wait_done();
+    assert!(vm.vcpus[0].wait_done_by(Instant::now() + PATIENCE));
     let deadline = Instant::now() + PATIENCE;
     while !matches!(vm.events.next(), Some(GuestEvent::Crashed(_))) {
         assert!(Instant::now() < deadline, "no crash was told");
