@@ -49,7 +49,8 @@ pub(crate) enum MemoryArgError {
 }
 
 /// The words; those that end in `=` have a value.
-const WORDS: [&str; 9] = ["shared", "pages=", "nodes=", "policy=", "prefault", "lock", "merge", "dump", "best_effort"];
+const WORDS: [&str; 10] =
+    ["shared", "pages=", "nodes=", "policy=", "prefault", "lock", "merge", "dump", "track", "best_effort"];
 
 impl FromStr for MemoryArg {
     type Err = MemoryArgError;
@@ -94,6 +95,7 @@ fn take(
         "lock" => *lock = true,
         "merge" => *merge = true,
         "dump" => *dump = true,
+        "track" => memory.track_dirty_pages = true,
         "best_effort" => *honour = Honour::BestEffort,
         _ => unreachable!("the caller looks it up in WORDS"),
     }
@@ -114,7 +116,7 @@ mod tests {
     fn every_word_has_its_meaning() {
         assert_eq!(read("1G"), Ok(MemoryConfig::new(1 << 30)));
         assert_eq!(
-            read("2G,shared,pages=2M,nodes=0-1:3,policy=interleave,prefault,lock,dump,best_effort"),
+            read("2G,shared,pages=2M,nodes=0-1:3,policy=interleave,prefault,lock,dump,track,best_effort"),
             Ok(MemoryConfig {
                 size_bytes: 2 << 30,
                 backing: MemoryBacking::Memfd,
@@ -128,6 +130,7 @@ mod tests {
                     dump: true,
                     honour: Honour::BestEffort,
                 },
+                track_dirty_pages: true,
             })
         );
         assert!(read("64M,merge").unwrap().placement.merge);
@@ -137,7 +140,7 @@ mod tests {
     fn what_cannot_be_read_is_named_with_what_can() {
         assert_eq!(
             read("1G,huge").unwrap_err(),
-            "`huge` is no option of memory: use shared, pages=, nodes=, policy=, prefault, lock, merge, dump, best_effort"
+            "`huge` is no option of memory: use shared, pages=, nodes=, policy=, prefault, lock, merge, dump, track, best_effort"
         );
         assert_eq!(read("1G,pages=4M").unwrap_err(), "pages=4M: use none, transparent, 2M or 1G");
         assert_eq!(read("1G,nodes=0:x").unwrap_err(), "nodes: `x` is neither a number up to 65535 nor a range of them");

@@ -39,8 +39,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u64,
     /// Guest memory, in whole MiB. WORD is shared (a memfd), pages=none|transparent|2M|1G, nodes=LIST of the host's (0-1:3),
-    /// policy=bind|preferred|interleave, prefault, lock, merge, dump, best_effort (what the host cannot honour is left out and
-    /// told, not refused).
+    /// policy=bind|preferred|interleave, prefault, lock, merge, dump, track (what is written, for incremental snapshots),
+    /// best_effort (what the host cannot honour is left out and told, not refused).
     #[arg(long, value_name = "SIZE[,WORD]", default_value = "512M")]
     memory: MemoryArg,
     /// File or block device that the guest sees as a disk; repeat for more. WORD is id, engine (io_uring, sync, auto),

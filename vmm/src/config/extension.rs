@@ -88,6 +88,39 @@ impl Extension {
 }
 
 impl Placement {
+    /// Where `config` has it.
+    pub(super) fn of(config: &VmConfig) -> Self {
+        let MemoryPlacement { pages, nodes, prefault, lock, merge, dump, honour, hotplug_node } =
+            &config.memory.placement;
+        let ThreadPlacement { terms, core_scheduling, honour: _ } = &config.threads;
+        let split = |host: &Option<HostNodes>| match host {
+            Some(HostNodes { nodes, policy }) => (Some(nodes.clone()), *policy),
+            None => (None, NodePolicy::default()),
+        };
+        let (nodes, policy) = split(nodes);
+        let node = |node: &GuestNode| {
+            let (nodes, policy) = split(&node.host);
+            let mem_size_mib = u32::try_from(node.bytes / MIB).unwrap_or(u32::MAX);
+            Node { cpus: node.cpus.clone(), mem_size_mib, nodes, policy, distances: node.distances.clone() }
+        };
+        Self {
+            memory: Memory {
+                pages: Some(*pages),
+                nodes,
+                policy,
+                prefault: *prefault,
+                lock: *lock,
+                merge: *merge,
+                dump: *dump,
+                hotplug_node: *hotplug_node,
+            },
+            numa: config.numa.iter().map(node).collect(),
+            threads: terms.clone(),
+            core_scheduling: *core_scheduling,
+            best_effort: *honour == Honour::BestEffort,
+        }
+    }
+
     /// Applies it, unchecked, in the place of what was there.
     pub(super) fn apply(self, config: &mut VmConfig) {
         let honour = if self.best_effort { Honour::BestEffort } else { Honour::Strictly };

@@ -18,6 +18,8 @@ pub struct MemoryConfig {
     pub backing: MemoryBacking,
     /// Where it is on the host, and on which pages.
     pub placement: MemoryPlacement,
+    /// Whether what the guest writes is recorded from its start, so that its first snapshot can be an incremental one.
+    pub track_dirty_pages: bool,
 }
 
 /// What stands behind guest memory.
@@ -186,7 +188,12 @@ impl MemoryConfig {
     /// So many bytes, for the host to place.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes, backing: MemoryBacking::Anonymous, placement: MemoryPlacement::default() }
+        Self {
+            size_bytes,
+            backing: MemoryBacking::Anonymous,
+            placement: MemoryPlacement::default(),
+            track_dirty_pages: false,
+        }
     }
 
     pub(super) fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {

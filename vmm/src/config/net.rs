@@ -221,11 +221,22 @@ impl FromStr for MacAddress {
                 pairs.next().filter(|pair| pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit()));
             *byte = u8::from_str_radix(pair.ok_or_else(form)?, 16).map_err(|_| form())?;
         }
+        match pairs.next() {
+            Some(_) => Err(form()),
+            None => Self::try_from(bytes),
+        }
+    }
+}
+
+impl TryFrom<[u8; 6]> for MacAddress {
+    type Error = MacAddressError;
+
+    fn try_from(bytes: [u8; 6]) -> Result<Self, Self::Error> {
+        let address = Self(bytes);
         match bytes {
-            _ if pairs.next().is_some() => Err(form()),
-            [0, 0, 0, 0, 0, 0] => Err(MacAddressError::Zero { text: text.to_owned() }),
-            [first, ..] if first & 1 != 0 => Err(MacAddressError::Multicast { text: text.to_owned() }),
-            bytes => Ok(Self(bytes)),
+            [0, 0, 0, 0, 0, 0] => Err(MacAddressError::Zero { text: address.to_string() }),
+            [first, ..] if first & 1 != 0 => Err(MacAddressError::Multicast { text: address.to_string() }),
+            _ => Ok(address),
         }
     }
 }

@@ -112,7 +112,6 @@ impl MachineConfiguration {
     fn apply_at(self, place: &str, config: &mut VmConfig) -> Result<(), BodyError> {
         let field = |name: &str| format!("{place}{name}");
         let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
-        not_yet(&field("track_dirty_pages"), asked(self.track_dirty_pages, "true"))?;
         let template = self.cpu_template.as_deref().unwrap_or("None");
         not_yet(&field("cpu_template"), asked(template != "None", template))?;
         let problem = "is more MiB than 64 bits of bytes: use less";
@@ -123,6 +122,7 @@ impl MachineConfiguration {
             HugePages::Transparent => Pages::Transparent,
             HugePages::TwoMib => Pages::Huge2M,
         };
+        config.memory.track_dirty_pages = self.track_dirty_pages;
         config.cpus = self.vcpu_count;
         config.threads_per_core = if self.smt { ThreadsPerCore::Two } else { ThreadsPerCore::One };
         Ok(())

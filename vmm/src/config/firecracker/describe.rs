@@ -56,6 +56,7 @@ pub fn machine(config: &VmConfig) -> MachineConfiguration {
         vcpu_count: config.cpus,
         smt: config.threads_per_core == ThreadsPerCore::Two,
         mem_size_mib: config.memory.size_bytes / MIB,
+        track_dirty_pages: config.memory.track_dirty_pages,
         huge_pages: match config.memory.placement.pages {
             Pages::HostsChoice => HugePages::None,
             Pages::Transparent => HugePages::Transparent,

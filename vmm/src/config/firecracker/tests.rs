@@ -91,14 +91,22 @@ fn huge_pages_and_husks_own_key_say_where_memory_is() {
 }
 
 #[test]
+fn tracking_of_dirty_pages_is_what_was_asked_and_is_told_again() {
+    let machine = |track: &str| {
+        let text = with(&format!(r#""machine-config": {{"vcpu_count": 1, "mem_size_mib": 64{track}}}"#));
+        parse(&text).unwrap()
+    };
+    for (track, on) in [("", false), (r#", "track_dirty_pages": true"#, true)] {
+        let config = machine(track);
+        assert_eq!((config.memory.track_dirty_pages, describe::machine(&config).track_dirty_pages), (on, on));
+    }
+}
+
+#[test]
 fn what_husk_cannot_honour_yet_is_refused_by_name() {
     for (section, name) in [
         (r#""vsock": {"guest_cid": 3, "uds_path": "v"}"#, "vsock"),
         (r#""pmem": [{"id": "p"}]"#, "pmem"),
-        (
-            r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "track_dirty_pages": true}"#,
-            "machine-config.track_dirty_pages",
-        ),
         (
             r#""drives": [{"drive_id": "d", "is_root_device": true, "is_read_only": true, "path_on_host": "p",
                  "socket": "s"}]"#,

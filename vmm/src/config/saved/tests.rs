@@ -1,0 +1,118 @@
+use super::*;
+use crate::config::{CoreScheduling, GuestNode, HostFacts, HostNodes, MIB, NodePolicy, ThreadName, ThreadTerms};
+
+/// A machine that has something of everything.
+fn rich() -> VmConfig {
+    let limits = LimiterConfig {
+        total: Limits { bytes: Rate::new(1 << 20, 5, 100), operations: None },
+        inward: Limits::default(),
+        outward: Limits { bytes: None, operations: Rate::per_second(7) },
+    };
+    let disk = |id: &str, root, tuning| DiskConfig {
+        id: id.to_owned(),
+        source: DiskSource::Path(format!("/srv/{id}.img").into()),
+        read_only: id == "seed",
+        root,
+        tuning,
+    };
+    let tuning = DiskTuning {
+        engine: DiskEngine::Sync,
+        cache: Some(CacheMode::Direct),
+        block: Some(BlockSize::B4096),
+        serial: Some("QM 1".to_owned()),
+        queues: 4,
+        queue_size: 64,
+        threads: IoThreads::Shared("fast".to_owned()),
+        poll_us: 9,
+        limits,
+        limit_group: Some("gold".to_owned()),
+        on_enospc: OnEnospc::Stop,
+    };
+    let net = |id: &str, source, mac: Option<&str>, filter| NetConfig {
+        id: id.to_owned(),
+        source,
+        mac: mac.map(|mac| mac.parse().unwrap()),
+        tuning: NetTuning { mtu: Some(9000), threads: IoThreads::Own(1), filter, ..NetTuning::default() },
+    };
+    let filter = NetFilter::MacAndIp(vec!["10.0.0.1".parse().unwrap(), "fe80::1".parse().unwrap()]);
+    let mut config = crate::config::firecracker::blank();
+    config.cpus = 4;
+    config.threads_per_core = ThreadsPerCore::Two;
+    config.memory = MemoryConfig { track_dirty_pages: true, ..MemoryConfig::new(256 * MIB) };
+    config.memory.backing = MemoryBacking::Memfd;
+    config.memory.placement.prefault = true;
+    let host = HostNodes { nodes: "0".parse().unwrap(), policy: NodePolicy::Preferred };
+    let node = |cpus: &str, host, distances: [u8; 2]| GuestNode {
+        cpus: cpus.parse().unwrap(),
+        bytes: 128 * MIB,
+        host,
+        distances: distances.to_vec(),
+    };
+    config.numa = vec![node("0-1", Some(host), [10, 20]), node("2-3", None, [20, 10])];
+    let terms = ThreadTerms { cpus: "0".parse().ok(), priority: "nice:3".parse().ok() };
+    config.threads.terms.insert(ThreadName::Vcpu(1), terms);
+    config.threads.core_scheduling = CoreScheduling::Vm;
+    config.boot = Some(BootConfig {
+        kernel: KernelSource::Path("/boot/vmlinux".into()),
+        initrd: Some("/boot/initrd".into()),
+        cmdline: Some("console=ttyS0".to_owned()),
+        entry: BootEntry::Pvh,
+    });
+    config.disks = vec![
+        disk("root", RootDevice::Partition("0eaa91a0-01".to_owned()), tuning),
+        disk("seed", RootDevice::No, DiskTuning::default()),
+    ];
+    config.nets = vec![
+        net("eth0", NetSource::Tap("tap0".to_owned()), Some("02:00:00:00:00:01"), filter),
+        net("eth1", NetSource::Fds(vec![7]), None, NetFilter::Off),
+    ];
+    config.entropy = Entropy::On;
+    config.entropy_limits = limits;
+    config.balloon = Some(BalloonConfig {
+        target_bytes: 16 * MIB,
+        deflate_on_oom: true,
+        statistics: Some(Duration::from_secs(2)),
+        hinting: true,
+        reporting: false,
+    });
+    config.serial = SerialTarget::File("/var/log/console".into());
+    config.serial_limit = Rate::per_second(4096);
+    config
+}
+
+#[test]
+fn a_machine_with_something_of_everything_comes_back_as_it_was() {
+    let config = rich();
+    let state = ConfigState::save(&config).unwrap();
+    let bytes = postcard::to_allocvec(&state).unwrap();
+    let read: ConfigState = postcard::from_bytes(&bytes).unwrap();
+    assert_eq!(read, state);
+    let restored = read.restore().unwrap();
+    assert_eq!(format!("{restored:?}"), format!("{config:?}"));
+    assert_eq!(restored.validate_restored(HostFacts { memory_bytes: u64::MAX }), Ok(()));
+}
+
+#[test]
+fn bytes_that_end_early_are_refused_at_every_length() {
+    let bytes = postcard::to_allocvec(&ConfigState::save(&rich()).unwrap()).unwrap();
+    for length in 0..bytes.len() {
+        assert!(postcard::from_bytes::<ConfigState>(&bytes[..length]).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn what_no_other_process_could_open_is_named() {
+    let mut config = rich();
+    config.disks[1].source = DiskSource::Open(std::sync::Arc::new(std::fs::File::open("/dev/null").unwrap()));
+    assert_eq!(ConfigState::save(&config), Err(SaveConfigError::OpenDisk("seed".to_owned())));
+    let mut config = rich();
+    config.boot.as_mut().unwrap().kernel = KernelSource::BuiltIn(&[]);
+    assert_eq!(ConfigState::save(&config), Err(SaveConfigError::BuiltInKernel));
+}
+
+#[test]
+fn an_address_of_a_group_is_refused() {
+    let mut state = ConfigState::save(&rich()).unwrap();
+    state.nets[0].mac = Some([1, 0, 0, 0, 0, 0]);
+    assert!(matches!(state.restore(), Err(MacAddressError::Multicast { .. })));
+}
