@@ -294,6 +294,22 @@ impl Point {
         Ok(!claimed.is_empty())
     }
 
+    /// The pages of a chunk that any layer holds.
+    pub fn presence(&self, chunk: u64) -> Presence {
+        let records = self.layers.iter().filter_map(|layer| layer.index.as_ref()?.0.record(chunk));
+        records.fold(Presence::NONE, |present, record| present.union(&record.present))
+    }
+
+    /// As [`Point::read_chunk`], of a full point without an index: there is nothing to hold what is read against.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read_unchecked(&self, chunk: u64, bytes: &mut [u8]) -> Result<(), PointError> {
+        let layer = &self.layers[0];
+        let read = layer.memory.read_exact_at(bytes, chunk * CHUNK_BYTES);
+        read.map_err(|source| PointError::read(layer.path(), source))
+    }
+
     /// Bytes of a chunk: fewer than [`CHUNK_BYTES`] where the memory ends in it.
     pub fn chunk_bytes(&self, chunk: u64) -> u64 {
         self.memory_bytes.saturating_sub(chunk.saturating_mul(CHUNK_BYTES)).min(CHUNK_BYTES)
