@@ -10,6 +10,9 @@ use thiserror::Error;
 
 /// How long an answer may take. Every request of husk's is answered at once; long work is a job.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How often a job is looked at: soon at first, since most are short.
+const JOB_LOOK_MIN: Duration = Duration::from_millis(2);
+const JOB_LOOK_MAX: Duration = Duration::from_millis(250);
 /// The longest answer that is taken.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
@@ -56,6 +59,26 @@ impl Client {
             return Ok(Value::Null);
         }
         serde_json::from_str(&text).map_err(|_| ClientError::NotHttp(first_line(&text)))
+    }
+
+    /// Follows a job that was begun to its end, and returns what is told of it then.
+    pub(crate) fn finished(&self, begun: &Value) -> Result<Value, ClientError> {
+        let target = format!("/husk/v1/jobs/{}", begun["id"]);
+        let mut wait = JOB_LOOK_MIN;
+        loop {
+            let job = self.request("GET", &target, None)?;
+            match job["state"].as_str() {
+                Some("running") => {
+                    std::thread::sleep(wait);
+                    wait = (2 * wait).min(JOB_LOOK_MAX);
+                }
+                Some("done") => return Ok(job),
+                state => {
+                    let why = job["error"].as_str().or(state).unwrap_or("it has no state");
+                    return Err(ClientError::Refused { message: format!("job {}: {why}", begun["id"]) });
+                }
+            }
+        }
     }
 
     /// As [`Self::request`], of what is answered as text.

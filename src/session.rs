@@ -10,12 +10,13 @@ use thiserror::Error;
 use vmm::config::firecracker::BodyError;
 use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
 use vmm::control::{
-    CommandReceiver, ControlError, ControlLoop, ControlPlane, Escape, EventLog, EventReceiver, Outcome, Prepared,
-    Signals, Starter, StateCell, event_queue,
+    CommandReceiver, ControlError, ControlLoop, ControlPlane, Entrance, Escape, EventLog, EventReceiver, Outcome,
+    Prepared, Signals, Starter, StateCell, event_queue,
 };
 use vmm::host::AskedError;
-use vmm::machine::{BuildError, Machine, Wiring};
+use vmm::machine::{BuildError, Machine, Origin, Wiring};
 use vmm::metrics::{FirecrackerFile, MetricsFileError};
+use vmm::snapshot::{Restore, RestoreError, RestoreRequest};
 
 use crate::api::{ServerError, SocketError};
 use crate::cli::{PlanError, SnapshotError};
@@ -57,6 +58,9 @@ pub(crate) enum RunError {
     /// The machine cannot be assembled.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A snapshot cannot become a machine.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The machine cannot be kept running.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -123,12 +127,14 @@ pub(crate) struct Manners {
 }
 
 /// When a machine is assembled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Begin {
     /// At once.
     Now,
     /// When a client says so, who describes it before.
     WhenTold,
+    /// At once, from a snapshot.
+    Restored(Box<RestoreRequest>),
 }
 
 /// A process that runs a machine.
@@ -182,48 +188,57 @@ impl Session {
     }
 
     fn run_to_end(&mut self, mut config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
-        let mut starter = match begin {
-            Begin::Now => Starter::nobody(),
-            Begin::WhenTold => match self.plane.prepare(&mut config)? {
-                Prepared::Start(starter) => starter,
-                Prepared::Stopped => return Ok(Finished::STOPPED),
-            },
+        let mut prepared = match begin {
+            Begin::Now => Prepared::Start(Starter::nobody()),
+            Begin::Restored(request) => Prepared::Restore(Starter::nobody(), request),
+            Begin::WhenTold => self.plane.prepare(&mut config)?,
         };
         loop {
-            match self.run_until_reset(&mut config, starter)? {
+            let (starter, request) = match prepared {
+                Prepared::Start(starter) => (starter, None),
+                Prepared::Restore(starter, request) => (starter, Some(request)),
+                Prepared::Stopped => return Ok(Finished::STOPPED),
+            };
+            match self.run_until_reset(&mut config, starter, request)? {
                 Some(finished) => return Ok(finished),
-                None => match self.plane.prepare(&mut config)? {
-                    Prepared::Start(again) => starter = again,
-                    Prepared::Stopped => return Ok(Finished::STOPPED),
-                },
+                None => prepared = self.plane.prepare(&mut config)?,
             }
         }
     }
 
     /// Runs the machine, and again after each reset if that is wanted. Tells a client who waits for the start, and nobody
     /// else, if it cannot be assembled; then there is nothing finished.
-    fn run_until_reset(&mut self, config: &mut VmConfig, mut starter: Starter) -> Result<Option<Finished>, RunError> {
-        let valid = config.validate(HostFacts::read()).map_err(RunError::from);
-        let opened = valid.and_then(|()| Ok(SerialEnd::open(&config.serial, self.escape)?));
-        let mut serial = match opened {
-            Ok(serial) => serial,
+    fn run_until_reset(
+        &mut self,
+        config: &mut VmConfig,
+        mut starter: Starter,
+        request: Option<Box<RestoreRequest>>,
+    ) -> Result<Option<Finished>, RunError> {
+        let opened = Described::by(config, request).and_then(|described| {
+            let serial = SerialEnd::open(&described.config.serial, self.escape)?;
+            Ok((described, serial))
+        });
+        let (Described { config: mut running, mut origin, mut entrance }, mut serial) = match opened {
+            Ok(opened) => opened,
             Err(error) => return refuse(starter, error),
         };
         loop {
-            let assembled = match Assembled::from(config, &serial) {
+            let assembled = match Assembled::from(&running, &serial, origin) {
                 Ok(assembled) => assembled,
                 Err(error) => {
                     serial.abandon();
                     return refuse(starter, error);
                 }
             };
-            let finished = self.run_once(assembled, config, &mut serial, starter)?;
-            starter = Starter::nobody();
+            let finished = self.run_once(assembled, &mut running, &mut serial, (entrance, starter))?;
+            (starter, origin, entrance) = (Starter::nobody(), Origin::Boot, Entrance::Start);
+            config.clone_from(&running);
             match (&finished.outcome, self.on_reboot) {
                 // The old machine goes first: its disks are unlocked and its memory is free for the new one.
                 (Outcome::Reset, OnReboot::Restart) => drop(finished),
                 _ => return Ok(Some(finished)),
             }
+            running.validate(HostFacts::read())?;
         }
     }
 
@@ -232,11 +247,12 @@ impl Session {
         assembled: Assembled,
         config: &mut VmConfig,
         serial: &mut SerialEnd,
-        starter: Starter,
+        (entrance, starter): (Entrance, Starter),
     ) -> Result<Finished, RunError> {
         let Assembled { machine, events } = assembled;
         let raw = if config.serial == SerialTarget::Stdio { RawTerminal::enter()? } else { None };
-        let ended = ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut())?.run(starter);
+        let control = ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut())?;
+        let ended = control.run(entrance, starter);
         drop(raw);
         let (machine, outcome) = ended?;
         Ok(Finished { machine: Some(machine), outcome })
@@ -254,6 +270,30 @@ fn refuse(starter: Starter, error: RunError) -> Result<Option<Finished>, RunErro
     Ok(None)
 }
 
+/// A machine as it shall be, and what its memory and vCPUs come from.
+struct Described {
+    config: VmConfig,
+    origin: Origin,
+    entrance: Entrance,
+}
+
+impl Described {
+    /// The machine of `config`, or the one in the snapshot that `request` names.
+    fn by(config: &VmConfig, request: Option<Box<RestoreRequest>>) -> Result<Self, RunError> {
+        match request {
+            None => {
+                config.validate(HostFacts::read())?;
+                Ok(Self { config: config.clone(), origin: Origin::Boot, entrance: Entrance::Start })
+            }
+            Some(request) => {
+                let entrance = if request.resume { Entrance::Resumed } else { Entrance::Paused };
+                let (config, restore) = Restore::open(*request)?;
+                Ok(Self { config, origin: Origin::Point(Box::new(restore)), entrance })
+            }
+        }
+    }
+}
+
 /// A machine, ready to start.
 struct Assembled {
     machine: Machine,
@@ -261,11 +301,11 @@ struct Assembled {
 }
 
 impl Assembled {
-    fn from(config: &VmConfig, serial: &SerialEnd) -> Result<Self, RunError> {
+    fn from(config: &VmConfig, serial: &SerialEnd, origin: Origin) -> Result<Self, RunError> {
         let (sender, events) =
             event_queue().map_err(|source| RunError::Host { what: "create the event queue", source })?;
         let wiring = Wiring { serial_output: serial.output(), events: sender };
-        Ok(Self { machine: Machine::build(config, wiring)?, events })
+        Ok(Self { machine: Machine::build(config, wiring, origin)?, events })
     }
 }
 
@@ -276,6 +316,10 @@ impl Finished {
     pub(crate) fn report(&self) -> ExitStatus {
         match &self.outcome {
             Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => ExitStatus::Success,
+            Outcome::MemoryLost(why) => {
+                exit::say(&format!("guest memory is lost: {why}"));
+                ExitStatus::Failure
+            }
             Outcome::Crashed(crash) => {
                 exit::say(&crash.to_string());
                 ExitStatus::GuestCrashed

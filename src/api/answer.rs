@@ -168,7 +168,9 @@ impl From<CommandError> for Fault {
             | CommandError::NoHotplug
             | CommandError::Hotplug(_)
             | CommandError::MetricsGo(_) => Code::BadRequest,
-            CommandError::Kvm(_) | CommandError::Held(_) => Code::Host,
+            CommandError::SnapshotIsMade(_) | CommandError::Configured => Code::State,
+            CommandError::Snapshot(error) if error.is_the_requests() => Code::BadRequest,
+            CommandError::Kvm(_) | CommandError::Held(_) | CommandError::Snapshot(_) => Code::Host,
         };
         let mut fault = Self::of(code, exit::describe(&error));
         fault.body.state = error.state();

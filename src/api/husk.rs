@@ -248,7 +248,7 @@ fn job_id(request: &Request) -> Result<JobId, Fault> {
     number.parse().map(JobId).map_err(no_number)
 }
 
-fn job_of(command: Command) -> Result<Plan, Fault> {
+pub(super) fn job_of(command: Command) -> Result<Plan, Fault> {
     Ok(Plan::Ask(command, |reply, _| match reply {
         Reply::Job(job) => accepted(&job),
         _ => no_content(),

@@ -26,6 +26,7 @@ mod openapi;
 mod routes;
 mod server;
 mod shape;
+mod snapshots;
 mod socket;
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use vmm::config::{ID_LENGTH_MAX, ID_PATTERN};
 use vmm::control::{Command, Reply};
 
 use super::answer::{Answer, Code, Fault};
-use super::{Context, balloon, firecracker, hotplug, husk, shape};
+use super::{Context, balloon, firecracker, hotplug, husk, shape, snapshots};
 
 /// Levels of arrays and objects that a body may have.
 const DEPTH_MAX: usize = 32;
@@ -146,7 +146,8 @@ impl Route {
 
 /// All routes.
 pub(super) fn all() -> impl Iterator<Item = Route> {
-    firecracker::routes().into_iter().chain(balloon::routes()).chain(hotplug::routes()).chain(husk::routes())
+    let firecracker = firecracker::routes().into_iter().chain(balloon::routes()).chain(hotplug::routes());
+    firecracker.chain(snapshots::routes()).chain(husk::routes())
 }
 
 /// Whose a path is.

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use vmm::config::parse_size;
 
+use super::restore::RestoreWords;
 use crate::client::{Client, ClientError};
 use crate::exit::ExitStatus;
 use crate::session::RunError;
@@ -59,6 +60,24 @@ enum Verb {
     /// A network in use.
     #[command(subcommand)]
     Net(NetVerb),
+    /// Write it to a folder; it may run. Prints what that took.
+    Snapshot {
+        /// The folder, which is made if it is not there.
+        folder: PathBuf,
+        /// The folder of its last snapshot: this one holds what has changed since.
+        #[arg(long, value_name = "FOLDER")]
+        parent: Option<PathBuf>,
+        /// Record what is written from now on, so that the next one can have this one as its parent.
+        #[arg(long)]
+        track: bool,
+    },
+    /// Make the VM that such a folder holds, in a husk that waits to be told what to run.
+    Restore {
+        /// The folder.
+        folder: PathBuf,
+        #[command(flatten)]
+        how: RestoreWords,
+    },
     /// Its jobs.
     Jobs,
     /// Give a job up.
@@ -140,6 +159,14 @@ impl CtlArgs {
                     Link::Down => "down",
                 };
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&json!({ "link": link })))?;
+            }
+            Verb::Snapshot { folder, parent, track } => {
+                let body = json!({ "path": super::absolute(folder)?, "parent": parent.map(super::absolute).transpose()?, "track": track });
+                let job = client.request("POST", "/husk/v1/snapshots", Some(&body))?;
+                say(render(&client.finished(&job)?, json));
+            }
+            Verb::Restore { folder, how } => {
+                client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
             }
             Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
             Verb::Cancel { job } => {

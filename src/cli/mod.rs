@@ -12,6 +12,7 @@ mod memory;
 mod net;
 mod numa;
 mod plan;
+mod restore;
 mod run;
 mod snapshot;
 mod thread;
@@ -56,6 +57,11 @@ enum Command {
         after_help = "Example: husk run --kernel vmlinux --initrd initramfs.cpio --disk data.img,ro --memory 256M"
     )]
     Run(Deferred<run::RunArgs>),
+    /// Run the VM that a snapshot holds, its serial console on this terminal.
+    #[command(
+        after_help = "Example: husk restore /srv/points/vm1-monday --disk root=/srv/clone.img --api-sock /run/vm2.socket"
+    )]
+    Restore(Deferred<restore::RestoreArgs>),
     /// Talk to a VM over its control socket.
     #[command(after_help = "Example: husk ctl --api-sock /run/vm1.socket status")]
     Ctl(Deferred<ctl::CtlArgs>),
@@ -106,11 +112,17 @@ fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
     seconds.filter(|seconds| seconds.as_secs() <= 86_400).ok_or("use seconds, at most a day (86400)")
 }
 
+/// A path that means the same to the VM's process, which may be in another folder.
+fn absolute(path: std::path::PathBuf) -> Result<std::path::PathBuf, RunError> {
+    std::path::absolute(path).map_err(|source| RunError::Host { what: "find the current folder", source })
+}
+
 impl Command {
     fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         match self {
             Self::Demo => demo::run(started),
             Self::Run(Deferred(args)) => args.run(started),
+            Self::Restore(Deferred(args)) => args.run(started),
             Self::Host(Deferred(args)) => args.run(),
             Self::Plan(Deferred(args)) => args.run(),
             Self::Snapshot(Deferred(args)) => args.run(),

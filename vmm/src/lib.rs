@@ -14,17 +14,24 @@
 //! | [`memfd`] | files that live in memory |
 //! | [`epoch`] | what changed in a machine: harvested, written, read back |
 //! | `random` | random numbers from the host |
+//! | `pager` | guest memory that comes when it is wanted |
+//! | [`snapshot`] | points of a machine: made, and made a machine again |
 //! | [`control`] | commands, the lifecycle table and the control loop |
 
 pub mod config;
 pub mod control;
 pub mod epoch;
+mod error;
 pub mod host;
 pub mod line_file;
 pub mod machine;
 pub mod memfd;
 pub mod metrics;
+mod pager;
 pub mod placement;
 pub mod plan;
 mod random;
+pub mod snapshot;
 pub mod vcpu;
+
+pub use error::describe;

@@ -12,6 +12,7 @@ mod memory;
 mod net;
 mod numa;
 mod report;
+mod saved;
 mod size;
 mod threads;
 mod tuning;
@@ -31,6 +32,7 @@ use crate::host::IdList;
 
 pub use arch::ThreadsPerCore;
 pub use arch::boot::BootEntry;
+pub use arch::clock::ClockPolicy;
 pub use arch::cpu_template::CpuTemplate;
 pub use balloon::{BALLOON_ID, BalloonConfig};
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskTuning, OnEnospc};
@@ -40,6 +42,7 @@ pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, Mem
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
+pub use saved::{ConfigState, SaveConfigError};
 pub use size::{SizeError, parse_size};
 pub use threads::{CoreScheduling, Priority, PriorityError, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms};
 pub use tuning::{IoThreads, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
@@ -335,6 +338,14 @@ impl VmConfig {
     pub fn validate(&self, host: HostFacts) -> Result<(), ConfigError> {
         self.validate_parts(host)?;
         self.boot.as_ref().map(|_| ()).ok_or(ConfigError::NoKernel)
+    }
+
+    /// Holds what a snapshot keeps against every limit. What the machine started with may be gone by now.
+    ///
+    /// # Errors
+    /// As for [`Self::validate`].
+    pub fn validate_restored(&self, host: HostFacts) -> Result<(), ConfigError> {
+        self.validate_parts(host)
     }
 
     /// Holds what is described so far against every limit; there may be no kernel yet.

@@ -13,6 +13,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::jobs::{JobId, JobReport};
+use super::snapshots::AnswerWhen;
 use super::{Refusal, State};
 use crate::config::VmConfig;
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
@@ -22,6 +23,7 @@ use crate::config::firecracker::{BodyError, Change};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
 use crate::metrics::{FirecrackerFile, Snapshot};
 use crate::placement::PlacementSource;
+use crate::snapshot::{RestoreRequest, SnapshotError, SnapshotRequest};
 
 /// What a client asks.
 #[derive(Debug)]
@@ -54,6 +56,10 @@ pub enum Command {
     Balloon(BalloonAsk),
     /// Look at the memory that can be plugged, or have it plugged.
     Hotplug(HotplugAsk),
+    /// Write a point of the machine to files.
+    Snapshot(Box<SnapshotRequest>, AnswerWhen),
+    /// Make a machine from such a point.
+    Restore(Box<RestoreRequest>),
     /// Tell what the machine is.
     ReadConfig,
     /// Tell what its devices do.
@@ -218,12 +224,27 @@ pub enum CommandError {
     /// A device's host does not answer, and the machine runs on; or the host gives no thread.
     #[error("{0}")]
     Held(String),
+    /// A snapshot cannot be made.
+    #[error(transparent)]
+    Snapshot(Box<SnapshotError>),
+    /// One at a time.
+    #[error("job {0} makes a snapshot already: wait for its end, or cancel it")]
+    SnapshotIsMade(JobId),
+    /// A snapshot brings its own machine.
+    #[error("cannot load a snapshot into a machine that has been configured: load it first, in a new process")]
+    Configured,
     /// No job has this number, or it was so long ago that it is forgotten.
     #[error("there is no job {0}")]
     NoSuchJob(JobId),
     /// The job has ended.
     #[error("job {0} has ended")]
     JobEnded(JobId),
+}
+
+impl From<SnapshotError> for CommandError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Snapshot(Box::new(error))
+    }
 }
 
 impl From<MachineError> for CommandError {

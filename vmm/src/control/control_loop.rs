@@ -11,10 +11,11 @@ use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::changes;
-use super::command::{Command, CommandError, CommandResult, Reply};
+use super::command::{Command, CommandError, CommandResult, Reply, Request};
 use super::console::{Console, Typed};
-use super::jobs::{JobId, JobKind, JobState};
+use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::news::EventKind;
+use super::snapshots::Snapshot;
 use super::{Action, ControlPlane, EventReceiver, GuestEvent, Starter, State};
 use crate::config::{BALLOON_ID, HOTPLUG_ID, VmConfig};
 use crate::machine::{Machine, MachineError};
@@ -47,6 +48,8 @@ pub enum Outcome {
     Stopped,
     /// A vCPU could not go on.
     Crashed(Box<Crash>),
+    /// Guest memory comes no more from where it came, for this reason.
+    MemoryLost(String),
 }
 
 impl Outcome {
@@ -58,6 +61,7 @@ impl Outcome {
             Self::Reset => "reset",
             Self::Stopped => "stopped",
             Self::Crashed(_) => "crashed",
+            Self::MemoryLost(_) => "memory_lost",
         }
     }
 }
@@ -65,13 +69,14 @@ impl Outcome {
 /// The loop and what it waits for.
 #[derive(Debug)]
 pub struct ControlLoop<'a> {
-    machine: Machine,
+    pub(super) machine: Machine,
     events: EventReceiver,
-    plane: &'a mut ControlPlane,
-    config: &'a mut VmConfig,
+    pub(super) plane: &'a mut ControlPlane,
+    pub(super) config: &'a mut VmConfig,
     console: Option<&'a mut Console>,
     input: Input,
     stopping: Option<Stopping>,
+    pub(super) snapshot: Option<Snapshot>,
     /// When the devices' threads are started, until they are.
     threads_due: Option<Instant>,
     epoll: Epoll,
@@ -79,6 +84,17 @@ pub struct ControlLoop<'a> {
 
 /// The guest's first instruction has come by then, and its first device has not.
 const THREADS_AFTER: Duration = Duration::from_millis(1);
+
+/// How a machine that was assembled comes to life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entrance {
+    /// It starts.
+    Start,
+    /// It is what a snapshot holds, and goes on.
+    Resumed,
+    /// It is what a snapshot holds, and waits.
+    Paused,
+}
 
 /// A guest that was asked to end by itself.
 #[derive(Debug)]
@@ -128,8 +144,9 @@ impl<'a> ControlLoop<'a> {
     ) -> Result<Self, ControlError> {
         let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
         let input = Input::Ended;
-        let (stopping, threads_due) = (None, Some(Instant::now() + THREADS_AFTER));
-        let mut control = Self { machine, events, plane, config, console, input, stopping, threads_due, epoll };
+        let (stopping, snapshot, threads_due) = (None, None, Some(Instant::now() + THREADS_AFTER));
+        let mut control =
+            Self { machine, events, plane, config, console, input, stopping, snapshot, threads_due, epoll };
         control.watch(control.events.wake().as_raw_fd(), Source::Guest)?;
         control.watch(control.plane.signals.as_raw_fd(), Source::Signal)?;
         control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
@@ -142,15 +159,26 @@ impl<'a> ControlLoop<'a> {
         Ok(control)
     }
 
-    /// Starts the machine, tells `starter`, and runs it to its end; all its threads have ended when this returns.
+    /// Starts the machine, or lets it go on, tells `starter`, and runs it to its end; all its threads have ended when this
+    /// returns.
     ///
     /// # Errors
     /// The host fails the loop itself; the machine is stopped all the same.
-    pub fn run(mut self, starter: Starter) -> Result<(Machine, Outcome), ControlError> {
-        self.apply(Action::Start)?;
-        starter.answer(Ok(Reply::Done));
+    pub fn run(mut self, entrance: Entrance, starter: Starter) -> Result<(Machine, Outcome), ControlError> {
+        match entrance {
+            Entrance::Start => self.apply(Action::Start)?,
+            Entrance::Paused => self.apply(Action::Restore)?,
+            Entrance::Resumed => {
+                self.apply(Action::Restore)?;
+                self.apply(Action::Resume)?;
+            }
+        }
+        let reply = starter.job().map_or(Reply::Done, |kind| self.plane.done(kind));
+        starter.answer(Ok(reply));
         let outcome = self.wait();
         self.apply(Action::Stop)?;
+        // One whose last page is copied becomes whole; any other is given up.
+        drop(self.snapshot.take());
         self.plane.write_metrics(|| self.machine.metrics());
         let outcome = outcome?;
         self.plane.news.tell(EventKind::Ended { reason: outcome.name() });
@@ -158,7 +186,7 @@ impl<'a> ControlLoop<'a> {
     }
 
     /// Does it to the machine, and shows the state that it is in then.
-    fn apply(&mut self, action: Action) -> Result<(), MachineError> {
+    pub(super) fn apply(&mut self, action: Action) -> Result<(), MachineError> {
         let state = self.machine.apply(action)?;
         self.plane.set_state(state);
         Ok(())
@@ -234,7 +262,7 @@ impl<'a> ControlLoop<'a> {
             return None;
         }
         self.machine.apply(Action::PowerButton).ok()?;
-        let job = self.plane.begin(JobKind::Stop, grace);
+        let job = self.plane.begin(JobKind::Stop, Extent::Time(grace));
         self.plane.tell_status("The guest was asked to end");
         self.stopping = Some(Stopping { job, deadline: Instant::now() + grace });
         Some(job)
@@ -245,12 +273,21 @@ impl<'a> ControlLoop<'a> {
         self.plane.hear();
         for _ in 0..COMMANDS_PER_WAKE_MAX {
             let Some(request) = self.plane.next_request() else { return false };
-            let (result, ends) = match self.plane.answer(request.command) {
+            let held = match &mut self.snapshot {
+                Some(snapshot) => snapshot.defer(request),
+                None => Some(request),
+            };
+            let Some(Request { command, reply }) = held else { continue };
+            let (result, ends) = match self.plane.answer(command) {
                 Ok(result) => (result, false),
                 Err(Command::Stop { grace }) => self.stop(grace),
+                Err(Command::Snapshot(request, when)) => {
+                    self.begin_snapshot(*request, when, reply);
+                    continue;
+                }
                 Err(command) => (self.carry_out(command), false),
             };
-            (request.reply)(result);
+            reply(result);
             if ends {
                 return true;
             }
@@ -273,7 +310,7 @@ impl<'a> ControlLoop<'a> {
         }
     }
 
-    fn carry_out(&mut self, command: Command) -> CommandResult {
+    pub(super) fn carry_out(&mut self, command: Command) -> CommandResult {
         let (action, job) = match command {
             Command::Pause => (Action::Pause, Some(JobKind::Pause)),
             Command::Resume => (Action::Resume, Some(JobKind::Resume)),
@@ -282,6 +319,7 @@ impl<'a> ControlLoop<'a> {
             Command::Nmi => (Action::Nmi, Some(JobKind::Nmi)),
             Command::Configure(_) => (Action::Configure, None),
             Command::Start => (Action::Start, None),
+            Command::Restore(_) => (Action::Restore, None),
             Command::ReadConfig => return Ok(Reply::Config(Box::new(self.config.clone()))),
             Command::ReadPlacement => return Ok(Reply::Placement(self.machine.placement().clone())),
             Command::ReadMetrics => return Ok(Reply::Metrics(Box::new(self.machine.metrics()))),
@@ -318,9 +356,11 @@ impl<'a> ControlLoop<'a> {
                 }
                 return Ok(reply);
             }
-            Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) | Command::Stop { .. } => {
-                unreachable!("serve_commands has answered these")
-            }
+            Command::ListJobs
+            | Command::ReadJob(_)
+            | Command::MetricsTo(_)
+            | Command::Snapshot(..)
+            | Command::Stop { .. } => unreachable!("serve_commands has answered these"),
         };
         self.apply(action)?;
         Ok(job.map_or(Reply::Done, |kind| self.plane.done(kind)))
@@ -331,13 +371,18 @@ impl<'a> ControlLoop<'a> {
         Reply::Done
     }
 
-    /// Gives up waiting for the guest to end: it goes on.
+    /// Gives up a snapshot, or waiting for the guest to end: it goes on.
     fn cancel(&mut self, id: JobId) -> CommandResult {
+        if let Some(snapshot) = self.snapshot.as_ref().filter(|snapshot| snapshot.job() == id) {
+            // Its end is told when its files are gone again.
+            snapshot.cancel();
+            return self.plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id));
+        }
         if self.stopping.as_ref().is_none_or(|stopping| stopping.job != id) {
             return Err(self.plane.cannot_cancel(id));
         }
         self.stopping = None;
-        self.plane.end(id, JobState::Cancelled);
+        self.plane.end(id, JobEnd::Cancelled);
         self.plane.tell_status(self.machine.state().sentence());
         self.plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))
     }
@@ -366,6 +411,8 @@ impl<'a> ControlLoop<'a> {
                     self.plane.news.tell(EventKind::PoolExhausted);
                 }
                 GuestEvent::DiskFull { id } => self.wait_for_space(id),
+                GuestEvent::MemoryLost(why) => return Some(Outcome::MemoryLost(why)),
+                GuestEvent::Snapshot(event) => self.take_maker_event(event),
             }
         }
         None

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use devices::MachineRequest;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::snapshot::MakerEvent;
 use crate::vcpu::Crash;
 
 /// Something that happened in the machine.
@@ -21,6 +22,10 @@ pub enum GuestEvent {
         /// What.
         what: String,
     },
+    /// Guest memory comes no more, for this reason.
+    MemoryLost(String),
+    /// The maker of a snapshot is so far.
+    Snapshot(MakerEvent),
     /// The HugePage pool has no page for what the guest takes out of its balloon, or plugs.
     PoolExhausted,
     /// A disk's file system or device has no space for a write, and its user wants the machine to wait for some.

@@ -41,6 +41,12 @@ pub enum Action {
     Nmi,
     /// Change a device that it uses.
     ChangeDevice,
+    /// Write a point of it to files.
+    Snapshot,
+    /// As [`Self::Snapshot`], of one that somebody has paused.
+    SnapshotPaused,
+    /// Be what such a point holds: all vCPUs parked, all devices drained.
+    Restore,
     /// Write down what it has counted.
     FlushMetrics,
     /// End it, in whatever way.
@@ -67,19 +73,30 @@ impl State {
         match (self, action) {
             (Self::NotStarted, A::Configure) => Ok(Self::NotStarted),
             (Self::NotStarted, A::Start) | (Self::Running | Self::Paused, A::Resume) => Ok(Self::Running),
-            (Self::Running | Self::Paused, A::Pause) => Ok(Self::Paused),
-            (Self::Running, A::PowerButton | A::Nmi | A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics) => {
-                Ok(Self::Running)
-            }
+            (Self::NotStarted, A::Restore) | (Self::Running | Self::Paused, A::Pause) => Ok(Self::Paused),
+            (
+                Self::Running,
+                A::PowerButton | A::Nmi | A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics | A::Snapshot,
+            ) => Ok(Self::Running),
             // Keys wait in the keyboard until the guest goes on.
-            (Self::Paused, A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics) => Ok(Self::Paused),
+            (Self::Paused, A::CtrlAltDel | A::ChangeDevice | A::FlushMetrics | A::Snapshot | A::SnapshotPaused) => {
+                Ok(Self::Paused)
+            }
             (Self::NotStarted | Self::Running | Self::Paused, A::Stop) => Ok(Self::Ended),
             (
                 Self::NotStarted,
-                A::Pause | A::Resume | A::PowerButton | A::CtrlAltDel | A::Nmi | A::ChangeDevice | A::FlushMetrics,
+                A::Pause
+                | A::Resume
+                | A::PowerButton
+                | A::CtrlAltDel
+                | A::Nmi
+                | A::ChangeDevice
+                | A::FlushMetrics
+                | A::Snapshot
+                | A::SnapshotPaused,
             )
-            | (Self::Running, A::Configure | A::Start)
-            | (Self::Paused, A::Configure | A::Start | A::PowerButton | A::Nmi)
+            | (Self::Running, A::Configure | A::Start | A::Restore | A::SnapshotPaused)
+            | (Self::Paused, A::Configure | A::Start | A::Restore | A::PowerButton | A::Nmi)
             | (Self::Ended, _) => Err(Refusal { state: self, action }),
         }
     }
@@ -157,6 +174,8 @@ impl std::fmt::Display for Action {
             Self::Nmi => "send an NMI to",
             Self::ChangeDevice => "change a device of",
             Self::FlushMetrics => "write the metrics of",
+            Self::Snapshot | Self::SnapshotPaused => "make a snapshot of",
+            Self::Restore => "load a snapshot into",
             Self::Stop => "stop",
         })
     }
@@ -180,14 +199,17 @@ mod tests {
             A::Nmi,
             A::ChangeDevice,
             A::FlushMetrics,
+            A::Snapshot,
+            A::SnapshotPaused,
+            A::Restore,
             A::Stop,
         ];
         let (new, runs, paused, end) = (Some(S::NotStarted), Some(S::Running), Some(S::Paused), Some(S::Ended));
         let table = [
-            (S::NotStarted, [new, runs, None, None, None, None, None, None, None, end]),
-            (S::Running, [None, None, paused, runs, runs, runs, runs, runs, runs, end]),
-            (S::Paused, [None, None, paused, runs, None, paused, None, paused, paused, end]),
-            (S::Ended, [None; 10]),
+            (S::NotStarted, [new, runs, None, None, None, None, None, None, None, None, None, paused, end]),
+            (S::Running, [None, None, paused, runs, runs, runs, runs, runs, runs, runs, None, None, end]),
+            (S::Paused, [None, None, paused, runs, None, paused, None, paused, paused, paused, paused, None, end]),
+            (S::Ended, [None; 13]),
         ];
         for (state, row) in table {
             for (action, next) in actions.into_iter().zip(row) {

@@ -15,6 +15,7 @@ mod news;
 mod plane;
 mod prepare;
 mod signals;
+mod snapshots;
 mod supervisor;
 
 pub use command::{
@@ -22,12 +23,13 @@ pub use command::{
     NetChange, Reply, command_queue,
 };
 pub use console::{Console, Escape};
-pub use control_loop::{ControlError, ControlLoop, Outcome};
+pub use control_loop::{ControlError, ControlLoop, Entrance, Outcome};
 pub use events::{EventReceiver, EventSender, GuestEvent, event_queue};
-pub use jobs::{JobId, JobKind, JobReport, JobState};
+pub use jobs::{JobId, JobKind, JobReport, JobState, Progress};
 pub use lifecycle::{Action, Refusal, State, StateCell};
 pub use news::{Event, EventKind, EventLog};
 pub use plane::ControlPlane;
 pub use prepare::{Prepared, Starter};
 pub use signals::Signals;
+pub use snapshots::AnswerWhen;
 pub use supervisor::Supervisor;

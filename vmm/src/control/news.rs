@@ -37,7 +37,7 @@ pub enum EventKind {
     },
     /// The machine's life is over.
     Ended {
-        /// `powered_off`, `reset`, `stopped` or `crashed`.
+        /// `powered_off`, `reset`, `stopped`, `crashed` or `memory_lost`.
         reason: &'static str,
     },
     /// A job began or ended.

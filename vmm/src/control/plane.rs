@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, Request};
-use super::jobs::{JobId, JobKind, JobState, Jobs};
+use super::jobs::{Extent, JobEnd, JobId, JobKind, Jobs};
 use super::news::{EventKind, EventLog};
 use super::{Signals, State, StateCell, Supervisor};
 use crate::metrics::{FirecrackerFile, Snapshot};
@@ -17,6 +17,8 @@ pub struct ControlPlane {
     pub(super) news: EventLog,
     pub(super) state: StateCell,
     pub(super) stop_grace: Duration,
+    /// Somebody has described a part of the machine.
+    pub(super) configured: bool,
     metrics: Option<FirecrackerFile>,
     supervisor: Option<Supervisor>,
 }
@@ -32,6 +34,7 @@ impl ControlPlane {
             news: EventLog::default(),
             state: StateCell::default(),
             stop_grace: Duration::ZERO,
+            configured: false,
             metrics: None,
             supervisor: None,
         }
@@ -148,22 +151,22 @@ impl ControlPlane {
         }
     }
 
-    pub(super) fn begin(&mut self, kind: JobKind, limit: Duration) -> JobId {
-        let id = self.jobs.begin(kind, limit, Instant::now());
+    pub(super) fn begin(&mut self, kind: JobKind, extent: Extent) -> JobId {
+        let id = self.jobs.begin(kind, extent, Instant::now());
         self.tell_job(id);
         id
     }
 
-    pub(super) fn end(&mut self, id: JobId, state: JobState) {
-        self.jobs.end(id, state, Instant::now());
+    pub(super) fn end(&mut self, id: JobId, end: JobEnd) {
+        self.jobs.end(id, end, Instant::now());
         self.tell_job(id);
     }
 
     /// A job that is over as soon as it is begun.
     pub(super) fn done(&mut self, kind: JobKind) -> Reply {
         let now = Instant::now();
-        let id = self.jobs.begin(kind, Duration::ZERO, now);
-        self.end(id, JobState::Done);
+        let id = self.jobs.begin(kind, Extent::Time(Duration::ZERO), now);
+        self.end(id, JobEnd::Done(None));
         self.job(id).map_or(Reply::Done, Reply::Job)
     }
 

@@ -8,36 +8,49 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
-use super::{Action, ControlError, ControlPlane, State};
+use super::{Action, ControlError, ControlPlane, JobKind, State};
 use crate::config::firecracker::Change;
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
+use crate::snapshot::RestoreRequest;
 
 /// How the description of a machine ended.
 #[derive(Debug)]
 pub enum Prepared {
     /// It shall be assembled and started.
     Start(Starter),
+    /// It shall be made from a snapshot.
+    Restore(Starter, Box<RestoreRequest>),
     /// The process shall end.
     Stopped,
 }
 
 /// Who waits for a machine to start.
-pub struct Starter(Option<ReplyTo>);
+#[derive(Default)]
+pub struct Starter {
+    reply: Option<ReplyTo>,
+    /// The kind of the job that it is told as, in husk's dialect.
+    job: Option<JobKind>,
+}
 
 impl Starter {
     /// Nobody does: the process starts it by itself.
     #[must_use]
     pub fn nobody() -> Self {
-        Self(None)
+        Self::default()
     }
 
     /// Whether somebody asked for the start over the API, and is told if it fails.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.0.is_some()
+        self.reply.is_some()
+    }
+
+    /// As what kind of job it is told.
+    pub(super) fn job(&self) -> Option<JobKind> {
+        self.job
     }
 
     /// The machine cannot be assembled, for this reason.
@@ -46,7 +59,7 @@ impl Starter {
     }
 
     pub(super) fn answer(self, result: CommandResult) {
-        if let Some(reply) = self.0 {
+        if let Some(reply) = self.reply {
             reply(result);
         }
     }
@@ -54,7 +67,7 @@ impl Starter {
 
 impl std::fmt::Debug for Starter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Starter").field(&self.waits()).finish()
+        f.debug_struct("Starter").field("waits", &self.waits()).finish_non_exhaustive()
     }
 }
 
@@ -62,6 +75,7 @@ impl std::fmt::Debug for Starter {
 enum Step {
     GoOn(CommandResult),
     Start,
+    Restore(Box<RestoreRequest>),
     Stop,
 }
 
@@ -93,10 +107,14 @@ impl ControlPlane {
             while let Some(request) = self.next_request() {
                 match self.carry_out(request.command, config) {
                     Step::GoOn(result) => (request.reply)(result),
-                    Step::Start => return Ok(Prepared::Start(Starter(Some(request.reply)))),
+                    Step::Start => return Ok(Prepared::Start(Starter { reply: Some(request.reply), job: None })),
+                    Step::Restore(restore) => {
+                        let starter = Starter { reply: Some(request.reply), job: Some(JobKind::Restore) };
+                        return Ok(Prepared::Restore(starter, restore));
+                    }
                     Step::Stop => {
                         self.set_state(State::Ended);
-                        (request.reply)(Ok(self.done(super::JobKind::Stop)));
+                        (request.reply)(Ok(self.done(JobKind::Stop)));
                         return Ok(Prepared::Stopped);
                     }
                 }
@@ -112,7 +130,14 @@ impl ControlPlane {
         };
         let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
         match command {
-            Command::Configure(change) => Step::GoOn(configure(change, config)),
+            Command::Configure(change) => {
+                let result = configure(change, config);
+                self.configured |= result.is_ok();
+                Step::GoOn(result)
+            }
+            Command::Restore(_) if self.configured => Step::GoOn(Err(CommandError::Configured)),
+            Command::Restore(request) => Step::Restore(request),
+            Command::Snapshot(..) => refuse(Action::Snapshot),
             Command::Start => match config.validate(HostFacts::read()) {
                 Ok(()) => Step::Start,
                 Err(error) => Step::GoOn(Err(CommandError::Start(error.to_string()))),

@@ -3,21 +3,27 @@
 //! One thread does it, step by step: no step takes as long as two hand-overs between threads and the wake of a halted CPU,
 //! which on a host that is virtual itself costs a twentieth of the whole. What the guest's first instruction does not need
 //! comes after it (`Machine::start_threads`); vCPUs other than the boot CPU set themselves up beside each other.
+//!
+//! A machine that goes on from a point is assembled in the same way: its memory comes from the point's files instead of a
+//! kernel's, and vCPUs, interrupt controllers, devices and clocks take over what they had come to, in this order.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arch::acpi::{self, AcpiConfig, AcpiError};
 use arch::boot::{self, Kernel, KernelFile, LoadError};
+use arch::cpu_identity::{CpuIdentity, Incompatible};
 use arch::cpu_template::{CpuTemplate, CpuTemplateError};
 use arch::cpuid::{self, CpuModel, Ring0};
 use arch::layout;
 use arch::mp::{self, MpError};
 use arch::topology::NumaNode;
-use arch::vcpu::{VcpuShape, VcpuStateError};
+use arch::vcpu::{TscResume, VcpuShape, VcpuState, VcpuStateError};
+use arch::vm::VmStateError;
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -26,16 +32,22 @@ use thiserror::Error;
 use super::devices::{DeviceError, Devices};
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
-use super::memory::{MachineMemory, MemoryError};
+use super::memory::{self, MachineMemory, MemoryError};
+use super::restored::{self, Brought};
+use super::saved::MachineState;
 use super::slots::MemorySlots;
 use super::{Machine, SerialOutput};
-use crate::config::{GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
+use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
+use crate::epoch::{DirtyLogError, PointError};
+use crate::pager::PagerError;
 use crate::placement::{
     self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
 };
+use crate::snapshot::Restore;
 use crate::vcpu::{
-    ExitCounts, FirstState, KickError, Setup, VcpuContext, VcpuHandle, VcpuThreadError, install_kick_handler,
+    ExitCounts, FirstState, KickError, Setup, SetupError, VcpuContext, VcpuHandle, VcpuThreadError,
+    install_kick_handler,
 };
 
 /// What a machine is connected to.
@@ -45,6 +57,15 @@ pub struct Wiring {
     pub serial_output: Arc<SerialOutput>,
     /// Where its news goes.
     pub events: EventSender,
+}
+
+/// What a machine's memory and vCPUs come from.
+#[derive(Debug)]
+pub enum Origin {
+    /// The kernel in its configuration.
+    Boot,
+    /// A point of a machine of this configuration.
+    Point(Box<Restore>),
 }
 
 /// What keeps a machine from being assembled.
@@ -118,6 +139,21 @@ pub enum BuildError {
     /// A vCPU cannot be interrupted.
     #[error("cannot prepare to interrupt vCPUs")]
     Kick(#[from] KickError),
+    /// The memory of a point cannot be read.
+    #[error("cannot read the memory of the snapshot")]
+    Point(#[from] PointError),
+    /// Memory cannot come as it is wanted.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// The guest has seen another CPU.
+    #[error("the snapshot cannot go on here")]
+    Cpu(#[from] Incompatible),
+    /// The VM does not go on from its saved state.
+    #[error(transparent)]
+    VmState(#[from] VmStateError),
+    /// What is written cannot be recorded.
+    #[error("cannot track what the machine writes")]
+    Track(#[from] DirtyLogError),
     /// KVM does not say what a vCPU's state is.
     #[error(transparent)]
     VcpuShape(#[from] VcpuStateError),
@@ -131,7 +167,7 @@ impl Machine {
     ///
     /// # Errors
     /// A file, the host or KVM does not give what it takes; what was made by then is gone again.
-    pub fn build(config: &VmConfig, wiring: Wiring) -> Result<Self, BuildError> {
+    pub fn build(config: &VmConfig, wiring: Wiring, origin: Origin) -> Result<Self, BuildError> {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
@@ -141,22 +177,53 @@ impl Machine {
             Ok(kvm) => kvm,
             Err(error) => {
                 // What is wrong with the user's files is told before what is wrong with the host.
-                load(config, &memory.ram, count)?;
+                if let Origin::Boot = origin {
+                    load(config, &memory.ram, count)?;
+                }
                 Devices::make(config, &memory, wiring)?;
                 return Err(error.into());
             }
         };
         // The files before the VM: what is wrong with them is told first.
-        let kernel = load(config, &memory.ram, count)?;
+        let (first, Brought { thread: memory_thread, mut tracking }) = match origin {
+            Origin::Boot => {
+                memory::make_present(&memory.ram, &settled)?;
+                (First::Kernel(load(config, &memory.ram, count)?), Brought::default())
+            }
+            Origin::Point(restore) => {
+                let Restore { state, memory: from, clock, cpu } = *restore;
+                (First::Saved(Box::new((state, clock, cpu))), restored::bring(&memory, &settled, from, &events)?)
+            }
+        };
         let devices = Devices::make(config, &memory, wiring)?;
         let Created { vm, slots, fds } = Created::make(&kvm, &memory, count)?;
         let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);
         devices.connect(&vm, &slots)?;
         let templates = CpuTemplates::read(&kvm, count, config)?;
-        let vcpus = start_vcpus(fds, &templates, kernel, &devices, &events)?;
+        let vcpus = match first {
+            First::Kernel(kernel) => start_vcpus(fds, |index| templates.setup(index, kernel), &devices, &events)?,
+            First::Saved(saved) => {
+                let (MachineState { cpus, devices: saved, stamps: _ }, clock, cpu) = *saved;
+                cpu.check(&templates.identity(&fds[0].1)?)?;
+                let away = cpus.vm.time_away(clock, SystemTime::now());
+                let tsc = cpus.vcpus[0].resume_tsc(&fds[0].1, away)?;
+                let mut states = cpus.vcpus.into_iter();
+                let setup = |index| {
+                    let state = states.next().expect("a point has as many vCPUs as its configuration");
+                    go_on(index, state, &shape, tsc)
+                };
+                let vcpus = start_vcpus(fds, setup, &devices, &events)?;
+                cpus.vm.restore_interrupts(&vm)?;
+                devices.restore(saved)?;
+                generation::renew(&vm, &memory.ram)?;
+                cpus.vm.restore_clock(&vm, away)?;
+                vcpus
+            }
+        };
         let threads = place_threads(&config.threads, &vcpus, &devices)?;
         let placement = PlacementSource::new(&memory.ram, settled, threads);
         let watch = watch(&placement, &events)?;
+        tracking.begin(config.memory.track_dirty_pages, &slots)?;
         Ok(Self {
             watch,
             vcpus,
@@ -164,12 +231,22 @@ impl Machine {
             devices,
             vm,
             slots,
+            memory_thread,
             memory: memory.all,
+            tracking,
+            events,
             placement,
             state: State::NotStarted,
             ended: None,
         })
     }
+}
+
+/// What vCPUs and devices start from.
+enum First {
+    Kernel(Kernel),
+    /// With what the clocks do, and the CPU that the guest has seen.
+    Saved(Box<(MachineState, ClockPolicy, CpuIdentity)>),
 }
 
 /// Holds memory's placement against the host, which is asked only where it has a say.
@@ -333,6 +410,17 @@ impl CpuTemplates {
         })
     }
 
+    /// The CPU that a guest would see here. KVM itself is asked, by a vCPU that has not run: some show a guest more of the
+    /// host's CPU than they say that they support.
+    fn identity(&self, boot: &VcpuFd) -> Result<CpuIdentity, BuildError> {
+        let offered = cpuid::for_vcpu(&self.supported, VcpuIndex::BOOT, &self.model).map_err(SetupError::from);
+        boot.set_cpuid2(&offered.map_err(VcpuThreadError::Setup)?)
+            .map_err(failed("give a vCPU its CPUID (KVM_SET_CPUID2)"))?;
+        let seen =
+            boot.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("read the CPUID of a vCPU (KVM_GET_CPUID2)"))?;
+        Ok(CpuIdentity::of(seen.as_slice()))
+    }
+
     /// What brings vCPU `index` to its first state. The boot CPU enters `kernel`; the others wait for its start-up IPI.
     fn setup(&self, index: VcpuIndex, kernel: Kernel) -> Setup {
         let (supported, msrs) = (Arc::clone(&self.supported), Arc::clone(&self.msrs));
@@ -354,12 +442,17 @@ impl CpuTemplates {
     }
 }
 
-/// Starts every vCPU's thread and returns when each vCPU is set up. The boot CPU's is set up here, while the others set up
-/// theirs, and its thread comes last.
+/// What brings a vCPU to its saved state.
+fn go_on(index: VcpuIndex, state: VcpuState, shape: &Arc<VcpuShape>, tsc: TscResume) -> Setup {
+    let shape = Arc::clone(shape);
+    Box::new(move |fd| Ok(state.restore(fd, index, &shape, tsc)?))
+}
+
+/// Starts every vCPU's thread and returns when each vCPU is set up by what `setup` gives, in order. The boot CPU's is set up
+/// here, while the others set up theirs, and its thread comes last.
 fn start_vcpus(
     fds: Vec<(VcpuIndex, VcpuFd)>,
-    templates: &CpuTemplates,
-    kernel: Kernel,
+    mut setup: impl FnMut(VcpuIndex) -> Setup,
     devices: &Devices,
     events: &EventSender,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
@@ -371,13 +464,11 @@ fn start_vcpus(
     };
     let mut fds = fds.into_iter();
     let (boot, boot_fd) = fds.next().expect("a machine has a boot CPU, and its index is the lowest");
+    let set_up_boot = setup(boot);
     let others = fds
-        .map(|(index, fd)| {
-            let state = FirstState::ByThread(templates.setup(index, kernel));
-            VcpuHandle::spawn(fd, context(index), state)
-        })
+        .map(|(index, fd)| VcpuHandle::spawn(fd, context(index), FirstState::ByThread(setup(index))))
         .collect::<Result<Vec<_>, _>>()?;
-    templates.setup(boot, kernel)(&boot_fd).map_err(VcpuThreadError::Setup)?;
+    set_up_boot(&boot_fd).map_err(VcpuThreadError::Setup)?;
     let boot = VcpuHandle::spawn(boot_fd, context(boot), FirstState::Set)?;
     others.iter().try_for_each(VcpuHandle::wait_set_up)?;
     Ok(std::iter::once(boot).chain(others).collect())

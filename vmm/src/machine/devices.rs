@@ -13,16 +13,20 @@ use devices::RequestSink;
 use devices::backend::block::DiskImageError;
 use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
-use devices::legacy::{AcpiPm, I8042, PowerButton, Rtc, Serial, SerialError};
+use devices::legacy::{
+    AcpiPm, I8042, I8042RestoreError, I8042State, PowerButton, Rtc, RtcRestoreError, RtcState, Serial, SerialError,
+    SerialRestoreError, SerialState,
+};
 use devices::limit::Limiter;
+use devices::state::SaveState;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters, ReplaceError, ResizeError};
 use devices::virtio::mem::MemoryDeviceControl;
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
-use devices::virtio::transport::{self, MmioTransport, TransportError};
+use devices::virtio::transport::{self, MmioState, MmioTransport, TransportError};
 use devices::virtio::worker::IoThread;
-use devices::virtio::{DeviceCounters, VirtioDevice};
+use devices::virtio::{DeviceCounters, RestoreError, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -103,6 +107,31 @@ pub enum DeviceError {
         /// Why.
         source: TransportError,
     },
+    /// A device is not the one whose state there is.
+    #[error("device `{id}` cannot go on from the snapshot")]
+    Restore {
+        /// The device.
+        id: String,
+        /// Why.
+        source: RestoreError,
+    },
+    /// Nor is the serial port.
+    #[error("the serial port cannot go on from the snapshot")]
+    RestoreSerial(#[from] SerialRestoreError),
+    /// Nor the keyboard controller.
+    #[error("the keyboard controller cannot go on from the snapshot")]
+    RestoreKeyboard(#[from] I8042RestoreError),
+    /// Nor the clock.
+    #[error("the CMOS clock cannot go on from the snapshot")]
+    RestoreRtc(#[from] RtcRestoreError),
+    /// A device without a state, or a state without a device.
+    #[error("device `{id}` is {}", if *.here { "not in the snapshot" } else { "in the snapshot, and this machine has none of that name" })]
+    Unmatched {
+        /// The device.
+        id: String,
+        /// Whether it is this machine that has it.
+        here: bool,
+    },
     /// KVM does not bind an interrupt or a doorbell.
     #[error("cannot bind {what} ({gsi})")]
     Bind {
@@ -127,6 +156,7 @@ pub(super) struct Devices {
     serial_line: EventFd,
     serial_room: EventFd,
     keyboard: Arc<Mutex<I8042>>,
+    rtc: Arc<Mutex<Rtc>>,
     power_button: PowerButton,
     console: Arc<SerialOutput>,
     disks: Vec<Disk>,
@@ -223,6 +253,16 @@ pub enum DeviceKind {
     Balloon,
     /// virtio-mem.
     Memory,
+}
+
+/// What the devices of a machine have come to.
+#[derive(Debug)]
+pub(super) struct DevicesState {
+    /// By the devices' ids.
+    pub(super) transports: Vec<(String, MmioState)>,
+    pub(super) serial: SerialState,
+    pub(super) keyboard: I8042State,
+    pub(super) rtc: RtcState,
 }
 
 /// What a device's driver has come to.
@@ -347,6 +387,35 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// What all devices have come to. The machine is paused.
+    pub(super) fn save(&self) -> DevicesState {
+        let transport = |slot: &VirtioSlot| (slot.id.clone(), lock(&slot.transport).save());
+        DevicesState {
+            transports: self.virtio.iter().map(transport).collect(),
+            serial: lock(&self.serial).save(),
+            keyboard: lock(&self.keyboard).save(),
+            rtc: lock(&self.rtc).save(),
+        }
+    }
+
+    /// Lets every device take over what the one of its name had come to. They are connected, and interrupts go where they
+    /// went.
+    pub(super) fn restore(&self, state: DevicesState) -> Result<(), DeviceError> {
+        let DevicesState { mut transports, serial, keyboard, rtc } = state;
+        for slot in &self.virtio {
+            let place = transports.iter().position(|(id, _)| *id == slot.id);
+            let place = place.ok_or_else(|| DeviceError::Unmatched { id: slot.id.clone(), here: true })?;
+            let (id, state) = transports.swap_remove(place);
+            lock(&slot.transport).restore(state).map_err(|source| DeviceError::Restore { id, source })?;
+        }
+        if let Some((id, _)) = transports.pop() {
+            return Err(DeviceError::Unmatched { id, here: false });
+        }
+        lock(&self.serial).restore(serial)?;
+        lock(&self.keyboard).restore(keyboard)?;
+        Ok(lock(&self.rtc).restore(rtc)?)
     }
 
     pub(super) fn buses(&self) -> Buses {
@@ -527,7 +596,8 @@ impl Devices {
         };
         place(layout::SERIAL_PORT, layout::SERIAL_PORT_LEN, Arc::clone(&serial) as SharedDevice);
         place(layout::I8042_PORT, layout::I8042_PORT_LEN, Arc::clone(&keyboard) as SharedDevice);
-        place(layout::CMOS_PORT, layout::CMOS_PORT_LEN, shared(Rtc::new()));
+        let rtc = Arc::new(Mutex::new(Rtc::new()));
+        place(layout::CMOS_PORT, layout::CMOS_PORT_LEN, Arc::clone(&rtc) as SharedDevice);
         place(layout::PM_PORT, layout::PM_PORT_LEN, shared(AcpiPm::new(requests)));
         Ok(Self {
             virtio: Vec::new(),
@@ -536,6 +606,7 @@ impl Devices {
             serial_line,
             serial_room,
             keyboard,
+            rtc,
             power_button,
             console,
             disks: Vec::new(),

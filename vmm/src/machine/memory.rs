@@ -36,6 +36,14 @@ pub enum MemoryError {
         /// What the host said. Its text has its own source's in it.
         cause: MmapRegionError,
     },
+    /// A file of a point cannot be mapped in its place.
+    #[error("cannot map {} KiB of the snapshot's memory", bytes >> 10)]
+    MapFile {
+        /// How much.
+        bytes: u64,
+        /// What the host said.
+        source: io::Error,
+    },
     /// It cannot be where it shall be.
     #[error(transparent)]
     Place(#[from] ApplyError),
@@ -135,7 +143,7 @@ fn map_hint(pages: Pages) -> &'static str {
 }
 
 /// Maps guest memory as `config` says, at the addresses where the machine has RAM and on what the host has `settled` on, part
-/// by part: nothing is touched before its policy is set, and what shall be there from the start is.
+/// by part: nothing is touched before its policy is set.
 ///
 /// # Errors
 /// The host cannot give it.
@@ -156,12 +164,19 @@ fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryEr
         placement::advise(&region, placement, nodes)?;
         regions.push(region);
     }
-    let memory = GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart");
-    placement::prefault(&memory, settled)?;
-    if placement.lock {
-        placement::lock(&memory)?;
+    Ok(GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart"))
+}
+
+/// Brings all into memory that shall be there from the start, and holds it there if it shall be held.
+///
+/// # Errors
+/// The host cannot give it.
+pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled) -> Result<(), MemoryError> {
+    placement::prefault(memory, settled)?;
+    if settled.placement.lock {
+        placement::lock(memory)?;
     }
-    Ok(memory)
+    Ok(())
 }
 
 /// The file that memory is mapped from, if it is from one. A pool's pages always are: what is punched out of it is the

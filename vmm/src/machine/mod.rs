@@ -13,7 +13,10 @@ mod kvm;
 mod memory;
 mod nets;
 mod pool;
+mod restored;
+mod saved;
 mod slots;
+mod tracking;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,7 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
 pub use ::devices::legacy::ConsoleOutput as SerialOutput;
 pub use ::devices::virtio::net::LinkState;
-pub use build::{BuildError, Wiring};
+pub use build::{BuildError, Origin, Wiring};
 pub use cpus::{CpuSaveError, CpuStates};
 use devices::Devices;
 pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
@@ -42,10 +45,14 @@ pub use kvm::KvmError;
 pub(crate) use memory::MachineMemory;
 pub use memory::MemoryError;
 pub use nets::NetChangeError;
+use restored::MemoryThread;
+pub(crate) use saved::{DiskStamp, MachineState, SavedMachine, cpu_of, modified_ns};
+pub use saved::{MachineSaveError, MachineStateError};
 pub(crate) use slots::MemorySlots;
+use tracking::Tracking;
 
 use crate::config::LimiterConfig;
-use crate::control::{Action, Refusal, State};
+use crate::control::{Action, EventSender, Refusal, State};
 use crate::epoch::{DirtyLog, DirtyLogError};
 use crate::metrics::{Snapshot, VcpuFigures};
 use crate::placement::{PlacementSource, Watch};
@@ -64,7 +71,12 @@ pub struct Machine {
     /// Guest memory and the vCPUs' descriptors are the VM's: it is closed after its threads have ended.
     vm: Arc<VmFd>,
     slots: Arc<MemorySlots>,
+    /// Brings memory for as long as anybody touches it.
+    #[expect(dead_code, reason = "it is held for its drop")]
+    memory_thread: Option<MemoryThread>,
     memory: Arc<GuestMemory>,
+    tracking: Tracking,
+    events: EventSender,
     placement: PlacementSource,
     state: State,
     ended: Option<Instant>,
@@ -139,6 +151,9 @@ impl Machine {
             | Action::Pause
             | Action::Configure
             | Action::ChangeDevice
+            | Action::Snapshot
+            | Action::SnapshotPaused
+            | Action::Restore
             | Action::FlushMetrics => {}
         }
         self.state = next;
@@ -164,6 +179,11 @@ impl Machine {
     /// KVM does not do it.
     pub fn log_writes(&self) -> Result<DirtyLog, DirtyLogError> {
         DirtyLog::start(&self.slots)
+    }
+
+    /// Where its news goes.
+    pub(crate) fn events(&self) -> &EventSender {
+        &self.events
     }
 
     /// What tells where the machine's memory is.

@@ -12,6 +12,7 @@ pub mod bodies;
 mod change;
 pub mod describe;
 pub mod hotplug;
+pub mod snapshot;
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};

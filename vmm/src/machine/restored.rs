@@ -1,0 +1,161 @@
+//! Guest memory from a point: its files mapped over what was there, or read, now or when they are wanted.
+#![expect(unsafe_code, reason = "files are mapped in the place of guest memory")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use arch::GuestMemory;
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::build::BuildError;
+use super::memory::{self, MachineMemory, MemoryError};
+use super::tracking::Tracking;
+use crate::control::EventSender;
+use crate::epoch::{CHUNK_BYTES, PAGE_BYTES, Point, PointError};
+use crate::pager::{Handler, Pager};
+use crate::placement::Settled;
+use crate::snapshot::{MemoryMode, RestoredMemory};
+
+/// A thread that brings guest memory. Dropped, it brings no more.
+#[derive(Debug)]
+#[expect(dead_code, reason = "both are held for their drop")]
+pub(super) enum MemoryThread {
+    /// From a point's files.
+    Pager(Pager),
+    /// Beside another process that does.
+    Handler(Handler),
+}
+
+/// Memory that comes from a point.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    pub(super) thread: Option<MemoryThread>,
+    pub(super) tracking: Tracking,
+}
+
+/// Brings memory from where `from` says, or sees to its coming.
+///
+/// # Errors
+/// The host cannot give it, or a file is not what was written.
+pub(super) fn bring(
+    memory: &MachineMemory,
+    settled: &Settled,
+    from: RestoredMemory,
+    events: &EventSender,
+) -> Result<Brought, BuildError> {
+    let (ram, page_bytes) = (&memory.ram, memory.pages.pool_page_bytes().unwrap_or(PAGE_BYTES));
+    let (point, mode, record, last) = match from {
+        RestoredMemory::Files { point, mode, record, last } => (point, mode, record, last),
+        RestoredMemory::Handler(path) => {
+            let handler = Handler::start(ram, page_bytes, &path, events.clone())?;
+            return Ok(Brought { thread: Some(MemoryThread::Handler(handler)), tracking: Tracking::default() });
+        }
+    };
+    let mut thread = None;
+    match mode {
+        MemoryMode::Map => map_files(ram, &point)?,
+        MemoryMode::Lazy => {
+            let pager = Pager::start(ram, page_bytes, Arc::clone(&point), record, events.clone())?;
+            thread = Some(MemoryThread::Pager(pager));
+        }
+        MemoryMode::Copy => {
+            memory::make_present(ram, settled)?;
+            copy_files(ram, &point)?;
+        }
+    }
+    let origin = (mode != MemoryMode::Copy).then_some(point);
+    Ok(Brought { thread, tracking: Tracking::from_point(*last, origin) })
+}
+
+/// Maps a point's files privately in the place of guest memory: what the guest writes is its own. Nothing is read.
+///
+/// # Errors
+/// The kernel does not map a file.
+fn map_files(memory: &GuestMemory, point: &Point) -> Result<(), MemoryError> {
+    // The files of a full point have its holes: it is one mapping. Above it lie the runs of its increments.
+    let layers = point.layer_ids().count();
+    let base = layers - 1;
+    map_run(memory, point, base, (0, point.memory_bytes()))?;
+    for run in point.runs().filter(|run| run.layer != base) {
+        map_run(memory, point, run.layer, (run.first * PAGE_BYTES, (run.first + run.pages) * PAGE_BYTES))?;
+    }
+    Ok(())
+}
+
+/// Maps bytes of a layer's file where guest memory has them.
+fn map_run(memory: &GuestMemory, point: &Point, layer: usize, (start, end): (u64, u64)) -> Result<(), MemoryError> {
+    let mut offset = 0;
+    for region in memory.iter() {
+        let (from, to) = (start.max(offset), end.min(offset + region.len()));
+        if from < to {
+            let within = MemoryRegionAddress(from - offset);
+            let bytes = usize::try_from(to - from).expect("a region fits into memory");
+            let slice = region.get_slice(within, bytes).expect("the part is within the region");
+            let file_offset = libc::off_t::try_from(from).expect("a file's offsets have 63 bits");
+            // SAFETY: the range is a part of one mapping of guest memory, which no reference points into and nobody uses
+            // yet; it stays mapped, readable and writable, and is unmapped with the rest.
+            let mapped = unsafe {
+                libc::mmap(
+                    slice.ptr_guard_mut().as_ptr().cast(),
+                    bytes,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    point.layer_file(layer).as_raw_fd(),
+                    file_offset,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(MemoryError::MapFile { bytes: to - from, source: io::Error::last_os_error() });
+            }
+        }
+        offset += region.len();
+    }
+    Ok(())
+}
+
+/// Reads a point's memory, every chunk held against its hash, on as many threads as there are CPUs for it.
+///
+/// # Errors
+/// A file that cannot be read, or is not what was written.
+fn copy_files(memory: &GuestMemory, point: &Point) -> Result<(), PointError> {
+    const THREADS_MAX: usize = 8;
+    let chunks: Vec<u64> = point.chunks().collect();
+    let next = AtomicU64::new(0);
+    let copy = || {
+        let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+        loop {
+            let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("chunks are counted in memory");
+            let Some(&chunk) = chunks.get(place) else { return Ok(()) };
+            bytes.resize(usize::try_from(point.chunk_bytes(chunk)).expect("a chunk fits into memory"), 0);
+            if point.read_chunk(chunk, &mut bytes, &mut scratch)? {
+                write(memory, chunk * CHUNK_BYTES, &bytes);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(1, THREADS_MAX);
+    thread::scope(|scope| {
+        let copiers: Vec<_> = (0..threads.min(chunks.len())).map(|_| scope.spawn(copy)).collect();
+        copiers.into_iter().try_for_each(|copier| copier.join().expect("a panic aborts the process"))
+    })
+}
+
+/// Writes bytes of the memory file where guest memory has them, zero pages apart: there they are zero already.
+fn write(memory: &GuestMemory, offset: u64, bytes: &[u8]) {
+    const PAGE: usize = 4096;
+    const _: () = assert!(PAGE as u64 == PAGE_BYTES);
+    let mut region_offset = 0;
+    for region in memory.iter() {
+        for (page, page_offset) in bytes.chunks(PAGE).zip((offset..).step_by(PAGE)) {
+            let within = page_offset.checked_sub(region_offset).filter(|&within| within < region.len());
+            if let Some(within) = within
+                && page.iter().any(|&byte| byte != 0)
+            {
+                region.write_slice(page, MemoryRegionAddress(within)).expect("the page is within the region");
+            }
+        }
+        region_offset += region.len();
+    }
+}

@@ -1,0 +1,161 @@
+//! A machine as a point keeps it: the sections of its state file, out and in. What comes in was written by a stranger.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use arch::VcpuCount;
+use arch::cpu_identity::CpuIdentity;
+use arch::vcpu::VcpuState;
+use devices::virtio::transport::MmioState;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::Machine;
+use super::cpus::{CpuSaveError, CpuStates};
+use super::devices::DevicesState;
+use crate::config::{ConfigState, DiskSource, MacAddressError, SaveConfigError, VmConfig};
+use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
+use crate::snapshot::unix_ms;
+
+/// The version of every section's type so far.
+const V1: u16 = 1;
+
+/// What keeps a machine from being saved.
+#[derive(Debug, Error)]
+pub enum MachineSaveError {
+    /// It cannot be described to another process.
+    #[error(transparent)]
+    Config(#[from] SaveConfigError),
+    /// Its vCPUs, or the VM.
+    #[error(transparent)]
+    Cpus(#[from] CpuSaveError),
+    /// A part of it has no form in a file.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+}
+
+/// What is wrong with a saved machine.
+#[derive(Debug, Error)]
+pub enum MachineStateError {
+    /// A section that is missing, or is not what it says.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// An address in its configuration.
+    #[error("the configuration in the snapshot is none")]
+    Mac(#[from] MacAddressError),
+    /// As many vCPUs as no machine has.
+    #[error("the configuration in the snapshot has {0} vCPUs, which no machine has")]
+    Vcpus(u64),
+}
+
+/// What a point keeps of a machine beside its memory.
+#[derive(Debug)]
+pub(crate) struct SavedMachine {
+    /// For the header.
+    pub(crate) described: Described,
+    pub(crate) sections: Vec<Section>,
+}
+
+/// A machine, all but its memory.
+#[derive(Debug)]
+pub(crate) struct MachineState {
+    pub(super) cpus: CpuStates,
+    pub(super) devices: DevicesState,
+    /// When each disk's file was written last.
+    pub(crate) stamps: Vec<DiskStamp>,
+}
+
+/// A disk's file as it was when the machine was held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskStamp {
+    pub(crate) id: String,
+    /// Its last change, in ns since 1970; none of a disk that cannot be written, and of one that cannot be asked.
+    pub(crate) modified_ns: Option<i128>,
+}
+
+impl Machine {
+    /// What a point keeps of the machine, which is paused and described by `config`.
+    ///
+    /// # Errors
+    /// What of it cannot be saved; it is as it was.
+    pub(crate) fn save(&self, config: &VmConfig) -> Result<SavedMachine, MachineSaveError> {
+        let CpuStates { vcpus, vm } = self.save_cpus()?;
+        let DevicesState { transports, serial, keyboard, rtc } = self.devices.save();
+        let configured = ConfigState::save(config)?;
+        let digest = Digest::of(Encoded::of(V1, &configured).map_err(no_form)?.bytes());
+        let cpu = CpuIdentity::of(&vcpus.first().map(VcpuState::cpuid).unwrap_or_default());
+        let described =
+            Described { created_ms: unix_ms(), cpu: Encoded::of(V1, &cpu).map_err(no_form)?, config: digest };
+        let mut sections = vec![
+            Section::of(SectionKind::Config, "", V1, &(configured, stamps(config)))?,
+            Section::of(SectionKind::Vm, "", V1, &vm)?,
+            Section::of(SectionKind::Serial, "", V1, &serial)?,
+            Section::of(SectionKind::I8042, "", V1, &keyboard)?,
+            Section::of(SectionKind::Rtc, "", V1, &rtc)?,
+        ];
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            sections.push(Section::of(SectionKind::Vcpu, &index.to_string(), V1, vcpu)?);
+        }
+        for (id, transport) in &transports {
+            sections.push(Section::of(SectionKind::Transport, id, V1, transport)?);
+        }
+        Ok(SavedMachine { described, sections })
+    }
+}
+
+/// The CPU that the header of a point names.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn cpu_of(header: &StateHeader) -> Result<CpuIdentity, SectionError> {
+    header.cpu.decode(V1, &"of the CPU")
+}
+
+fn no_form(error: impl std::fmt::Display) -> SectionError {
+    SectionError::Encode { section: "of the header".to_owned(), why: error.to_string() }
+}
+
+impl MachineState {
+    /// Takes a machine out of `sections`, of which none may be left.
+    ///
+    /// # Errors
+    /// [`MachineStateError`].
+    pub(crate) fn take(mut sections: Sections) -> Result<(VmConfig, Self), MachineStateError> {
+        let (config, stamps): (ConfigState, _) = sections.take(SectionKind::Config, "", V1)?;
+        let config = config.restore()?;
+        let count = VcpuCount::new(config.cpus).map_err(|_| MachineStateError::Vcpus(config.cpus))?;
+        let vm = sections.take(SectionKind::Vm, "", V1)?;
+        let vcpus = count.indices().map(|index| sections.take(SectionKind::Vcpu, &index.to_string(), V1));
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        let serial = sections.take(SectionKind::Serial, "", V1)?;
+        let keyboard = sections.take(SectionKind::I8042, "", V1)?;
+        let rtc = sections.take(SectionKind::Rtc, "", V1)?;
+        let ids: Vec<String> = sections.ids(SectionKind::Transport).map(str::to_owned).collect();
+        let mut transports = Vec::with_capacity(ids.len());
+        for id in ids {
+            let transport: MmioState = sections.take(SectionKind::Transport, &id, V1)?;
+            transports.push((id, transport));
+        }
+        sections.finish()?;
+        let devices = DevicesState { transports, serial, keyboard, rtc };
+        Ok((config, Self { cpus: CpuStates { vcpus, vm }, devices, stamps }))
+    }
+}
+
+fn stamps(config: &VmConfig) -> Vec<DiskStamp> {
+    let stamp = |disk: &crate::config::DiskConfig| {
+        let modified_ns = match &disk.source {
+            DiskSource::Path(path) if !disk.read_only => modified_ns(path).ok(),
+            DiskSource::Path(_) | DiskSource::Open(_) => None,
+        };
+        DiskStamp { id: disk.id.clone(), modified_ns }
+    };
+    config.disks.iter().map(stamp).collect()
+}
+
+/// When the file at `path` was written last, in ns since 1970.
+pub(crate) fn modified_ns(path: &Path) -> io::Result<i128> {
+    let metadata = path.metadata()?;
+    Ok(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
+}

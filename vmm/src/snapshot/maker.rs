@@ -1,0 +1,381 @@
+//! The maker of a point: a thread of its own that copies guest memory to a file beside the guest, round by round, asks the
+//! control loop to hold the machine when little is left, copies that, and writes everything out when the machine goes on.
+//!
+//! Architecture invariant: whatever happens to the files, the machine goes on, and what was recorded as written since its
+//! last good point is still recorded.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use arch::GuestMemory;
+use thiserror::Error;
+
+use super::rounds::{self, Next};
+use super::source::{CopyError, Source};
+use super::{PointKind, SnapshotFigures, SnapshotRequest};
+use crate::config::SaveConfigError;
+use crate::control::{EventSender, GuestEvent, Progress};
+use crate::epoch::{
+    DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles, SectionError, StateHeader,
+};
+use crate::machine::{MachineSaveError, MemorySlots, SavedMachine};
+
+/// What keeps a point from being made.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// It cannot be an increment.
+    #[error(
+        "there is nothing that this could be an increment of: the machine's pages are not tracked since an earlier snapshot: make that with track (or track_dirty_pages), or make a full one"
+    )]
+    NotTracked,
+    /// It would be an increment of another point.
+    #[error("the machine's last snapshot is {}, and this would be an increment of {}: name that one, or make a full one", last.display(), asked.display())]
+    OtherParent {
+        /// The machine's last.
+        last: std::path::PathBuf,
+        /// The one that was asked for.
+        asked: std::path::PathBuf,
+    },
+    /// The machine cannot be described to another process.
+    #[error(transparent)]
+    Config(#[from] SaveConfigError),
+    /// The state of the machine cannot be had.
+    #[error("cannot save the machine")]
+    Machine(#[from] MachineSaveError),
+    /// A part of it has no form in a file.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// The machine does not stand still.
+    #[error("cannot hold the machine: {0}")]
+    Park(String),
+    /// What is written cannot be recorded.
+    #[error("cannot track what the machine writes")]
+    Track(#[from] DirtyLogError),
+    /// Memory cannot be looked at.
+    #[error("cannot tell which pages of guest memory are there")]
+    Look(#[source] io::Error),
+    /// Memory cannot be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The files cannot be written.
+    #[error(transparent)]
+    Point(#[from] PointError),
+    /// The host gives no thread.
+    #[error("cannot start the thread husk-job-snap")]
+    Thread(#[source] io::Error),
+    /// Somebody gave it up, or the machine has ended.
+    #[error("the snapshot was given up")]
+    Cancelled,
+}
+
+impl SnapshotError {
+    /// Whether another request would do.
+    #[must_use]
+    pub fn is_the_requests(&self) -> bool {
+        matches!(self, Self::NotTracked | Self::OtherParent { .. } | Self::Config(_) | Self::Point(_))
+    }
+}
+
+/// Whether the machine runs beside the maker at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It does.
+    Running,
+    /// Somebody has paused it.
+    Paused,
+}
+
+/// What a maker has to tell the control loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MakerEvent {
+    /// Little is left: the machine shall be held.
+    Close,
+    /// The last page is copied: the machine may go on.
+    Copied,
+    /// It has ended, one way or the other.
+    Finished,
+}
+
+/// What the control loop has to tell a maker.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// The machine is held: nothing writes to its memory.
+    Parked,
+    /// What it is.
+    State(Result<Box<SavedMachine>, SnapshotError>),
+}
+
+/// A point that a machine's pages can be tracked from.
+#[derive(Debug, Clone)]
+pub(crate) struct LastPoint {
+    pub(crate) files: PointFiles,
+    pub(crate) header: StateHeader,
+}
+
+/// What a machine has for the maker of a point.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) slots: Arc<MemorySlots>,
+    pub(crate) memory: Arc<GuestMemory>,
+    /// Where pages are that are not in memory.
+    pub(crate) origin: Option<Arc<Point>>,
+    /// What is written since the last point, if that is recorded.
+    pub(crate) log: Option<DirtyLog>,
+    pub(crate) last: Option<LastPoint>,
+    /// Whether the machine tracks its pages for as long as it lives.
+    pub(crate) tracks: bool,
+}
+
+/// What is left when a maker has ended.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) log: Option<DirtyLog>,
+    pub(crate) result: Result<MadePoint, SnapshotError>,
+}
+
+/// A point that was made.
+#[derive(Debug)]
+pub(crate) struct MadePoint {
+    pub(crate) last: LastPoint,
+    pub(crate) figures: SnapshotFigures,
+}
+
+/// The control loop's end of the thread. Dropped, the thread gives up, unless all is copied, and is waited for.
+#[derive(Debug)]
+pub(crate) struct Maker {
+    orders: Option<Sender<Order>>,
+    cancelled: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<Made>>,
+}
+
+impl Maker {
+    pub(crate) fn start(
+        request: SnapshotRequest,
+        mode: Mode,
+        ground: Ground,
+        events: EventSender,
+    ) -> Result<Self, SnapshotError> {
+        let (orders, ordered) = channel();
+        let (cancelled, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
+        let worker = Worker {
+            request,
+            mode,
+            ordered,
+            events,
+            cancelled: Arc::clone(&cancelled),
+            progress: Arc::clone(&progress),
+            figures: SnapshotFigures::default(),
+            started: Instant::now(),
+        };
+        let thread = thread::Builder::new()
+            .name("husk-job-snap".to_owned())
+            .spawn(move || worker.main(ground))
+            .map_err(SnapshotError::Thread)?;
+        Ok(Self { orders: Some(orders), cancelled, progress, thread: Some(thread) })
+    }
+
+    pub(crate) fn send(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // One that has failed by now does not listen any more.
+            let _ = orders.send(order);
+        }
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// What has come of it; the thread has said that it is finished.
+    pub(crate) fn finish(mut self) -> Made {
+        let thread = self.thread.take().expect("a maker is finished once");
+        thread.join().expect("with panic = abort a thread returns or the process ends")
+    }
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        self.cancel();
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok(), "the maker of a snapshot does not unwind");
+        }
+    }
+}
+
+struct Worker {
+    request: SnapshotRequest,
+    mode: Mode,
+    ordered: Receiver<Order>,
+    events: EventSender,
+    cancelled: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    figures: SnapshotFigures,
+    started: Instant,
+}
+
+impl Worker {
+    fn main(mut self, ground: Ground) -> Made {
+        let Ground { slots, memory, origin, mut log, last, tracks } = ground;
+        let source = Source::new(Arc::clone(&memory), origin);
+        let result = self.make(&slots, &source, &mut log, last);
+        match &result {
+            Ok(_) if tracks || self.request.track => {}
+            // What was harvested for a point that there is not is still to be in the next one.
+            Err(_) if tracks || self.figures.id.is_empty() => {}
+            _ => log = stopped(log),
+        }
+        self.events.send(GuestEvent::Snapshot(MakerEvent::Finished));
+        Made { log, result }
+    }
+
+    fn make(
+        &mut self,
+        slots: &Arc<MemorySlots>,
+        source: &Source,
+        log: &mut Option<DirtyLog>,
+        last: Option<LastPoint>,
+    ) -> Result<MadePoint, SnapshotError> {
+        let parent = match &self.request.kind {
+            PointKind::Full => None,
+            PointKind::Increment(asked) => Some(parent(asked.as_deref(), last, log.is_some())?),
+        };
+        let is_full = parent.is_none();
+        let writer = LayerWriter::create(&self.request.files, source.bytes(), parent)?;
+        self.figures.id = writer.id().to_string();
+        if log.is_none() && (self.mode == Mode::Running || self.request.track) {
+            *log = Some(DirtyLog::start(slots)?);
+        }
+        let SavedMachine { described, sections } = match self.copy_all(source, log.as_mut(), &writer, is_full) {
+            Ok(saved) => saved,
+            Err(error) => {
+                log.iter_mut().for_each(DirtyLog::put_back);
+                return Err(error);
+            }
+        };
+        self.events.send(GuestEvent::Snapshot(MakerEvent::Copied));
+        let copied = Instant::now();
+        let published = writer.finish().and_then(|layer| layer.publish(&described, &sections));
+        let header = match published {
+            Ok(header) => header,
+            Err(error) => {
+                log.iter_mut().for_each(DirtyLog::put_back);
+                return Err(error.into());
+            }
+        };
+        log.iter_mut().for_each(DirtyLog::acknowledge);
+        self.figures.sync_us = microseconds(copied);
+        self.figures.total_us = microseconds(self.started);
+        Ok(MadePoint { last: LastPoint { files: self.request.files.clone(), header }, figures: self.figures.clone() })
+    }
+
+    /// Copies all that the point holds, the last of it while the machine is held.
+    fn copy_all(
+        &mut self,
+        source: &Source,
+        mut log: Option<&mut DirtyLog>,
+        writer: &LayerWriter,
+        is_full: bool,
+    ) -> Result<SavedMachine, SnapshotError> {
+        if self.mode == Mode::Paused {
+            self.wait_until_parked()?;
+        }
+        // What is dirty from here on is in a later round; for a full point the log's past does not matter.
+        let dirty = log.as_deref_mut().map(DirtyLog::harvest).transpose()?;
+        let mut pages = match (is_full, dirty) {
+            (false, Some(dirty)) => dirty,
+            _ => source.touched().map_err(SnapshotError::Look)?,
+        };
+        if self.mode == Mode::Running {
+            let log = log.expect("a machine that runs is logged");
+            loop {
+                let copied = self.copy(source, writer, &pages)?;
+                self.figures.rounds += 1;
+                pages = log.harvest()?;
+                if rounds::next(self.figures.rounds, copied, pages.count()) == Next::Close {
+                    break;
+                }
+            }
+            self.events.send(GuestEvent::Snapshot(MakerEvent::Close));
+            self.wait_until_parked()?;
+            pages.union_with(&log.harvest()?);
+        }
+        self.copy(source, writer, &pages)?;
+        match self.ordered.recv() {
+            Ok(Order::State(saved)) => saved.map(|saved| *saved),
+            Ok(Order::Parked) | Err(_) => Err(SnapshotError::Cancelled),
+        }
+    }
+
+    fn wait_until_parked(&self) -> Result<(), SnapshotError> {
+        match self.ordered.recv() {
+            Ok(Order::Parked) => Ok(()),
+            Ok(Order::State(Err(error))) => Err(error),
+            Ok(Order::State(Ok(_))) | Err(_) => Err(SnapshotError::Cancelled),
+        }
+    }
+
+    /// Copies `pages`, and returns how many.
+    fn copy(&mut self, source: &Source, writer: &LayerWriter, pages: &PageSet) -> Result<u64, SnapshotError> {
+        let count = pages.count();
+        self.progress.expect(count * PAGE_BYTES);
+        source.copy(pages, writer, |pages| {
+            self.progress.add(pages * PAGE_BYTES);
+            !self.cancelled.load(Ordering::Relaxed)
+        })?;
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(SnapshotError::Cancelled);
+        }
+        self.figures.pages += count;
+        Ok(count)
+    }
+}
+
+/// The point that an increment is based on.
+fn parent(
+    asked: Option<&std::path::Path>,
+    last: Option<LastPoint>,
+    is_tracked: bool,
+) -> Result<Arc<Point>, SnapshotError> {
+    let Some(LastPoint { files, header }) = last.filter(|_| is_tracked) else { return Err(SnapshotError::NotTracked) };
+    if let Some(asked) = asked
+        && !names_the_same(asked, &files.memory)
+    {
+        let (last, asked) = (files.memory.clone(), asked.to_owned());
+        return Err(SnapshotError::OtherParent { last, asked });
+    }
+    Ok(Arc::new(Point::open(&files.memory, &header)?))
+}
+
+fn names_the_same(one: &std::path::Path, other: &std::path::Path) -> bool {
+    let real = |path: &std::path::Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real(one) == real(other)
+}
+
+fn stopped(log: Option<DirtyLog>) -> Option<DirtyLog> {
+    if let Some(log) = log
+        && let Err(error) = log.stop()
+    {
+        log::warn!("pages are still tracked, which costs the guest time: {}", crate::describe(&error));
+    }
+    None
+}
+
+fn microseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Now, in milliseconds since 1970 (UTC).
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

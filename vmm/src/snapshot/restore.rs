@@ -1,0 +1,220 @@
+//! A point that becomes a machine: opened, held against what it says of itself and what this host is, and changed as asked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arch::clock::ClockPolicy;
+use arch::cpu_identity::CpuIdentity;
+use thiserror::Error;
+
+use super::{LastPoint, MemoryMode, MemorySource, Overrides, RestoreRequest};
+use crate::config::{ConfigError, DiskSource, HostFacts, MIB, MemoryBacking, NetSource, Pages, VmConfig};
+use crate::epoch::{Point, PointError, PointFiles, StateError, StateFile};
+use crate::machine::{DiskStamp, MachineState, MachineStateError, cpu_of, modified_ns};
+
+/// Runs of pages that a private mapping is made of at most: the kernel's default limit of mappings is 65,530
+/// (vm.max_map_count), and each costs 200 bytes of its memory.
+pub const MAPPED_RUNS_MAX: u64 = 8192;
+
+/// What keeps a point from becoming a machine.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// Its state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its memory.
+    #[error(transparent)]
+    Point(#[from] PointError),
+    /// The machine in it.
+    #[error(transparent)]
+    Machine(#[from] MachineStateError),
+    /// A limit that the machine in it breaks here.
+    #[error("the machine in the snapshot cannot be here")]
+    Config(#[from] ConfigError),
+    /// Memory of another size than the machine's.
+    #[error("the snapshot has {} MiB of memory, its machine {} MiB", memory / MIB, machine / MIB)]
+    MemorySize {
+        /// What the header says, in bytes.
+        memory: u64,
+        /// What the configuration says, in bytes.
+        machine: u64,
+    },
+    /// A device that is to be changed, and is not there.
+    #[error("the machine in the snapshot has no {kind} `{id}`")]
+    NoSuchDevice {
+        /// What it should be.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// Memory that cannot be mapped.
+    #[error("memory cannot be mapped from the snapshot: {why}: use lazy or copy")]
+    NotMapped {
+        /// Why not.
+        why: Unmapped,
+    },
+    /// Memory that cannot come page by page.
+    #[error("memory that is locked, or on 1 GiB pages, cannot come as it is wanted: use copy")]
+    NotLazy,
+    /// Memory that cannot be checked as it is read.
+    #[error("the memory file has no index (.idx) beside it, so what is read cannot be checked: use map")]
+    NoIndex,
+    /// A disk that somebody wrote to since.
+    #[error("disk `{id}`: {} has been written to since the snapshot: restore the file as well, or leave strict_disks out", path.display())]
+    DiskChanged {
+        /// The disk.
+        id: String,
+        /// Its file.
+        path: PathBuf,
+    },
+}
+
+/// Why memory cannot be a private mapping of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Unmapped {
+    /// It is made of pages that files have not.
+    #[error("it is on {0} pages")]
+    Pages(Pages),
+    /// It is to be somewhere, and file pages are where they are.
+    #[error("it is bound to nodes")]
+    Nodes,
+    /// It is to be in memory from the start.
+    #[error("it is prefaulted or locked")]
+    Present,
+    /// Other processes are handed it.
+    #[error("it is shared")]
+    Shared,
+    /// There would be too many mappings.
+    #[error("its chain has {0} runs of pages, more than {MAPPED_RUNS_MAX}")]
+    Runs(u64),
+}
+
+/// A point on its way to be a machine.
+#[derive(Debug)]
+pub struct Restore {
+    pub(crate) state: MachineState,
+    pub(crate) memory: RestoredMemory,
+    pub(crate) clock: ClockPolicy,
+    /// The CPU that its guest has seen.
+    pub(crate) cpu: CpuIdentity,
+}
+
+/// Where its memory comes from.
+#[derive(Debug)]
+pub(crate) enum RestoredMemory {
+    /// The point's files.
+    Files {
+        point: Arc<Point>,
+        mode: MemoryMode,
+        /// What was wanted first the last time.
+        record: PathBuf,
+        last: Box<LastPoint>,
+    },
+    /// Another process.
+    Handler(PathBuf),
+}
+
+impl Restore {
+    /// Opens what `request` names and checks all that can be checked before anything is created.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub fn open(request: RestoreRequest) -> Result<(VmConfig, Self), RestoreError> {
+        let RestoreRequest { state: state_path, memory, resume: _, track_dirty_pages, clock, overrides } = request;
+        let StateFile { header, sections } = StateFile::read(&state_path)?;
+        let cpu = cpu_of(&header).map_err(MachineStateError::from)?;
+        let (mut config, state) = MachineState::take(sections)?;
+        if header.memory_bytes != config.memory.size_bytes {
+            return Err(RestoreError::MemorySize { memory: header.memory_bytes, machine: config.memory.size_bytes });
+        }
+        config.memory.track_dirty_pages = track_dirty_pages;
+        check_disks(&state.stamps, &config, &overrides)?;
+        change(&mut config, overrides)?;
+        config.validate_restored(HostFacts::read())?;
+        let memory = match memory {
+            MemorySource::Handler(path) => RestoredMemory::Handler(path),
+            MemorySource::File { path, mode } => {
+                let point = Point::open(&path, &header)?;
+                let mode = settle_mode(mode, &config, &point)?;
+                if mode == MemoryMode::Map {
+                    point.check_sample()?;
+                }
+                let mut record = path.clone().into_os_string();
+                record.push(".ws");
+                let last = Box::new(LastPoint { files: PointFiles::new(state_path, path), header });
+                RestoredMemory::Files { point: Arc::new(point), mode, record: record.into(), last }
+            }
+        };
+        Ok((config, Self { state, memory, clock, cpu }))
+    }
+}
+
+/// How memory gets there, as it was asked or as fast as can be.
+fn settle_mode(asked: Option<MemoryMode>, config: &VmConfig, point: &Point) -> Result<MemoryMode, RestoreError> {
+    let placement = &config.memory.placement;
+    let lazy = match () {
+        () if !point.has_index() => Err(RestoreError::NoIndex),
+        () if placement.lock || placement.pages == Pages::Huge1G => Err(RestoreError::NotLazy),
+        () => Ok(MemoryMode::Lazy),
+    };
+    match (asked, unmapped(config, point)) {
+        (Some(MemoryMode::Map), Some(why)) => Err(RestoreError::NotMapped { why }),
+        (Some(MemoryMode::Map) | None, None) => Ok(MemoryMode::Map),
+        (Some(MemoryMode::Lazy), _) => lazy,
+        (Some(MemoryMode::Copy), _) if !point.has_index() => Err(RestoreError::NoIndex),
+        (Some(MemoryMode::Copy), _) => Ok(MemoryMode::Copy),
+        (None, Some(_)) => lazy.or_else(|_| settle_mode(Some(MemoryMode::Copy), config, point)),
+    }
+}
+
+fn unmapped(config: &VmConfig, point: &Point) -> Option<Unmapped> {
+    let placement = &config.memory.placement;
+    let runs = || point.run_count();
+    match placement.pages {
+        pages @ (Pages::Huge2M | Pages::Huge1G) => Some(Unmapped::Pages(pages)),
+        _ if placement.nodes.is_some() || config.numa.iter().any(|node| node.host.is_some()) => Some(Unmapped::Nodes),
+        _ if placement.prefault || placement.lock => Some(Unmapped::Present),
+        _ if config.memory.backing == MemoryBacking::Memfd => Some(Unmapped::Shared),
+        // A full point is one mapping, with its holes.
+        _ if point.layer_ids().count() == 1 => None,
+        _ => Some(runs()).filter(|&runs| runs > MAPPED_RUNS_MAX).map(Unmapped::Runs),
+    }
+}
+
+/// A disk that was written to after its machine was held has not what the guest believes.
+fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -> Result<(), RestoreError> {
+    let replaced = |id: &str| overrides.disks.iter().any(|(other, _)| other == id);
+    for disk in config.disks.iter().filter(|disk| !replaced(&disk.id)) {
+        let stamp = stamps.iter().find(|stamp| stamp.id == disk.id).and_then(|stamp| stamp.modified_ns);
+        let (Some(then), DiskSource::Path(path)) = (stamp, &disk.source) else { continue };
+        // A file that cannot be asked is refused by who opens it.
+        if modified_ns(path).is_ok_and(|now| now > then) {
+            if overrides.strict_disks {
+                return Err(RestoreError::DiskChanged { id: disk.id.clone(), path: path.clone() });
+            }
+            log::warn!(
+                "disk `{}`: {} has been written to since the snapshot: the guest may find what it does not expect",
+                disk.id,
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Changes what is asked to be other than in the point.
+fn change(config: &mut VmConfig, overrides: Overrides) -> Result<(), RestoreError> {
+    let Overrides { disks, nets, pages, strict_disks: _ } = overrides;
+    for (id, path) in disks {
+        let disk = config.disks.iter_mut().find(|disk| disk.id == id);
+        disk.ok_or(RestoreError::NoSuchDevice { kind: "disk", id })?.source = DiskSource::Path(path);
+    }
+    for (id, tap) in nets {
+        let net = config.nets.iter_mut().find(|net| net.id == id);
+        net.ok_or(RestoreError::NoSuchDevice { kind: "network", id })?.source = NetSource::Tap(tap);
+    }
+    if let Some(pages) = pages {
+        config.memory.placement.pages = pages;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Where a point's pages are read from: guest memory, or what a restored machine came from, for pages that nobody has touched
+//! since. Reading never brings a page into memory.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use arch::GuestMemory;
+use arch::memory::{DirtyBitmap, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
+use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, MemoryRegionAddress};
+
+use crate::epoch::{CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError};
+
+/// Why pages cannot be copied.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// Where they are, or where they go.
+    #[error(transparent)]
+    Point(#[from] PointError),
+    /// The kernel does not tell which are there.
+    #[error("cannot tell which pages of guest memory are there")]
+    Look(#[source] io::Error),
+}
+
+/// Pages that are worth a second thread: 16 MiB.
+const PAGES_A_THREAD_MIN: u64 = 4096;
+const THREADS_MAX: u64 = 4;
+
+/// A machine's memory, and what it came from.
+#[derive(Debug)]
+pub(super) struct Source {
+    memory: Arc<GuestMemory>,
+    origin: Option<Arc<Point>>,
+}
+
+impl Source {
+    pub(super) fn new(memory: Arc<GuestMemory>, origin: Option<Arc<Point>>) -> Self {
+        Self { memory, origin }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// The pages that may hold something else than zeros.
+    pub(super) fn touched(&self) -> io::Result<PageSet> {
+        let mut pages = every_page(&self.memory);
+        if let Some(origin) = &self.origin {
+            origin.runs().for_each(|run| pages.insert_run(PageRun { first: run.first, pages: run.pages }));
+        }
+        Ok(pages)
+    }
+
+    /// Copies `pages` to `writer`, on several threads where there are many. After every piece `go_on` is told how many pages
+    /// that were, and says whether there shall be more.
+    pub(super) fn copy(
+        &self,
+        pages: &PageSet,
+        writer: &LayerWriter,
+        go_on: impl Fn(u64) -> bool + Sync,
+    ) -> Result<(), CopyError> {
+        let here = self.origin.as_ref().map(|_| every_page(&self.memory));
+        let (here, go_on) = (here.as_ref(), &go_on);
+        let count = pages.count();
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let threads = (count / PAGES_A_THREAD_MIN).clamp(1, THREADS_MAX.min(cores));
+        if threads == 1 {
+            return self.copy_share(pages, here, writer, (0, pages.pages()), go_on);
+        }
+        thread::scope(|scope| {
+            let share = |number| {
+                let bound = |number: u64| number * pages.pages().div_ceil(threads).next_multiple_of(CHUNK_PAGES);
+                (bound(number), bound(number + 1))
+            };
+            let copiers: Vec<_> = (0..threads)
+                .map(|number| scope.spawn(move || self.copy_share(pages, here, writer, share(number), go_on)))
+                .collect();
+            let joined = copiers.into_iter().map(|copier| copier.join().expect("a panic aborts the process"));
+            joined.collect::<Result<Vec<_>, _>>().map(|_| ())
+        })
+    }
+
+    /// Copies those from page `start` on and before `end`.
+    fn copy_share(
+        &self,
+        pages: &PageSet,
+        here: Option<&PageSet>,
+        writer: &LayerWriter,
+        (start, end): (u64, u64),
+        go_on: &(impl Fn(u64) -> bool + Sync),
+    ) -> Result<(), CopyError> {
+        let mut pen = writer.pen();
+        let mut chunk = OriginChunk::default();
+        for run in pages.runs().skip_while(|run| run.end() <= start).take_while(|run| run.first < end) {
+            let (mut first, last) = (run.first.max(start), run.end().min(end));
+            while first < last {
+                // A chunk at a time, so that a copy that is given up ends soon.
+                let piece = PageRun { first, pages: (last - first).min(CHUNK_PAGES - first % CHUNK_PAGES) };
+                match here {
+                    None => self.copy_from_memory(&mut pen, piece)?,
+                    Some(here) => self.copy_either(&mut pen, piece, here, &mut chunk)?,
+                }
+                first = piece.end();
+                if !go_on(piece.pages) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_from_memory(&self, pen: &mut Pen<'_>, run: PageRun) -> Result<(), CopyError> {
+        let mut slices = Vec::with_capacity(2);
+        let (start, end) = (run.first * PAGE_BYTES, run.end() * PAGE_BYTES);
+        let mut offset = 0;
+        for region in self.memory.iter() {
+            let (from, to) = (start.max(offset), end.min(offset + region.len()));
+            if from < to {
+                slices.push(slice(region, from - offset, to - from));
+            }
+            offset += region.len();
+        }
+        Ok(pen.write(run.first, &slices)?)
+    }
+
+    /// Copies a run within one chunk: what is in memory from there, the rest from where memory comes from.
+    fn copy_either(
+        &self,
+        pen: &mut Pen<'_>,
+        run: PageRun,
+        here: &PageSet,
+        chunk: &mut OriginChunk,
+    ) -> Result<(), CopyError> {
+        let mut first = run.first;
+        while first < run.end() {
+            let is_here = here.contains(first);
+            let end = (first..run.end()).find(|&page| here.contains(page) != is_here).unwrap_or(run.end());
+            let part = PageRun { first, pages: end - first };
+            match (&self.origin, is_here) {
+                (Some(origin), false) => pen.write_bytes(part.first, chunk.pages(origin, part)?)?,
+                _ => self.copy_from_memory(pen, part)?,
+            }
+            first = end;
+        }
+        Ok(())
+    }
+}
+
+/// All pages, whether anybody touched them or not.
+fn every_page(memory: &GuestMemory) -> PageSet {
+    let pages = memory.iter().map(GuestMemoryRegion::len).sum::<u64>() / PAGE_BYTES;
+    let mut all = PageSet::new(pages);
+    all.insert_run(PageRun { first: 0, pages });
+    all
+}
+
+fn slice(
+    region: &GuestRegionMmap,
+    offset: u64,
+    bytes: u64,
+) -> VolatileSlice<'_, vm_memory::bitmap::BS<'_, DirtyBitmap>> {
+    let bytes = usize::try_from(bytes).expect("a chunk fits into memory");
+    region.get_slice(MemoryRegionAddress(offset), bytes).expect("the part is within the region")
+}
+
+/// The chunk of a point that was read last.
+#[derive(Debug, Default)]
+struct OriginChunk {
+    number: Option<u64>,
+    bytes: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl OriginChunk {
+    /// Pages of `point`, all of one chunk.
+    fn pages(&mut self, point: &Point, run: PageRun) -> Result<&[u8], PointError> {
+        let chunk = run.first / CHUNK_PAGES;
+        if self.number != Some(chunk) {
+            self.number = None;
+            self.bytes.resize(usize::try_from(point.chunk_bytes(chunk)).expect("a chunk fits into memory"), 0);
+            match point.has_index() {
+                true => point.read_chunk(chunk, &mut self.bytes, &mut self.scratch).map(|_| ())?,
+                false => point.read_unchecked(chunk, &mut self.bytes)?,
+            }
+            self.number = Some(chunk);
+        }
+        let at =
+            |page: u64| usize::try_from((page - chunk * CHUNK_PAGES) * PAGE_BYTES).expect("a chunk fits into memory");
+        Ok(&self.bytes[at(run.first)..at(run.end())])
+    }
+}
