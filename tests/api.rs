@@ -134,7 +134,13 @@ fn a_wrong_body_is_refused_by_its_field_and_changes_nothing() {
         ("GET", "/balloon", "", &["the machine has none"]),
         ("PUT", "/vsock", "{}", &["vsock", "not supported yet"]),
         ("GET", "/mmds", "", &["metadata", "not supported yet"]),
-        ("PUT", "/snapshot/create", "{}", &["snapshots", "not supported yet"]),
+        ("PUT", "/snapshot/create", "{}", &["mem_file_path"]),
+        (
+            "PUT",
+            "/snapshot/create",
+            r#"{"mem_file_path": "m", "snapshot_path": "s"}"#,
+            &["make a snapshot of a machine that has not been started"],
+        ),
     ] {
         vm.client.ask(method, target, body).refused(parts);
     }

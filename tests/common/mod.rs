@@ -141,6 +141,11 @@ impl Husk {
         self.child.id()
     }
 
+    /// What it has written to its standard output so far.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&self.stdout.bytes()).into_owned()
+    }
+
     /// Waits until its standard output contains `text`.
     pub(crate) fn wait_for(&self, text: &str) {
         self.wait_until(&format!("`{text}` on standard output"), &self.stdout, |seen| contains(&seen.bytes, text));

@@ -8,7 +8,8 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 /// A pseudo-terminal: the test sits at its master, husk's streams are its slave.
 pub(crate) struct Terminal {
@@ -190,4 +191,61 @@ pub(crate) fn attach(tap: &str, flags: libc::c_int) -> File {
     let attached = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(attached, 0, "TUNSETIFF: {}", io::Error::last_os_error());
     file
+}
+
+/// What arrives on a socket in one message, and the descriptor with it.
+pub(crate) fn receive_with_descriptor(socket: &UnixStream) -> (Vec<u8>, OwnedFd) {
+    let mut bytes = vec![0; 64 << 10];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut control = [0_u64; 8];
+    // SAFETY: all zeroes is a message without parts.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message's parts and its control buffer live, and have the lengths that it says.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    bytes.truncate(usize::try_from(count).unwrap());
+    // SAFETY: the message is the one that recvmsg filled in.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    assert!(!header.is_null(), "no descriptor came");
+    // SAFETY: the header is of the message, and a descriptor's follows it.
+    let data = unsafe { libc::CMSG_DATA(header) };
+    // SAFETY: SCM_RIGHTS data is an array of descriptors, of which one was sent.
+    let fd = unsafe { data.cast::<RawFd>().read_unaligned() };
+    // SAFETY: the kernel has just made it for this process.
+    (bytes, unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The address of the next fault of a userfaultfd; none when its memory is gone.
+pub(crate) fn next_fault(fault: &OwnedFd) -> Option<u64> {
+    const PAGEFAULT: u8 = 0x12;
+    loop {
+        let mut watched = libc::pollfd { fd: fault.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one descriptor is named, and there is one.
+        unsafe { libc::poll(&raw mut watched, 1, -1) };
+        if watched.revents & libc::POLLIN == 0 {
+            return None;
+        }
+        let mut message = [0_u8; 32];
+        // SAFETY: the kernel writes at most the length that it is told.
+        let count = unsafe { libc::read(fault.as_raw_fd(), message.as_mut_ptr().cast(), message.len()) };
+        match count {
+            32 if message[0] == PAGEFAULT => return Some(u64::from_ne_bytes(message[16..24].try_into().unwrap())),
+            0 => return None,
+            _ => {}
+        }
+    }
+}
+
+/// Puts a page at an address of another process, through its userfaultfd.
+pub(crate) fn put_page(fault: &OwnedFd, address: u64, page: &[u8; 4096]) {
+    // UFFDIO_COPY of <linux/userfaultfd.h>: to, from, length, mode, what was done.
+    const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+    let mut request = [address, page.as_ptr().expose_provenance() as u64, 4096, 0, 0];
+    // SAFETY: the kernel reads the page, which lives, and writes the last word of the request.
+    let done = unsafe { libc::ioctl(fault.as_raw_fd(), UFFDIO_COPY, request.as_mut_ptr()) };
+    let error = std::io::Error::last_os_error();
+    assert!(done == 0 || error.raw_os_error() == Some(libc::EEXIST), "{error}");
 }

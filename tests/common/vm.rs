@@ -67,6 +67,22 @@ impl Vm {
         self.client.ask("PATCH", target, &body.to_string())
     }
 
+    /// Begins a job of husk's, and waits for its end.
+    pub(crate) fn job(&mut self, target: &str, body: &Value) -> Value {
+        let answer = self.client.ask("POST", target, &body.to_string());
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let number = answer.json()["id"].as_u64().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let job = self.get(&format!("/husk/v1/jobs/{number}"));
+            if job["state"] != "running" {
+                return job;
+            }
+            assert!(std::time::Instant::now() < deadline, "{job}");
+            std::thread::yield_now();
+        }
+    }
+
     pub(crate) fn state(&mut self) -> String {
         self.get("/")["state"].as_str().unwrap().to_owned()
     }

@@ -1,0 +1,324 @@
+//! Points of a machine: made by both dialects of the control socket, chained, and made machines again in other processes.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::folder::Folder;
+use common::http::Connection;
+use common::vm::Vm;
+use common::{Husk, husk, sys};
+use serde_json::{Value, json};
+
+const MEMORY_BYTES: u64 = 64 << 20;
+
+/// A guest that counts its timer's ticks aloud until it is told to end.
+fn counting() -> Vm {
+    let vm = Vm::running("check=count end=poweroff");
+    vm.husk.wait_for("TICK 5 ");
+    vm
+}
+
+fn pause(vm: &mut Vm) {
+    vm.patch("/vm", &json!({ "state": "Paused" })).done();
+}
+
+/// Waits until a machine that is to be paused is there.
+fn wait_until_paused(vm: &mut Vm) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while vm.state() != "Paused" {
+        assert!(Instant::now() < deadline, "the machine is not there");
+        std::thread::yield_now();
+    }
+}
+
+fn resume(vm: &mut Vm) {
+    vm.patch("/vm", &json!({ "state": "Resumed" })).done();
+}
+
+/// The number of the last whole tick that the guest has told.
+fn last_tick(husk: &Husk) -> u64 {
+    let text = husk.output();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let tick = whole.lines().rev().find_map(|line| line.strip_prefix("TICK ")).unwrap();
+    tick.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Guest memory as the kernel shows it to who may see a process: read without the process's doing.
+fn memory_of(husk: &Husk) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", husk.pid())).unwrap();
+    let bounds = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    };
+    // A machine that maps files has several mappings where another has one.
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in maps.lines().filter_map(bounds) {
+        match joined.last_mut().filter(|(_, last)| *last == start) {
+            Some((_, last)) => *last = end,
+            None => joined.push((start, end)),
+        }
+    }
+    let exact = maps.lines().filter_map(bounds).find(|(start, end)| end - start == MEMORY_BYTES);
+    let (start, _) = exact.unwrap_or_else(|| panic!("no mapping of guest memory: {maps}"));
+    let mut memory = vec![0; usize::try_from(MEMORY_BYTES).unwrap()];
+    File::open(format!("/proc/{}/mem", husk.pid())).unwrap().read_exact_at(&mut memory, start).unwrap();
+    memory
+}
+
+/// Holds two memories against each other, but for the page of the VM generation, which a clone has of its own.
+#[track_caller]
+fn assert_same_memory(one: &[u8], other: &[u8], what: &str) {
+    const GENERATION_PAGE: usize = 0xf1;
+    assert_eq!(one.len(), other.len());
+    let differs =
+        |(page, (one, other)): (usize, (&[u8], &[u8]))| (page != GENERATION_PAGE && one != other).then_some(page);
+    let differing: Vec<_> = one.chunks(4096).zip(other.chunks(4096)).enumerate().filter_map(differs).collect();
+    assert!(differing.is_empty(), "{what}: pages {differing:x?} differ");
+}
+
+/// husk with the machine of a folder's point, on a socket of its own.
+fn restored(point: &Path, words: &[&str]) -> Vm {
+    let folder = Folder::new();
+    let point = point.to_str().unwrap();
+    let husk = husk(["restore", point, "--api-sock", &folder.at("s")]).args(words).start();
+    let client = Connection::open(folder.at("s"));
+    Vm { folder, husk, client }
+}
+
+fn refusal(point: &Path, words: &[&str]) -> String {
+    let ended = husk(["restore", point.to_str().unwrap()]).args(words).end();
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    assert!(ended.text().is_empty(), "{ended}");
+    ended.stderr
+}
+
+#[test]
+fn a_paused_machine_goes_to_firecrackers_two_files_and_comes_back_from_them() {
+    let mut vm = counting();
+    let (state, memory) = (vm.folder.at("vm.state"), vm.folder.at("vm.mem"));
+    let create = json!({ "snapshot_path": state, "mem_file_path": memory });
+    vm.put("/snapshot/create", &create).refused(&["make a snapshot of a machine that is running"]);
+    pause(&mut vm);
+    vm.put("/snapshot/create", &create).done();
+    let size = fs::metadata(&memory).unwrap();
+    assert_eq!(size.len(), MEMORY_BYTES);
+    assert!(size.blocks() * 512 < 4 << 20, "{} blocks for a guest that touched little", size.blocks());
+    assert!(fs::metadata(&state).unwrap().len() <= 32 << 10, "the state of one vCPU");
+    let before = memory_of(&vm.husk);
+    assert_same_memory(&before, &fs::read(&memory).unwrap(), "the memory file");
+    let tick = last_tick(&vm.husk);
+    let folder = vm.folder;
+    drop(vm.husk);
+
+    let mut clone = Vm::new();
+    let load = json!({ "snapshot_path": state, "mem_backend": { "backend_type": "File", "backend_path": memory } });
+    clone.put("/snapshot/load", &load).done();
+    assert_eq!(clone.state(), "Paused");
+    assert_same_memory(&memory_of(&clone.husk), &before, "the restored memory");
+    assert_eq!(clone.get("/machine-config")["mem_size_mib"], 64);
+    resume(&mut clone);
+    clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+    clone.put("/snapshot/load", &load).refused(&["load a snapshot into a machine that is running"]);
+    clone.stop();
+    drop(folder);
+}
+
+#[test]
+fn a_machine_that_runs_goes_on_and_its_point_does_so_too_in_every_mode() {
+    let mut vm = counting();
+    let point = vm.folder.path().join("point");
+    let job = vm.job("/husk/v1/snapshots", &json!({ "path": point }));
+    assert_eq!((job["state"].as_str(), job["kind"].as_str()), (Some("done"), Some("snapshot")), "{job}");
+    assert!(job["figures"]["pause_us"].as_u64().unwrap() > 0 && job["figures"]["rounds"].as_u64().unwrap() > 0);
+    assert_eq!(vm.state(), "Running");
+    let tick = last_tick(&vm.husk);
+    vm.husk.wait_for(&format!("TICK {} ", tick + 3));
+    for mode in ["map", "lazy", "copy"] {
+        let clone = restored(&point, &["--memory", mode]);
+        clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+        assert!(!clone.husk.output().contains("TICK 1 "), "{mode}: it did not start again");
+        clone.stop();
+    }
+    vm.stop();
+}
+
+#[test]
+fn every_point_of_a_chain_comes_back_as_it_was_whichever_of_the_others_are_gone() {
+    const POINTS: usize = 50;
+    let mut vm = counting();
+    let mut kept: Vec<(std::path::PathBuf, Vec<u8>)> = Vec::new();
+    for number in 0..POINTS {
+        pause(&mut vm);
+        let point = vm.folder.path().join(number.to_string());
+        let parent = kept.last().map(|(parent, _)| parent);
+        let job = vm.job("/husk/v1/snapshots", &json!({ "path": point, "parent": parent, "track": true }));
+        assert_eq!(job["state"], "done", "{job}");
+        kept.push((point, memory_of(&vm.husk)));
+        resume(&mut vm);
+        let tick = last_tick(&vm.husk);
+        vm.husk.wait_for(&format!("TICK {} ", tick + 1));
+    }
+    drop(vm.husk);
+    // What is left of the chain needs none of these.
+    let gone = |number: usize| number % 7 == 3 || number == 0;
+    for (number, (point, _)) in kept.iter().enumerate().filter(|(number, _)| gone(*number)) {
+        let dropped = husk(["snapshot", "drop", point.to_str().unwrap()]).end();
+        assert_eq!(dropped.code(), Some(0), "{number}: {dropped}");
+    }
+    for (number, (point, memory)) in kept.iter().enumerate().filter(|(number, _)| !gone(*number)) {
+        let mode = ["map", "copy", "lazy"][number % 3];
+        let mut clone = restored(point, &["--paused", "--memory", mode]);
+        wait_until_paused(&mut clone);
+        match mode {
+            "copy" => assert_same_memory(&memory_of(&clone.husk), memory, &format!("point {number} copied")),
+            // Nobody else can read pages that are not there: the machine's own snapshot finds them where they are.
+            _ => {
+                let again = clone.folder.path().join("again");
+                assert_eq!(clone.job("/husk/v1/snapshots", &json!({ "path": again }))["state"], "done");
+                assert_same_memory(
+                    &fs::read(again.join("memory")).unwrap(),
+                    memory,
+                    &format!("point {number} by {mode}"),
+                );
+            }
+        }
+        resume(&mut clone);
+        clone.stop();
+    }
+}
+
+#[test]
+fn many_clones_of_one_point_run_at_once() {
+    let mut vm = counting();
+    pause(&mut vm);
+    let point = vm.folder.path().join("point");
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+    let tick = last_tick(&vm.husk);
+    let clones: Vec<Vm> = (0..8).map(|_| restored(&point, &[])).collect();
+    for clone in &clones {
+        clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+    }
+    let generation = |clone: &Vm| memory_of(&clone.husk)[0xf_1000..][..16].to_vec();
+    let mut generations: Vec<_> = clones.iter().map(generation).collect();
+    generations.sort();
+    generations.dedup();
+    assert_eq!(generations.len(), clones.len(), "every clone is a generation of its own");
+    clones.into_iter().for_each(|clone| drop(clone.stop()));
+}
+
+#[test]
+fn a_point_that_is_not_whole_is_refused_with_the_reason() {
+    let mut vm = counting();
+    pause(&mut vm);
+    let folder = vm.folder.path().to_owned();
+    let at = |name: &str| folder.join(name);
+    let (point, other) = (at("point"), at("other"));
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+    resume(&mut vm);
+    vm.husk.wait_for(&format!("TICK {} ", last_tick(&vm.husk) + 2));
+    pause(&mut vm);
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": other }))["state"], "done");
+
+    let broken = |name: &str, change: &dyn Fn(&Path)| {
+        let copy = at(name);
+        fs::create_dir(&copy).unwrap();
+        for file in ["state", "memory", "memory.idx"] {
+            fs::copy(point.join(file), copy.join(file)).unwrap();
+        }
+        change(&copy);
+        refusal(&copy, &[])
+    };
+    let set_len = |path: &Path, bytes| File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    let short = broken("short", &|copy| set_len(&copy.join("memory"), MEMORY_BYTES - 4096));
+    assert!(short.contains("67104768 bytes, the snapshot's memory 67108864"), "{short}");
+    let long = broken("long", &|copy| set_len(&copy.join("memory"), MEMORY_BYTES + 4096));
+    assert!(long.contains("67112960 bytes"), "{long}");
+    let swapped = broken("swapped", &|copy| {
+        fs::copy(other.join("memory"), copy.join("memory")).unwrap();
+    });
+    assert!(swapped.contains("is not what was written") || swapped.contains("is of point"), "{swapped}");
+    let cut = broken("cut", &|copy| set_len(&copy.join("state"), 100));
+    assert!(cut.starts_with("husk: state file"), "{cut}");
+    let foreign = broken("foreign", &|copy| fs::write(copy.join("state"), [7; 4096]).unwrap());
+    assert!(foreign.contains("no state file of husk's"), "{foreign}");
+    let none = refusal(&at("nowhere"), &[]);
+    assert!(none.contains("nowhere"), "{none}");
+    vm.stop();
+}
+
+#[test]
+fn what_cannot_be_an_increment_is_refused_and_the_machine_runs_on() {
+    let mut vm = counting();
+    let folder = vm.folder.path().to_owned();
+    let ask = |vm: &mut Vm, body: Value| vm.job("/husk/v1/snapshots", &body);
+    let (first, second) = (folder.join("first"), folder.join("second"));
+    let job = ask(&mut vm, json!({ "path": second, "parent": first }));
+    assert_eq!(job["state"], "failed");
+    assert!(job["error"].as_str().unwrap().contains("not tracked since"), "{job}");
+    assert!(!second.exists(), "nothing is left of it");
+    assert_eq!(ask(&mut vm, json!({ "path": first, "track": true }))["state"], "done");
+    let job = ask(&mut vm, json!({ "path": second, "parent": folder.join("elsewhere") }));
+    assert!(job["error"].as_str().unwrap().contains("the machine's last snapshot is"), "{job}");
+    assert_eq!(ask(&mut vm, json!({ "path": second, "parent": first, "track": true }))["state"], "done");
+    assert_eq!(vm.state(), "Running");
+    let tick = last_tick(&vm.husk);
+    vm.husk.wait_for(&format!("TICK {} ", tick + 2));
+    vm.stop();
+}
+
+/// A page fault handler as Firecracker's users have them: it gets the regions and a userfaultfd, and answers from a file.
+fn handle_faults(listener: &UnixListener, memory: &Path) -> UnixStream {
+    let (socket, _) = listener.accept().unwrap();
+    let (list, fault) = sys::receive_with_descriptor(&socket);
+    let regions: Vec<Value> = serde_json::from_slice(&list).unwrap();
+    let number = |region: &Value, field: &str| region[field].as_u64().unwrap();
+    assert_eq!(regions.iter().map(|region| number(region, "size")).sum::<u64>(), MEMORY_BYTES);
+    assert!(regions.iter().all(|region| number(region, "page_size") == 4096));
+    let memory = File::open(memory).unwrap();
+    let handler = move || {
+        while let Some(address) = sys::next_fault(&fault) {
+            let place = |region: &Value| {
+                let within = address.checked_sub(number(region, "base_host_virt_addr"))?;
+                (within < number(region, "size")).then(|| number(region, "offset") + within)
+            };
+            let offset = regions.iter().find_map(place).unwrap() / 4096 * 4096;
+            let mut page = [0; 4096];
+            memory.read_exact_at(&mut page, offset).unwrap();
+            sys::put_page(&fault, address / 4096 * 4096, &page);
+        }
+    };
+    std::thread::spawn(handler);
+    socket
+}
+
+#[test]
+fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machines() {
+    let mut vm = counting();
+    let (state, memory) = (vm.folder.at("vm.state"), vm.folder.at("vm.mem"));
+    pause(&mut vm);
+    vm.put("/snapshot/create", &json!({ "snapshot_path": state, "mem_file_path": memory })).done();
+    let tick = last_tick(&vm.husk);
+    let mut clone = Vm::new();
+    let load = |path: &str| {
+        let backend = json!({ "backend_type": "Uffd", "backend_path": path });
+        json!({ "snapshot_path": state, "mem_backend": backend, "resume_vm": true })
+    };
+    clone.put("/snapshot/load", &load("/nowhere")).refused(&["page fault handler on /nowhere", "start it first"]);
+    let socket = vm.folder.at("handler");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let memory = std::path::PathBuf::from(memory);
+    let handler = std::thread::spawn(move || handle_faults(&listener, &memory));
+    clone.put("/snapshot/load", &load(&socket)).done();
+    let connection = handler.join().unwrap();
+    clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+    drop(connection);
+    let ended = clone.husk.end();
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    assert!(ended.stderr.contains("guest memory is lost: the page fault handler on"), "{ended}");
+}
