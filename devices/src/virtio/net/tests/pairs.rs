@@ -49,6 +49,16 @@ impl Pairs {
         (Net::new("net0", queues, NetOptions { mac: Some(MAC), ..NetOptions::default() }).unwrap(), threads)
     }
 
+    /// Moves the driver to another device, which has the state of this one, and lets it go on.
+    pub(super) fn move_to<B: NetBackend + 'static>(&mut self, backends: Vec<B>) {
+        let (net, threads) = Self::card(backends);
+        self.counters = net.counters();
+        let heir = MmioTransport::new("net0", Box::new(net), self.driver.memory().clone()).unwrap();
+        self.driver.migrate(heir);
+        self._threads = threads;
+        self.driver.transport().lock().unwrap().core().resume();
+    }
+
     fn initialize(&mut self, wanted: u64) {
         self.driver.initialize(wanted, &[32; CONTROL + 1]);
         self.driver.queues.iter().for_each(DriverRing::want_interrupt);
@@ -421,6 +431,9 @@ fn a_tap_deals_frames_out_to_the_pairs_that_take_part_and_to_no_other() {
         assert_eq!(pairs.set_pairs(3), OK);
         let counts = spread(&mut pairs, &mut rooms, &hosts);
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+        pairs.move_to(Tap::open_queues(&InterfaceName::new("tap7").unwrap(), PAIRS).unwrap());
+        let counts = spread(&mut pairs, &mut rooms, &hosts);
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?} after a restore");
         pairs.driver.queues[CONTROL].want_interrupt();
         assert_eq!(pairs.set_pairs(1), OK);
         assert_eq!(spread(&mut pairs, &mut rooms, &hosts), alone);

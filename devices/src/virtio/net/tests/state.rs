@@ -149,12 +149,8 @@ fn the_pairs_that_take_part_are_those_that_did() {
     for active in [3, 2, 1_u16] {
         assert_eq!(pairs.set_pairs(active), OK);
         let (backends, wires) = (0..PAIRS).map(|_| FakeNet::new(Offloads::ALL)).unzip::<_, _, Vec<_>, _>();
-        let (net, threads) = Pairs::card(backends);
-        let heir = MmioTransport::new("net0", Box::new(net), pairs.driver.memory().clone()).unwrap();
-        pairs.driver.migrate(heir);
+        pairs.move_to(backends);
         pairs.wires = wires;
-        pairs._threads = threads;
-        pairs.driver.transport().lock().unwrap().core().resume();
         let active = usize::from(active);
         assert_eq!(pairs.attached(), (0..PAIRS).map(|pair| pair < active).collect::<Vec<_>>());
         for pair in 0..active {
