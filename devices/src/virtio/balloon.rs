@@ -26,6 +26,7 @@ use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartEr
 use crate::backend::memory::Reclaim;
 use crate::bus::lock;
 use crate::fault::FaultLog;
+use crate::state::SaveState;
 
 pub use self::state::BalloonState;
 pub use self::statistics::Statistics;
@@ -262,12 +263,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Balloon(self.saved())
+        DeviceState::Balloon(SaveState::save(self))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
         match state {
-            DeviceState::Balloon(state) => self.inherit(state),
+            DeviceState::Balloon(state) => SaveState::restore(self, state),
             other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
         }
     }

@@ -46,6 +46,7 @@ use crate::backend::block::{BlockBackend, CacheMode, Discard, DiskAccess, DiskGe
 use crate::bus::lock;
 use crate::fault::FaultLog;
 use crate::limit::Limiter;
+use crate::state::SaveState;
 
 /// Entries of a queue where nobody asks for another number.
 pub const QUEUE_SIZE_DEFAULT: u16 = 256;
@@ -312,12 +313,12 @@ impl VirtioDevice for Blk {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Block(self.saved())
+        DeviceState::Block(SaveState::save(self))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
         match state {
-            DeviceState::Block(state) => self.inherit(state),
+            DeviceState::Block(state) => SaveState::restore(self, state),
             other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
         }
     }

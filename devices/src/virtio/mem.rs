@@ -23,6 +23,7 @@ use super::voice::{Changed, ConfigVoice};
 use super::worker::{AttachError, Attachment, IoThreadHandle};
 use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 use crate::fault::FaultLog;
+use crate::state::SaveState;
 
 pub use self::state::MemoryState;
 
@@ -232,12 +233,12 @@ impl VirtioDevice for MemoryDevice {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Memory(self.saved())
+        DeviceState::Memory(SaveState::save(self))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
         match state {
-            DeviceState::Memory(state) => self.inherit(state),
+            DeviceState::Memory(state) => SaveState::restore(self, state),
             other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
         }
     }

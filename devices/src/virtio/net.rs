@@ -48,6 +48,7 @@ use super::{
 use crate::backend::net::{NetBackend, Offloads};
 use crate::fault::FaultLog;
 use crate::limit::Limiter;
+use crate::state::SaveState;
 use crate::virtio::throttle::Throttle;
 
 const QUEUE_SIZE: u16 = 256;
@@ -273,12 +274,12 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Network(self.saved())
+        DeviceState::Network(SaveState::save(self))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
         match state {
-            DeviceState::Network(state) => self.inherit(state),
+            DeviceState::Network(state) => SaveState::restore(self, state),
             other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
         }
     }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::fault::FaultLog;
 use crate::limit::{Flow, Limiter, LimiterState};
+use crate::state::SaveState;
 
 const QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -92,14 +93,14 @@ impl VirtioDevice for Rng {
     fn reset(&mut self) {}
 
     fn save(&self) -> DeviceState {
-        DeviceState::Entropy(RngState { limiter: self.limiter.as_ref().map(|limiter| limiter.save()) })
+        DeviceState::Entropy(SaveState::save(self))
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
-        let DeviceState::Entropy(RngState { limiter }) = state else {
-            return Err(RestoreError::of_another_kind(&state, self.identity.device_type));
-        };
-        restore_limits(self.limiter.as_deref(), limiter)
+        match state {
+            DeviceState::Entropy(state) => SaveState::restore(self, state),
+            other => Err(RestoreError::of_another_kind(&other, self.identity.device_type)),
+        }
     }
 }
 
@@ -107,6 +108,21 @@ impl VirtioDevice for Rng {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RngState {
     limiter: Option<LimiterState>,
+}
+
+impl SaveState for Rng {
+    type State = RngState;
+    type Error = RestoreError;
+
+    fn save(&self) -> RngState {
+        let Self { log: _, identity: _, thread: _, limiter, counters: _, run: _ } = self;
+        RngState { limiter: limiter.as_ref().map(|limiter| limiter.save()) }
+    }
+
+    fn restore(&mut self, state: RngState) -> Result<(), RestoreError> {
+        let RngState { limiter } = state;
+        restore_limits(self.limiter.as_deref(), limiter)
+    }
 }
 
 struct RngWorker {

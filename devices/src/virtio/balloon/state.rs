@@ -9,6 +9,7 @@ use super::pages::Run;
 use super::statistics::{Statistics, TAGS};
 use super::{BALLOON_PAGE_BYTES, Balloon, NO_COMMAND, Shared};
 use crate::bus::lock;
+use crate::state::SaveState;
 use crate::virtio::RestoreError;
 use crate::virtio::voice::News;
 
@@ -27,8 +28,11 @@ pub struct BalloonState {
     pub(crate) pool_runs: Vec<(u32, u32)>,
 }
 
-impl Balloon {
-    pub(super) fn saved(&self) -> BalloonState {
+impl SaveState for Balloon {
+    type State = BalloonState;
+    type Error = RestoreError;
+
+    fn save(&self) -> BalloonState {
         let Self { log: _, identity: _, thread: _, reclaim: _, on_exhausted: _, shared, ledger, run: _ } = self;
         let Shared {
             features: _,
@@ -57,7 +61,7 @@ impl Balloon {
         }
     }
 
-    pub(super) fn inherit(&mut self, state: BalloonState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: BalloonState) -> Result<(), RestoreError> {
         let BalloonState {
             target_pages,
             actual_pages,
@@ -84,7 +88,9 @@ impl Balloon {
         shared.voice.inherit(news);
         Ok(())
     }
+}
 
+impl Balloon {
     fn inherit_runs(&mut self, runs: &[(u32, u32)]) -> Result<(), RestoreError> {
         let Some(ledger) = &mut self.ledger else {
             let none = RestoreError::Impossible("a balloon with pages of a pool, whose memory is of none");

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Blk, SERIAL_BYTES};
 use crate::backend::block::{DiskAccess, SECTOR_BYTES};
 use crate::limit::LimiterState;
+use crate::state::SaveState;
 use crate::virtio::RestoreError;
 use crate::virtio::state::{restore_limits, same};
 use crate::virtio::voice::News;
@@ -24,8 +25,11 @@ pub struct BlkState {
     pub(crate) limiter: Option<LimiterState>,
 }
 
-impl Blk {
-    pub(super) fn saved(&self) -> BlkState {
+impl SaveState for Blk {
+    type State = BlkState;
+    type Error = RestoreError;
+
+    fn save(&self) -> BlkState {
         let Self { name, log: _, identity: _, config: _, limiter, shared, queues: _ } = self;
         let geometry = shared.geometry();
         BlkState {
@@ -40,7 +44,7 @@ impl Blk {
         }
     }
 
-    pub(super) fn inherit(&mut self, state: BlkState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: BlkState) -> Result<(), RestoreError> {
         let BlkState {
             sectors,
             backing_sectors,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::BlockRun;
 use super::{MemoryArea, MemoryDevice, Shared};
 use crate::bus::lock;
+use crate::state::SaveState;
 use crate::virtio::RestoreError;
 use crate::virtio::state::same;
 use crate::virtio::voice::News;
@@ -24,8 +25,11 @@ pub struct MemoryState {
     pub(crate) news: News,
 }
 
-impl MemoryDevice {
-    pub(super) fn saved(&self) -> MemoryState {
+impl SaveState for MemoryDevice {
+    type State = MemoryState;
+    type Error = RestoreError;
+
+    fn save(&self) -> MemoryState {
         let Self { log: _, identity: _, thread: _, store: _, on_exhausted: _, shared, run: _ } = self;
         let Shared { area, requested, plugged: _, blocks, voice, counters: _ } = &**shared;
         let MemoryArea { start, bytes, block_bytes, node: _ } = *area;
@@ -40,7 +44,7 @@ impl MemoryDevice {
     }
 
     /// Plugs what was plugged.
-    pub(super) fn inherit(&mut self, state: MemoryState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: MemoryState) -> Result<(), RestoreError> {
         let MemoryState { start, bytes, block_bytes, requested_bytes, runs, news } = state;
         let area = self.shared.area;
         same("the address of memory that it can plug", start, area.start.0)?;

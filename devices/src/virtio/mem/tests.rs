@@ -263,8 +263,8 @@ fn a_device_goes_on_from_anothers_state() {
         news: crate::virtio::voice::ConfigVoice::new().news(),
     };
     let (mut other, _) = device(0, &account, &thread);
-    other.restore(DeviceState::Memory(state.clone())).unwrap();
-    assert_eq!(other.save(), DeviceState::Memory(state.clone()));
+    SaveState::restore(&mut other, state.clone()).unwrap();
+    assert_eq!(SaveState::save(&other), state);
     assert_eq!(account.blocks.lock().unwrap().iter().copied().collect::<Vec<_>>(), bench.blocks());
     let control = other.control();
     assert_eq!((control.plugged_bytes(), control.requested_bytes()), (5 * BLOCK, 7 * BLOCK));
@@ -283,8 +283,32 @@ fn a_device_goes_on_from_anothers_state() {
         let account = Arc::new(Account { blocks: Mutex::default(), limit: 100 });
         let (mut other, _) = device(0, &account, &thread);
         let told = format!("{broken:?}");
-        assert!(other.restore(DeviceState::Memory(broken)).is_err(), "{told}");
+        assert!(SaveState::restore(&mut other, broken).is_err(), "{told}");
     }
+}
+
+#[test]
+fn a_driver_plugs_and_unplugs_on_with_another_device() {
+    let mut bench = bench(9, 100);
+    assert_eq!(bench.ask(PLUG, 62, 4), (ACK, 0));
+    for round in 0..3 {
+        bench.driver.transport().lock().unwrap().core().pause();
+        // Made available, and not looked at.
+        let (asked, answer) = (request(PLUG, AREA.start.0 + round * BLOCK, 1), bench.driver.place(&[0xff; 10]));
+        let asked = bench.driver.place(&asked);
+        bench.driver.queues[0].add(&[Buffer::Readable(asked, 24), Buffer::Writable(answer, 10)]);
+        bench.account = Arc::new(Account { blocks: Mutex::default(), limit: 100 });
+        let (heir, exhausted) = device(0, &bench.account, &bench._thread);
+        (bench.control, bench.exhausted) = (heir.control(), exhausted);
+        let heir = MmioTransport::new("mem", Box::new(heir), bench.driver.memory().clone()).unwrap();
+        bench.driver.migrate(heir);
+        bench.driver.transport().lock().unwrap().core().resume();
+        assert_eq!(bench.driver.wait_used(0).written, 10);
+        assert_eq!(bench.driver.bytes_at(answer, 1), [ACK]);
+    }
+    assert_eq!(bench.blocks(), [0, 1, 2, 62, 63, 64, 65]);
+    assert_eq!(bench.ask(UNPLUG, 62, 4), (ACK, 0));
+    assert_eq!((bench.blocks(), bench.field(40)), (vec![0, 1, 2], 3 * BLOCK));
 }
 
 proptest! {

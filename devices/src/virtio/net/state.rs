@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LinkState, MAC_BYTES, Net, NetOptions};
 use crate::limit::LimiterState;
+use crate::state::SaveState;
 use crate::virtio::RestoreError;
 use crate::virtio::state::{restore_limits, same};
 use crate::virtio::voice::News;
@@ -21,9 +22,12 @@ pub struct NetState {
     pub(crate) limiter: Option<LimiterState>,
 }
 
-impl Net {
+impl SaveState for Net {
+    type State = NetState;
+    type Error = RestoreError;
+
     /// What the driver took upon itself follows from the features, and is set when the device starts.
-    pub(super) fn saved(&self) -> NetState {
+    fn save(&self) -> NetState {
         let Self { identity: _, options, pairs: _, control: _, control_index: _, steering, counters: _, link, log: _ } =
             self;
         let NetOptions { mac, mtu, filter: _, limiter } = options;
@@ -37,7 +41,7 @@ impl Net {
         }
     }
 
-    pub(super) fn inherit(&mut self, state: NetState) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: NetState) -> Result<(), RestoreError> {
         let NetState { mac, mtu, plugged, news, active_pairs, limiter } = state;
         if mac != self.options.mac {
             return Err(RestoreError::Mac { saved: mac, here: self.options.mac });
