@@ -123,19 +123,25 @@ pub const PM_SLEEP_ENABLE: u8 = 1 << 5;
 /// The SLP_TYP of `\_S5`, power off.
 pub const PM_SLEEP_TYPE_S5: u8 = 5;
 
-// Interrupt lines. GSI 0 is the PIT's.
+// Interrupt lines. GSI 0 is the PIT's, 2 is where the two 8259 meet; Linux takes neither from an ACPI table.
 
 /// The keyboard: edge triggered, as on ISA.
 pub const KEYBOARD_GSI: Gsi = Gsi::new(1);
-/// The event device's line for a new VM generation: edge triggered. On a PC it is where the two 8259 meet and no device can
-/// have it; the ACPI tables here are those of a machine without 8259, on which it is an input of the IOAPIC like any other.
-pub const GENERATION_GSI: Gsi = Gsi::new(2);
 /// The event device's line for the power button: edge triggered.
 pub const GED_GSI: Gsi = Gsi::new(3);
 /// The first serial port.
 pub const SERIAL_GSI: Gsi = Gsi::new(4);
 /// The first virtio-mmio device; each next one has the next GSI.
 pub const VIRTIO_MMIO_GSI_FIRST: Gsi = Gsi::new(5);
+
+/// The event device's line for a new VM generation, where there is one: edge triggered; the IOAPIC's last input.
+const GENERATION_GSI: Gsi = Gsi::new(IOAPIC_PINS - 1);
+
+/// The line of a new VM generation, or `None` where the last of all possible virtio-mmio devices has it: the guest then finds
+/// a new generation only when it looks.
+pub fn generation_gsi(virtio_mmio: &[VirtioMmioWindow]) -> Option<Gsi> {
+    virtio_mmio.iter().all(|window| window.gsi != GENERATION_GSI).then_some(GENERATION_GSI)
+}
 
 /// The registers and the interrupt line of one virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +269,7 @@ const _: () = assert!(MMIO_HOLE_START.0.is_multiple_of(1 << 30) && MMIO_HOLE_END
 // The page is the generation's alone, and among those that every memory map says are not RAM.
 const _: () = assert!(GENERATION_START.0.is_multiple_of(PAGE_SIZE) && GENERATION_SIZE.is_multiple_of(PAGE_SIZE));
 const _: () = assert!(EBDA_START.0 <= GENERATION_START.0 && GENERATION_START.0 + GENERATION_SIZE <= HIGH_RAM_START.0);
-const _: () = assert!(KEYBOARD_GSI.get() < GENERATION_GSI.get() && GENERATION_GSI.get() < GED_GSI.get());
+const _: () = assert!(KEYBOARD_GSI.get() < GED_GSI.get());
 const _: () = assert!(GED_GSI.get() < SERIAL_GSI.get() && SERIAL_GSI.get() < VIRTIO_MMIO_GSI_FIRST.get());
 const _: () = assert!(VIRTIO_MMIO_GSI_FIRST.get() + VIRTIO_MMIO_DEVICES_MAX as u32 == IOAPIC_PINS);
 
@@ -297,6 +303,8 @@ mod tests {
         assert_eq!(windows.len(), 19);
         assert_eq!((windows[0].base.0, windows[0].gsi.get()), (0xd000_0000, 5));
         assert_eq!((windows[18].base.0, windows[18].gsi.get()), (0xd001_2000, 23));
+        assert_eq!((generation_gsi(&[]), generation_gsi(&windows[..18])), (Some(Gsi::new(23)), Some(Gsi::new(23))));
+        assert_eq!(generation_gsi(&windows), None, "the last device has it");
     }
 
     #[test]

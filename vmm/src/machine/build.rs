@@ -215,7 +215,7 @@ impl Machine {
                 let vcpus = start_vcpus(fds, setup, &devices, &events)?;
                 cpus.vm.restore_interrupts(&vm)?;
                 devices.restore(saved)?;
-                generation::renew(&vm, &memory.ram)?;
+                generation::renew(&vm, &memory.ram, layout::generation_gsi(&config.windows()))?;
                 cpus.vm.restore_clock(&vm, away)?;
                 vcpus
             }

@@ -2,14 +2,12 @@
 
 use std::io;
 
-use arch::GuestMemory;
 use arch::acpi::Generation;
-use arch::layout::GENERATION_GSI;
 use arch::memory::GuestMemoryError;
+use arch::{Gsi, GuestMemory};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 
-use super::Machine;
 use super::irqchip;
 use super::kvm::KvmError;
 use crate::random;
@@ -35,23 +33,16 @@ pub(super) fn begin(memory: &GuestMemory) -> Result<(), GenerationError> {
 }
 
 /// Gives a machine that has run, in this or another process, a new generation, and tells its guest if it listens: the
-/// interrupt is pending in a LAPIC when this returns. Interrupt controllers and vCPUs have their state already.
-pub(super) fn renew(vm: &VmFd, memory: &GuestMemory) -> Result<(), GenerationError> {
+/// interrupt of `line` ([`arch::layout::generation_gsi`]) is pending in a LAPIC when this returns. Interrupt controllers and
+/// vCPUs have their state already.
+pub(super) fn renew(vm: &VmFd, memory: &GuestMemory, line: Option<Gsi>) -> Result<(), GenerationError> {
     begin(memory)?;
-    // Where nobody listens the line may be something else: a guest without these ACPI tables may have its two 8259 meet on it.
-    if irqchip::is_unmasked(vm, GENERATION_GSI) {
-        irqchip::pulse(vm, GENERATION_GSI)?;
-    }
-    Ok(())
-}
-
-impl Machine {
-    /// Makes the restored machine another one than that which was saved: a new generation, of which its guest hears before
-    /// its first instruction, so that its random numbers are its own. The machine is parked.
-    ///
-    /// # Errors
-    /// [`GenerationError`]; the machine may not run then.
-    pub fn renew_generation(&self) -> Result<(), GenerationError> {
-        renew(&self.vm, &self.memory)
+    match line {
+        Some(gsi) if irqchip::is_unmasked(vm, gsi) => Ok(irqchip::pulse(vm, gsi)?),
+        Some(_) => Ok(()),
+        None => {
+            log::warn!("generation: devices have every interrupt: the guest is not told that it has a new one");
+            Ok(())
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The DSDT: the devices that a kernel cannot find by probing, as AML.
 
+use std::iter;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
@@ -9,8 +11,8 @@ use acpi_tables::aml::{
 use super::{AcpiConfig, AcpiError};
 use crate::gsi::Gsi;
 use crate::layout::{
-    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, GENERATION_GSI, GENERATION_START, I8042_PORT, I8042_PORT_LEN, KEYBOARD_GSI,
-    PM_SLEEP_TYPE_S5, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow,
+    CMOS_PORT, CMOS_PORT_LEN, GED_GSI, GENERATION_START, I8042_PORT, I8042_PORT_LEN, KEYBOARD_GSI, PM_SLEEP_TYPE_S5,
+    SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_LEN, VirtioMmioWindow, generation_gsi,
 };
 
 /// 2: integers have 64 bits.
@@ -29,7 +31,7 @@ pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     clock(&mut devices);
     power_button(&mut devices);
     generation(&mut devices);
-    event_device(&mut devices);
+    event_device(&mut devices, generation_gsi(config.virtio_mmio));
     for (index, window) in config.virtio_mmio.iter().enumerate() {
         virtio_mmio(&mut devices, index, window)?;
     }
@@ -98,33 +100,39 @@ fn generation(sink: &mut Vec<u8>) {
     .to_aml_bytes(sink);
 }
 
-/// ACPI 6.5 §5.6.9. An interrupt on one of its lines runs `_EVT` with the GSI, one for each event.
-fn event_device(sink: &mut Vec<u8>) {
-    let lines: [&dyn Aml; 2] = [&edge_interrupt(GED_GSI), &edge_interrupt(GENERATION_GSI)];
+/// ACPI 6.5 §5.6.9. An interrupt on one of its lines runs `_EVT` with the GSI: one line for each event.
+fn event_device(sink: &mut Vec<u8>, generation: Option<Gsi>) {
+    let button = Event::new(GED_GSI, "\\_SB_.PWRB", BUTTON_PRESSED);
+    let generation = generation.map(|gsi| Event::new(gsi, "\\_SB_.VGEN", GENERATION_CHANGED));
+    let events: Vec<Event> = iter::once(button).chain(generation).collect();
+    let lines = events.iter().map(|event| &event.line as &dyn Aml).collect();
+    let told: Vec<_> = events.iter().map(|event| Notify::new(&event.device, &event.value)).collect();
+    let asked: Vec<_> = events.iter().map(|event| Equal::new(&Arg(0), &event.gsi)).collect();
+    let cases: Vec<_> = asked.iter().zip(&told).map(|(asked, told)| If::new(asked, vec![told])).collect();
     Device::new(
         "GED_".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &0_u8),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(lines.to_vec())),
-            &Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    &If::new(
-                        &Equal::new(&Arg(0), &GED_GSI.get()),
-                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
-                    ),
-                    &If::new(
-                        &Equal::new(&Arg(0), &GENERATION_GSI.get()),
-                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
-                    ),
-                ],
-            ),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(lines)),
+            &Method::new("_EVT".into(), 1, true, cases.iter().map(|case| case as &dyn Aml).collect()),
         ],
     )
     .to_aml_bytes(sink);
+}
+
+/// What the event device tells of: who is notified, and with what.
+struct Event {
+    gsi: u32,
+    line: Interrupt,
+    device: Path,
+    value: u8,
+}
+
+impl Event {
+    fn new(gsi: Gsi, device: &str, value: u8) -> Self {
+        Self { gsi: gsi.get(), line: edge_interrupt(gsi), device: Path::new(device), value }
+    }
 }
 
 fn virtio_mmio(sink: &mut Vec<u8>, index: usize, window: &VirtioMmioWindow) -> Result<(), AcpiError> {

@@ -159,11 +159,11 @@ fn the_event_device_tells_a_press_of_the_power_button_and_a_new_generation_by_th
     let button = devices.iter().find(|device| device.name == "PWRB").unwrap();
     assert!(button.has(&[0x41, 0xd0, 0x0c, 0x0c]), "PNP0C0C");
     let events = devices.iter().find(|device| device.name == "GED_").unwrap();
-    assert!(events.has(b"ACPI0013\0") && events.has(&[interrupt(3), interrupt(2)].concat()));
+    assert!(events.has(b"ACPI0013\0") && events.has(&[interrupt(3), interrupt(23)].concat()));
     // If (Arg0 == 3) { Notify (\_SB.PWRB, 0x80) }
     assert!(events.has(b"\x93\x68\x0a\x03\x86\\\x2e_SB_PWRB\x0a\x80"));
-    // If (Arg0 == 2) { Notify (\_SB.VGEN, 0x80) }
-    assert!(events.has(b"\x93\x68\x0a\x02\x86\\\x2e_SB_VGEN\x0a\x80"));
+    // If (Arg0 == 23) { Notify (\_SB.VGEN, 0x80) }
+    assert!(events.has(b"\x93\x68\x0a\x17\x86\\\x2e_SB_VGEN\x0a\x80"));
     // Name (_S5, Package { 5, 0, 0, 0 })
     assert_eq!(rest, b"\x08_S5_\x12\x07\x04\x0a\x05\x00\x00\x00");
 }
@@ -181,6 +181,15 @@ fn the_generation_is_found_by_its_compatible_id_and_is_in_a_page_that_is_not_ram
     assert!(device.has(b"\x08ADDR\x12\x08\x02\x0c\x00\x10\x0f\x00\x00"));
     Generation::new(*b"sixteen random b").write(&memory).unwrap();
     assert_eq!(read(&memory, 0xf_1000, 16), b"sixteen random b");
+}
+
+#[test]
+fn the_last_of_all_devices_takes_the_generations_interrupt() {
+    let [_, _, dsdt] = follow(&write(1, VIRTIO_MMIO_DEVICES_MAX));
+    let (devices, _) = devices(&dsdt);
+    let events = devices.iter().find(|device| device.name == "GED_").unwrap();
+    assert!(events.has(&interrupt(3)) && !events.has(&interrupt(23)) && !events.has(b"VGEN"));
+    assert!(devices.iter().any(|device| device.name == "VGEN"), "its id can be read all the same");
 }
 
 #[test]

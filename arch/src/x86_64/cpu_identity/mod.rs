@@ -12,7 +12,6 @@ use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
 use self::features::{Place, WORDS, Word};
-use crate::cpuid::Ring0;
 
 /// A CPU, as far as a guest depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +66,8 @@ pub enum Incompatible {
 }
 
 impl CpuIdentity {
-    /// The CPU that answers CPUID so: a vCPU's own answers, or those that a vCPU would get on this host
-    /// ([`crate::cpuid::for_vcpu`]).
+    /// The CPU that answers CPUID so, as KVM_GET_CPUID2 tells it of a vCPU: where ring 0 is emulated, ring 3 sees more of the
+    /// processor than the vCPU was given.
     #[must_use]
     pub fn of(cpuid: &[kvm_cpuid_entry2]) -> Self {
         let leaf = |function| cpuid.iter().find(|entry| entry.function == function).copied().unwrap_or_default();
@@ -80,29 +79,13 @@ impl CpuIdentity {
             let mut entries = cpuid.iter().filter(|entry| (entry.function, entry.index) == (place.leaf, place.subleaf));
             entries.next().map_or(0, |entry| *place.register.of(&mut entry.clone()))
         };
-        let address_bits = leaf(0x8000_0008).eax.to_le_bytes()[0];
-        Self { vendor, signature: leaf(1).eax, address_bits, words: Vec::new() }.with(bits)
-    }
-
-    /// The CPU that a vCPU of this host sees which answers CPUID so ([`crate::cpuid::for_vcpu`]). Where its ring 0 is emulated,
-    /// ring 3 runs on the processor itself: its CPUID has the processor's features beside, and KVM_GET_CPUID2 tells it so.
-    #[must_use]
-    pub fn of_host(cpuid: &[kvm_cpuid_entry2], ring0: Ring0) -> Self {
-        let host = Self::of(cpuid);
-        match ring0 {
-            Ring0::Native => host,
-            Ring0::Emulated => host.with(processor_bits),
+        let words = WORDS.iter().map(|word| FeatureWord { place: word.place, bits: bits(word.place) & !word.ignored });
+        Self {
+            vendor,
+            signature: leaf(1).eax,
+            address_bits: leaf(0x8000_0008).eax.to_le_bytes()[0],
+            words: words.filter(|word| word.bits != 0).collect(),
         }
-    }
-
-    /// The same CPU with the features that `bits` tells for each place of the table beside.
-    fn with(mut self, bits: impl Fn(Place) -> u32) -> Self {
-        let own = |place| self.words.iter().find(|word| word.place == place).map_or(0, |word| word.bits);
-        let words = WORDS
-            .iter()
-            .map(|word| FeatureWord { place: word.place, bits: own(word.place) | (bits(word.place) & !word.ignored) });
-        self.words = words.filter(|word| word.bits != 0).collect();
-        self
     }
 
     /// The vendor's name, as CPUID tells it: printable, whoever wrote it.
@@ -150,18 +133,6 @@ impl CpuIdentity {
         }
         Ok(())
     }
-}
-
-/// What the processor that this runs on answers; nothing for the leaves of a hypervisor, which are not the processor's.
-fn processor_bits(place: Place) -> u32 {
-    let Place { leaf, subleaf, register } = place;
-    let group = leaf & 0xc000_0000;
-    if group == 0x4000_0000 || __cpuid(group).eax < leaf {
-        return 0;
-    }
-    let CpuidResult { eax, ebx, ecx, edx } = __cpuid_count(leaf, subleaf);
-    let mut entry = kvm_cpuid_entry2 { eax, ebx, ecx, edx, ..Default::default() };
-    *register.of(&mut entry)
 }
 
 /// A feature by its name, or by its place where it has none or is of the future.

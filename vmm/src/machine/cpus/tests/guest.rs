@@ -52,10 +52,10 @@ global_asm!(
     "mov al, 0xff", // both 8259 off
     "out 0x21, al",
     "out 0xa1, al",
-    "mov ecx, 0xfec00000", // IOAPIC: the PIT's input 0 to vector 0x41, the generation's 2 to 0x42
+    "mov ecx, 0xfec00000", // IOAPIC: the PIT's input 0 to vector 0x41, the generation's 23 to 0x42
     "mov dword ptr [rcx], 0x10",
     "mov dword ptr [rcx + 0x10], 0x41",
-    "mov dword ptr [rcx], 0x14",
+    "mov dword ptr [rcx], 0x3e",
     "mov dword ptr [rcx + 0x10], 0x42",
     "mov ebx, 0xfee00000", // LAPIC: on, its timer every 10 ms to vector 0x40
     "mov dword ptr [rbx + 0xf0], 0x1ff",
@@ -118,7 +118,7 @@ global_asm!(
     "cmp dword ptr [0x300010], 0",
     "je 3f",
     "mov dword ptr [0x300010], 0", // mask the generation's input
-    "mov dword ptr [rcx], 0x14",
+    "mov dword ptr [rcx], 0x3e",
     "mov dword ptr [rcx + 0x10], 0x10042",
     "3: cmp dword ptr [0x30000c], 0",
     "je 2b",
