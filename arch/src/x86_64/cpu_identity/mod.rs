@@ -5,7 +5,6 @@
 
 mod features;
 
-use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 use std::fmt;
 
 use kvm_bindings::kvm_cpuid_entry2;
@@ -93,18 +92,6 @@ impl CpuIdentity {
     pub fn vendor(&self) -> String {
         let name = self.vendor.iter().take_while(|byte| **byte != 0);
         name.map(|&byte| if byte.is_ascii_graphic() { char::from(byte) } else { '?' }).collect()
-    }
-
-    /// A number that two CPUs with the same vendor and features share, and others hardly (64 bits, FNV-1a). To be shown and
-    /// compared; [`Self::check`] decides.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
-        let words = self.words.iter().flat_map(|word| {
-            let FeatureWord { place: Place { leaf, subleaf, register }, bits } = *word;
-            [leaf, subleaf, register as u32, bits].map(u32::to_le_bytes)
-        });
-        let bytes = self.vendor.into_iter().chain(words.flatten());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
     }
 
     /// Whether a guest that has seen this CPU can go on with `host`'s.

@@ -60,8 +60,7 @@ fn what_the_guest_switched_on_and_what_its_shape_says_is_not_the_hosts() {
     let (apic, several) = (1 << 9, 1 << 28);
     let saved = amd([osxsave | x2apic | hypervisor, apic | several, 0, 1 << 4]);
     assert_eq!(saved.check(&amd([0; 4])), Ok(()));
-    assert_eq!(saved.digest(), amd([0; 4]).digest());
-    assert_ne!(amd([FMA, 0, 0, 0]).digest(), amd([0, FMA, 0, 0]).digest());
+    assert_eq!(saved, amd([0; 4]));
 }
 
 #[test]
