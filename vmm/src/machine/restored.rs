@@ -17,7 +17,7 @@ use crate::control::EventSender;
 use crate::epoch::{CHUNK_BYTES, PAGE_BYTES, Point, PointError};
 use crate::pager::{Handler, Pager};
 use crate::placement::Settled;
-use crate::snapshot::{MemoryMode, RestoredMemory};
+use crate::snapshot::{Absent, MemoryMode, RestoredMemory};
 
 /// A thread that brings guest memory. Dropped, it brings no more.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) fn bring(
         RestoredMemory::Files { point, mode, record, last } => (point, mode, record, last),
         RestoredMemory::Handler(path) => {
             let handler = Handler::start(ram, page_bytes, &path, events.clone())?;
-            return Ok(Brought { thread: Some(MemoryThread::Handler(handler)), tracking: Tracking::default() });
+            return Ok(Brought { thread: Some(MemoryThread::Handler(handler)), tracking: Tracking::beside_handler() });
         }
     };
     let mut thread = None;
@@ -66,8 +66,8 @@ pub(super) fn bring(
             copy_files(ram, &point)?;
         }
     }
-    let origin = (mode != MemoryMode::Copy).then_some(point);
-    Ok(Brought { thread, tracking: Tracking::from_point(*last, origin) })
+    let absent = if mode == MemoryMode::Copy { Absent::Zero } else { Absent::In(point) };
+    Ok(Brought { thread, tracking: Tracking::from_point(*last, absent) })
 }
 
 /// Maps a point's files privately in the place of guest memory: what the guest writes is its own. Nothing is read.

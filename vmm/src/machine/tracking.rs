@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Machine, MemorySlots};
-use crate::epoch::{DirtyLog, DirtyLogError, Point};
-use crate::snapshot::{Ground, LastPoint};
+use crate::epoch::{DirtyLog, DirtyLogError};
+use crate::snapshot::{Absent, Ground, LastPoint};
 
 /// A machine's points.
 #[derive(Debug, Default)]
@@ -13,14 +13,19 @@ pub(super) struct Tracking {
     pub(super) always: bool,
     pub(super) log: Option<DirtyLog>,
     pub(super) last: Option<LastPoint>,
-    /// Where pages are that nobody has touched since the machine was made from it.
-    pub(super) origin: Option<Arc<Point>>,
+    /// Where pages are that nobody has touched since the machine was made.
+    pub(super) absent: Absent,
 }
 
 impl Tracking {
-    /// Of a machine that was made from a point, whose pages are in `origin` unless they have been read already.
-    pub(super) fn from_point(last: LastPoint, origin: Option<Arc<Point>>) -> Self {
-        Self { last: Some(last), origin, ..Self::default() }
+    /// Of a machine that was made from a point.
+    pub(super) fn from_point(last: LastPoint, absent: Absent) -> Self {
+        Self { last: Some(last), absent, ..Self::default() }
+    }
+
+    /// Of a machine whose memory another process brings.
+    pub(super) fn beside_handler() -> Self {
+        Self { absent: Absent::WithHandler, ..Self::default() }
     }
 
     /// Records what is written from here on, if `always`.
@@ -39,7 +44,7 @@ impl Machine {
         Ground {
             slots: Arc::clone(&self.slots),
             memory: Arc::clone(&self.memory),
-            origin: self.tracking.origin.clone(),
+            absent: self.tracking.absent.clone(),
             log: self.tracking.log.take(),
             last: self.tracking.last.clone(),
             tracks: self.tracking.always,

@@ -15,12 +15,13 @@ use arch::GuestMemory;
 use thiserror::Error;
 
 use super::rounds::{self, Next};
-use super::source::{CopyError, Source};
+use super::source::{Absent, CopyError, Source};
 use super::{PointKind, SnapshotFigures, SnapshotRequest};
 use crate::config::SaveConfigError;
 use crate::control::{EventSender, GuestEvent, Progress};
 use crate::epoch::{
-    DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles, SectionError, StateHeader,
+    DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles, ResidencyError,
+    SectionError, StateHeader,
 };
 use crate::machine::{MachineSaveError, MemorySlots, SavedMachine};
 
@@ -56,8 +57,8 @@ pub enum SnapshotError {
     #[error("cannot track what the machine writes")]
     Track(#[from] DirtyLogError),
     /// Memory cannot be looked at.
-    #[error("cannot tell which pages of guest memory are there")]
-    Look(#[source] io::Error),
+    #[error(transparent)]
+    Look(#[from] ResidencyError),
     /// Memory cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
@@ -121,8 +122,7 @@ pub(crate) struct LastPoint {
 pub(crate) struct Ground {
     pub(crate) slots: Arc<MemorySlots>,
     pub(crate) memory: Arc<GuestMemory>,
-    /// Where pages are that are not in memory.
-    pub(crate) origin: Option<Arc<Point>>,
+    pub(crate) absent: Absent,
     /// What is written since the last point, if that is recorded.
     pub(crate) log: Option<DirtyLog>,
     pub(crate) last: Option<LastPoint>,
@@ -225,8 +225,8 @@ struct Worker {
 
 impl Worker {
     fn main(mut self, ground: Ground) -> Made {
-        let Ground { slots, memory, origin, mut log, last, tracks } = ground;
-        let source = Source::new(Arc::clone(&memory), origin);
+        let Ground { slots, memory, absent, mut log, last, tracks } = ground;
+        let source = Source::new(memory, absent);
         let result = self.make(&slots, &source, &mut log, last);
         match &result {
             Ok(_) if tracks || self.request.track => {}
@@ -293,7 +293,7 @@ impl Worker {
         let dirty = log.as_deref_mut().map(DirtyLog::harvest).transpose()?;
         let mut pages = match (is_full, dirty) {
             (false, Some(dirty)) => dirty,
-            _ => source.touched().map_err(SnapshotError::Look)?,
+            _ => source.touched()?,
         };
         if self.mode == Mode::Running {
             let log = log.expect("a machine that runs is logged");

@@ -20,4 +20,5 @@ pub use maker::{MakerEvent, SnapshotError};
 pub use request::{MemoryMode, MemorySource, Overrides, PointKind, RestoreRequest, SnapshotFigures, SnapshotRequest};
 pub(crate) use restore::RestoredMemory;
 pub use restore::{MAPPED_RUNS_MAX, Restore, RestoreError, Unmapped};
+pub(crate) use source::Absent;
 pub use source::CopyError;

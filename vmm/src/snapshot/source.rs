@@ -1,7 +1,6 @@
 //! Where a point's pages are read from: guest memory, or what a restored machine came from, for pages that nobody has touched
 //! since. Reading never brings a page into memory.
 
-use std::io;
 use std::sync::Arc;
 use std::thread;
 
@@ -10,7 +9,9 @@ use arch::memory::{DirtyBitmap, GuestMemoryRegion, GuestRegionMmap, VolatileSlic
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, MemoryRegionAddress};
 
-use crate::epoch::{CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError};
+use crate::epoch::{
+    self, CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError, ResidencyError,
+};
 
 /// Why pages cannot be copied.
 #[derive(Debug, Error)]
@@ -19,24 +20,36 @@ pub enum CopyError {
     #[error(transparent)]
     Point(#[from] PointError),
     /// The kernel does not tell which are there.
-    #[error("cannot tell which pages of guest memory are there")]
-    Look(#[source] io::Error),
+    #[error(transparent)]
+    Look(#[from] ResidencyError),
 }
 
 /// Pages that are worth a second thread: 16 MiB.
 const PAGES_A_THREAD_MIN: u64 = 4096;
 const THREADS_MAX: u64 = 4;
 
+/// Where pages are that are not in memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Absent {
+    /// Nowhere: they are zeros.
+    #[default]
+    Zero,
+    /// In the files of the point that the machine was made from.
+    In(Arc<Point>),
+    /// With another process, which brings them in when they are touched.
+    WithHandler,
+}
+
 /// A machine's memory, and what it came from.
 #[derive(Debug)]
 pub(super) struct Source {
     memory: Arc<GuestMemory>,
-    origin: Option<Arc<Point>>,
+    absent: Absent,
 }
 
 impl Source {
-    pub(super) fn new(memory: Arc<GuestMemory>, origin: Option<Arc<Point>>) -> Self {
-        Self { memory, origin }
+    pub(super) fn new(memory: Arc<GuestMemory>, absent: Absent) -> Self {
+        Self { memory, absent }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -44,12 +57,21 @@ impl Source {
     }
 
     /// The pages that may hold something else than zeros.
-    pub(super) fn touched(&self) -> io::Result<PageSet> {
-        let mut pages = every_page(&self.memory);
-        if let Some(origin) = &self.origin {
-            origin.runs().for_each(|run| pages.insert_run(PageRun { first: run.first, pages: run.pages }));
+    pub(super) fn touched(&self) -> Result<PageSet, ResidencyError> {
+        match &self.absent {
+            Absent::Zero => epoch::touched(&self.memory),
+            Absent::In(point) => {
+                let mut pages = epoch::touched(&self.memory)?;
+                point.runs().for_each(|run| pages.insert_run(PageRun { first: run.first, pages: run.pages }));
+                Ok(pages)
+            }
+            Absent::WithHandler => {
+                let pages = self.bytes() / PAGE_BYTES;
+                let mut all = PageSet::new(pages);
+                all.insert_run(PageRun { first: 0, pages });
+                Ok(all)
+            }
         }
-        Ok(pages)
     }
 
     /// Copies `pages` to `writer`, on several threads where there are many. After every piece `go_on` is told how many pages
@@ -60,7 +82,10 @@ impl Source {
         writer: &LayerWriter,
         go_on: impl Fn(u64) -> bool + Sync,
     ) -> Result<(), CopyError> {
-        let here = self.origin.as_ref().map(|_| every_page(&self.memory));
+        let here = match &self.absent {
+            Absent::In(_) => Some(epoch::touched(&self.memory)?),
+            Absent::Zero | Absent::WithHandler => None,
+        };
         let (here, go_on) = (here.as_ref(), &go_on);
         let count = pages.count();
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
@@ -137,22 +162,14 @@ impl Source {
             let is_here = here.contains(first);
             let end = (first..run.end()).find(|&page| here.contains(page) != is_here).unwrap_or(run.end());
             let part = PageRun { first, pages: end - first };
-            match (&self.origin, is_here) {
-                (Some(origin), false) => pen.write_bytes(part.first, chunk.pages(origin, part)?)?,
+            match (&self.absent, is_here) {
+                (Absent::In(point), false) => pen.write_bytes(part.first, chunk.pages(point, part)?)?,
                 _ => self.copy_from_memory(pen, part)?,
             }
             first = end;
         }
         Ok(())
     }
-}
-
-/// All pages, whether anybody touched them or not.
-fn every_page(memory: &GuestMemory) -> PageSet {
-    let pages = memory.iter().map(GuestMemoryRegion::len).sum::<u64>() / PAGE_BYTES;
-    let mut all = PageSet::new(pages);
-    all.insert_run(PageRun { first: 0, pages });
-    all
 }
 
 fn slice(
