@@ -13,6 +13,7 @@ use vmm::control::{
     CommandReceiver, ControlError, ControlLoop, ControlPlane, Entrance, Escape, EventLog, EventReceiver, Outcome,
     Prepared, Signals, Starter, StateCell, event_queue,
 };
+use vmm::epoch::StateError;
 use vmm::host::AskedError;
 use vmm::machine::{BuildError, Machine, Origin, Wiring};
 use vmm::metrics::{FirecrackerFile, MetricsFileError};
@@ -58,6 +59,9 @@ pub(crate) enum RunError {
     /// The machine cannot be assembled.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A state file is none.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A snapshot cannot become a machine.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -222,6 +226,9 @@ impl Session {
             Ok(opened) => opened,
             Err(error) => return refuse(starter, error),
         };
+        if let Origin::Point(restore) = &origin {
+            self.plane.tell_changed_disks(restore.changed_disks());
+        }
         loop {
             let assembled = match Assembled::from(&running, &serial, origin) {
                 Ok(assembled) => assembled,

@@ -110,6 +110,9 @@ fn a_paused_machine_goes_to_firecrackers_two_files_and_comes_back_from_them() {
     assert_eq!(size.len(), MEMORY_BYTES);
     assert!(size.blocks() * 512 < 4 << 20, "{} blocks for a guest that touched little", size.blocks());
     assert!(fs::metadata(&state).unwrap().len() <= 32 << 10, "the state of one vCPU");
+    for words in [&["--snapshot-version"][..], &["--describe-snapshot", &state]] {
+        assert_eq!(husk(words).end().went_well().text(), "v1.0.0\n");
+    }
     let before = memory_of(&vm.husk);
     assert_same_memory(&before, &fs::read(&memory).unwrap(), "the memory file");
     let tick = last_tick(&vm.husk);

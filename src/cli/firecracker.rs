@@ -7,6 +7,8 @@ use clap::Args;
 use vmm::config::VmConfig;
 use vmm::config::firecracker;
 use vmm::control::Escape;
+use vmm::epoch::StateHeader;
+use vmm::epoch::state_file::FORMAT_VERSION;
 use vmm::metrics::FirecrackerFile;
 
 use super::api::Api;
@@ -40,6 +42,12 @@ pub(super) struct FirecrackerArgs {
     /// File or named pipe that the machine's figures are written to, each minute.
     #[arg(long, value_name = "PATH")]
     metrics_path: Option<PathBuf>,
+    /// Prints the version of the snapshot format that is written, and ends.
+    #[arg(long)]
+    snapshot_version: bool,
+    /// Prints the version of this state file's format, and ends.
+    #[arg(long, value_name = "PATH")]
+    describe_snapshot: Option<PathBuf>,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -64,10 +72,6 @@ struct Ignored {
     metadata: Option<PathBuf>,
     #[arg(long, hide = true)]
     boot_timer: bool,
-    #[arg(long, hide = true)]
-    snapshot_version: bool,
-    #[arg(long, value_name = "PATH", hide = true)]
-    describe_snapshot: Option<PathBuf>,
     #[arg(long, value_name = "BYTES", hide = true)]
     mmds_size_limit: Option<u64>,
     #[arg(long, hide = true)]
@@ -76,6 +80,14 @@ struct Ignored {
 
 impl FirecrackerArgs {
     pub(super) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
+        if let Some(path) = &self.describe_snapshot {
+            // What can be read is of the version that is written: there is no other yet.
+            StateHeader::read(path)?;
+        }
+        if self.snapshot_version || self.describe_snapshot.is_some() {
+            println!("v{FORMAT_VERSION}.0.0");
+            return Ok(ExitStatus::Success);
+        }
         self.log.apply(&self.id)?;
         let given = self.ignored.given();
         if !given.is_empty() {
@@ -118,8 +130,6 @@ impl Ignored {
             parent_cpu_time_us,
             metadata,
             boot_timer,
-            snapshot_version,
-            describe_snapshot,
             mmds_size_limit,
             enable_pci,
         } = self;
@@ -131,8 +141,6 @@ impl Ignored {
             ("--parent-cpu-time-us", parent_cpu_time_us.is_some()),
             ("--metadata", metadata.is_some()),
             ("--boot-timer", *boot_timer),
-            ("--snapshot-version", *snapshot_version),
-            ("--describe-snapshot", describe_snapshot.is_some()),
             ("--mmds-size-limit", mmds_size_limit.is_some()),
             ("--enable-pci", *enable_pci),
         ];

@@ -52,6 +52,11 @@ pub enum EventKind {
         /// In what: `path`, `size`, `limits`, `link`, `statistics` or `hinting`.
         what: &'static str,
     },
+    /// A disk was written to after the snapshot that the machine goes on from: its guest may find what it does not expect.
+    DiskChangedSince {
+        /// Which.
+        id: String,
+    },
     /// A thread or memory is not where it was asked to be (`GET /husk/v1/placement`).
     PlacementDrift {
         /// What.

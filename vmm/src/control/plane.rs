@@ -40,6 +40,11 @@ impl ControlPlane {
         }
     }
 
+    /// Tells of disks that were written to after the snapshot that a machine goes on from.
+    pub fn tell_changed_disks(&self, ids: &[String]) {
+        ids.iter().for_each(|id| self.news.tell(EventKind::DiskChangedSince { id: id.clone() }));
+    }
+
     /// How long a signal leaves a guest that has enabled its power button; without, the signal ends it at once.
     #[must_use]
     pub fn with_stop_grace(self, stop_grace: Duration) -> Self {

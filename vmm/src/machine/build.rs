@@ -191,7 +191,7 @@ impl Machine {
                 (First::Kernel(load(config, &memory.ram, count)?), Brought::default())
             }
             Origin::Point(restore) => {
-                let Restore { state, memory: from, clock, cpu } = *restore;
+                let Restore { state, memory: from, clock, cpu, .. } = *restore;
                 (First::Saved(Box::new((state, clock, cpu))), restored::bring(&memory, &settled, from, &events)?)
             }
         };

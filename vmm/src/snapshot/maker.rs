@@ -247,6 +247,8 @@ impl Worker {
     ) -> Result<MadePoint, SnapshotError> {
         let parent = match &self.request.kind {
             PointKind::Full => None,
+            // As for Firecracker, an increment of nothing holds everything.
+            PointKind::Increment(None) if last.is_none() || log.is_none() => None,
             PointKind::Increment(asked) => Some(parent(asked.as_deref(), last, log.is_some())?),
         };
         let is_full = parent.is_none();

@@ -15,7 +15,8 @@ use crate::epoch::PointFiles;
 pub enum PointKind {
     /// All that the guest touched.
     Full,
-    /// What has changed since the machine's last point; with a path, the memory file that this must be.
+    /// What has changed since the machine's last point; with a path, the memory file that this must be. Without a path, and
+    /// without such a point, it is a full one.
     Increment(Option<PathBuf>),
 }
 

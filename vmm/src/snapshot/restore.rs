@@ -97,6 +97,7 @@ pub struct Restore {
     pub(crate) clock: ClockPolicy,
     /// The CPU that its guest has seen.
     pub(crate) cpu: CpuIdentity,
+    changed_disks: Vec<String>,
 }
 
 /// Where its memory comes from.
@@ -128,7 +129,7 @@ impl Restore {
             return Err(RestoreError::MemorySize { memory: header.memory_bytes, machine: config.memory.size_bytes });
         }
         config.memory.track_dirty_pages = track_dirty_pages;
-        check_disks(&state.stamps, &config, &overrides)?;
+        let changed_disks = check_disks(&state.stamps, &config, &overrides)?;
         change(&mut config, overrides)?;
         config.validate_restored(HostFacts::read())?;
         let memory = match memory {
@@ -145,7 +146,13 @@ impl Restore {
                 RestoredMemory::Files { point: Arc::new(point), mode, record: record.into(), last }
             }
         };
-        Ok((config, Self { state, memory, clock, cpu }))
+        Ok((config, Self { state, memory, clock, cpu, changed_disks }))
+    }
+
+    /// The disks that were written to after the machine was held.
+    #[must_use]
+    pub fn changed_disks(&self) -> &[String] {
+        &self.changed_disks
     }
 }
 
@@ -182,7 +189,8 @@ fn unmapped(config: &VmConfig, point: &Point) -> Option<Unmapped> {
 }
 
 /// A disk that was written to after its machine was held has not what the guest believes.
-fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -> Result<(), RestoreError> {
+fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -> Result<Vec<String>, RestoreError> {
+    let mut changed = Vec::new();
     let replaced = |id: &str| overrides.disks.iter().any(|(other, _)| other == id);
     for disk in config.disks.iter().filter(|disk| !replaced(&disk.id)) {
         let stamp = stamps.iter().find(|stamp| stamp.id == disk.id).and_then(|stamp| stamp.modified_ns);
@@ -197,9 +205,10 @@ fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -
                 disk.id,
                 path.display()
             );
+            changed.push(disk.id.clone());
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Changes what is asked to be other than in the point.
