@@ -18,6 +18,8 @@ use super::{CHUNK_BYTES, CHUNK_PAGES, Digest, Index, PAGE, PAGE_BYTES, Point, Po
 
 /// Bytes that a pen copies, hashes and writes at once: they stay in a core's second-level cache from the first to the last.
 const PEN_BYTES: usize = 512 << 10;
+/// Bytes that a pen writes before it has the disk start on them: the disk is busy while the next are copied and hashed.
+const BEHIND_BYTES: u64 = 1 << 20;
 /// Pages of the sample that are among those written more than once, which no other point of the machine is likely to have.
 const REWRITTEN_MAX: usize = SAMPLE_PAGES_MAX / 2;
 
@@ -59,6 +61,8 @@ pub struct Pen<'a> {
     layer: &'a LayerWriter,
     buffer: Box<[u8]>,
     open: Option<OpenChunk>,
+    /// Bytes written that the disk was not told to start on.
+    behind: u64,
 }
 
 /// The chunk that a pen is at.
@@ -122,7 +126,7 @@ impl LayerWriter {
 
     /// What a thread writes with. Two threads do not write the same chunk at a time.
     pub fn pen(&self) -> Pen<'_> {
-        Pen { layer: self, buffer: vec![0; PEN_BYTES].into_boxed_slice(), open: None }
+        Pen { layer: self, buffer: vec![0; PEN_BYTES].into_boxed_slice(), open: None, behind: 0 }
     }
 
     /// The end of writing. Chunks that were written more than once are hashed anew, from the file's pages.
@@ -253,6 +257,11 @@ impl Pen<'_> {
         open.next = start + piece.len() as u64 / PAGE_BYTES;
         for run in writes.runs() {
             self.layer.memory.write_at(bytes(run), chunk * CHUNK_BYTES + run.0 * PAGE_BYTES)?;
+            self.behind += run.1 * PAGE_BYTES;
+        }
+        if self.behind >= BEHIND_BYTES {
+            self.layer.memory.start_sync();
+            self.behind = 0;
         }
         Ok(())
     }
