@@ -5,6 +5,10 @@
 use std::path::Path;
 use std::{env, fs, io};
 
+use vmm::epoch::index::{ChunkRecord, Parent};
+use vmm::epoch::state_file::SamplePage;
+use vmm::epoch::{Digest, Encoded, Index, PointId, Presence, Section, SectionKind, StateFile, StateHeader};
+
 /// Targets whose inputs are actions: any bytes are some.
 const ACTION_TARGETS: [&str; 5] = ["queue", "mmio", "blk", "net", "rng"];
 const SEEDS_PER_TARGET: u64 = 24;
@@ -31,10 +35,43 @@ fn main() -> io::Result<()> {
         write(folder, target, seeds)?;
     }
     write(folder, "device-state", devices::testing::hostile::saved_states().into_iter())?;
+    let sections = [Section::of(SectionKind::Vcpu, "0", 1, &[7_u64; 9]), Section::of(SectionKind::Vm, "", 1, &"state")];
+    let sections = sections.into_iter().collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    let state = StateFile::encode(&snapshot_header(), &[]).map_err(io::Error::other)?;
+    write(folder, "snapshot-header", [state[48..].to_vec()].into_iter())?;
+    let payloads = sections.iter().map(|section| section.payload.bytes().to_vec());
+    let acts = payloads.zip(0..).map(|(bytes, kind)| {
+        [&[60, 0, 1, kind, 1, 1, u8::try_from(bytes.len()).expect("a short payload"), b'0'], &bytes[..]].concat()
+    });
+    write(folder, "snapshot-state", acts)?;
+    write(folder, "snapshot-index", [snapshot_index().encode().0].into_iter())?;
     write(folder, "config", CONFIGS.into_iter().map(|text| text.as_bytes().to_vec()))?;
     let images = [elf(), bzimage(&elf()), bzimage(b"\x1f\x8b\x08")];
     let kernels = (0..4).flat_map(|entry| images.iter().map(move |image| [vec![entry], image.clone()].concat()));
     write(folder, "kernel", kernels)
+}
+
+fn snapshot_header() -> StateHeader {
+    StateHeader {
+        id: PointId::from_bytes([1; 16]),
+        parent: Some(PointId::from_bytes([2; 16])),
+        husk_version: "0.1.0".to_owned(),
+        created_ms: 1_795_693_333_000,
+        cpu: Encoded::from_bytes(1, b"a CPU".to_vec()),
+        config: Digest::of(b""),
+        memory_bytes: 64 << 20,
+        index: Digest::of(b""),
+        sample: vec![SamplePage { page: 5, digest: Digest::of(b"") }],
+    }
+}
+
+fn snapshot_index() -> Index {
+    let mut present = Presence::NONE;
+    [0, 1, 511].into_iter().for_each(|page| present.insert(page));
+    let record = |chunk| ChunkRecord { chunk, present, digest: Digest::of(b"") };
+    let parent = Parent { id: PointId::from_bytes([2; 16]), index: Digest::of(b"") };
+    let records = vec![record(0), record(7), record(31)];
+    Index::new(PointId::from_bytes([1; 16]), Some(parent), 64 << 20, records).expect("an index that can be")
 }
 
 fn write(folder: &Path, target: &str, seeds: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
