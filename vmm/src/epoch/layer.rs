@@ -137,7 +137,8 @@ impl LayerWriter {
         if self.broken.load(Ordering::Relaxed) {
             return Err(PointError::Unfinished);
         }
-        let Self { id, parent, memory_bytes, memory, place, chunks, broken: _ } = self;
+        // The folder that may have been made is given up last, when it is empty.
+        let Self { place, memory, id, parent, memory_bytes, chunks, broken: _ } = self;
         let Chunks { written, rewritten } = chunks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = Vec::new();
         let mut records = Vec::with_capacity(written.len());

@@ -399,7 +399,11 @@ impl Layer {
     }
 
     /// Reads the pages of a record into `scratch`, one after the other, and holds them against its hash.
-    fn read_record(&self, record: &super::index::ChunkRecord, scratch: &mut Vec<u8>) -> Result<(), PointError> {
+    pub(super) fn read_record(
+        &self,
+        record: &super::index::ChunkRecord,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), PointError> {
         let read = read_present(&self.memory, record.chunk, &record.present, scratch);
         let pages = read.map_err(|source| PointError::read(self.path(), source))?;
         if Digest::of(pages) == record.digest {

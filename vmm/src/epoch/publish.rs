@@ -95,7 +95,8 @@ impl FinishedLayer {
     /// # Errors
     /// A section twice; files that cannot be written, linked, replaced. The old point is whole then.
     pub fn publish(self, machine: &Described, sections: &[Section]) -> Result<StateHeader, PointError> {
-        let Self { id, parent, mut memory, mut place, index, sample } = self;
+        // The folder that may have been made is given up last, when it is empty.
+        let Self { mut place, mut memory, id, parent, index, sample } = self;
         let (index_bytes, digest) = index.encode();
         let header = StateHeader {
             id,

@@ -206,7 +206,8 @@ impl Encoded {
         postcard::to_allocvec(value).map(|bytes| Self { version, bytes })
     }
 
-    pub(super) const fn from_bytes(version: u16, bytes: Vec<u8>) -> Self {
+    /// The value whose bytes these are, for all that is known.
+    pub const fn from_bytes(version: u16, bytes: Vec<u8>) -> Self {
         Self { version, bytes }
     }
 

@@ -36,19 +36,12 @@ impl Point {
         chunks.sort_unstable();
         chunks.dedup();
         in_parallel(&chunks, |chunk, buffer| {
-            self.read_raw(layer, chunk, buffer)?;
-            let offset = chunk * CHUNK_BYTES;
             let record = index.record(chunk);
-            let present = record.map_or(Presence::NONE, |record| record.present);
-            if let Some((page, _)) = not_zero(buffer).without(&present).runs().next() {
-                return Err(PointError::Stray { path: layer.path(), offset: offset + page * PAGE_BYTES });
-            }
-            match record {
-                Some(record) if digest(buffer, &present) != record.digest => {
-                    Err(PointError::Damaged { path: layer.path(), what: "the chunk", offset })
-                }
-                _ => Ok(()),
-            }
+            record.map_or(Ok(()), |record| layer.read_record(record, buffer))?;
+            let mut absent = Presence::NONE;
+            (0..self.chunk_bytes(chunk) / PAGE_BYTES).for_each(|page| absent.insert(page));
+            let absent = absent.without(&record.map_or(Presence::NONE, |record| record.present));
+            absent.runs().try_for_each(|run| check_hole(layer, chunk * CHUNK_BYTES, run, buffer))
         })
     }
 
@@ -93,6 +86,21 @@ impl Point {
         buffer.resize(usize::try_from(self.chunk_bytes(chunk)).expect("no more than a chunk"), 0);
         let read = layer.memory.read_exact_at(buffer, chunk * CHUNK_BYTES);
         read.map_err(|source| PointError::read(layer.path(), source))
+    }
+}
+
+/// Holds that pages of a chunk are zeroes, and reads them only where the file does not say so.
+fn check_hole(layer: &Layer, chunk_at: u64, run: (u64, u64), buffer: &mut Vec<u8>) -> Result<(), PointError> {
+    let failed = |source| PointError::read(layer.path(), source);
+    let (start, end) = (chunk_at + run.0 * PAGE_BYTES, chunk_at + (run.0 + run.1) * PAGE_BYTES);
+    if folder::next_data(&layer.memory, start).map_err(failed)?.is_none_or(|data| data >= end) {
+        return Ok(());
+    }
+    buffer.resize(usize::try_from(end - start).expect("no more than a chunk"), 0);
+    layer.memory.read_exact_at(buffer, start).map_err(failed)?;
+    match not_zero(buffer).runs().next() {
+        None => Ok(()),
+        Some((page, _)) => Err(PointError::Stray { path: layer.path(), offset: start + page * PAGE_BYTES }),
     }
 }
 

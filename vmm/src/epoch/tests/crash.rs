@@ -108,6 +108,7 @@ fn a_disk_that_is_full_at_any_step_leaves_the_old_point_and_nothing_of_the_new_o
             let (saved, steps) = faults::with(Fault::FullAt(step), || machine.snapshot(&target, parent.as_ref()));
             let failed = saved.is_err();
             let holds = machine.memory.clone();
+            assert!(!failed || scene.old.is_some() || !target.exists() || target.join("state").exists(), "step {step}");
             let new = check_either(&scene, &holds, step);
             let left: Vec<_> = names(&target).into_iter().filter(|name| name.starts_with('.')).collect();
             assert_eq!(left, [""; 0], "step {step}");

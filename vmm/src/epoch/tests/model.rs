@@ -40,6 +40,12 @@ impl Machine {
         self.dirty.insert(page);
     }
 
+    /// Goes on from a point's memory.
+    pub(super) fn restore(&mut self, memory: &[u8]) {
+        self.memory.copy_from_slice(memory);
+        self.dirty.clear();
+    }
+
     fn page(&mut self, page: u64) -> &mut [u8] {
         let at = usize::try_from(page * PAGE_BYTES).unwrap();
         &mut self.memory[at..at + PAGE]
@@ -100,11 +106,16 @@ impl Saved {
 
     /// Reads it in every way there is.
     pub(super) fn check(&self) {
+        self.check_memory();
+        self.open().unwrap().verify_all().unwrap();
+    }
+
+    /// Reads what is its memory, and no page that a later layer hides.
+    pub(super) fn check_memory(&self) {
         let file = StateFile::read(&self.state).unwrap();
         assert_eq!(file.header, self.header);
         let point = self.open().unwrap();
         point.check_sample().unwrap();
-        point.verify_all().unwrap();
         assert_eq!(through_chunks(&point).unwrap(), self.holds, "chunk by chunk");
         assert_eq!(through_runs(&point), self.holds, "as runs of the files");
     }
