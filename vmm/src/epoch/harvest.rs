@@ -4,6 +4,20 @@
 //! Who copies pages harvests first and reads after: a write that comes later than the reading is in the next harvest. That
 //! holds from the end of [`DirtyLog::start`] on, so what was copied before it is worth nothing.
 //!
+//! The log has every page that was written, and some that were not: what the guest reads first while the log is on, KVM may map
+//! for writing at once and count.
+//!
+//! What it costs, in ms (medians, 1 vCPU, 4 KiB pages, on the development machine):
+//!
+//! | memory, touched by the guest | 128 MiB, all | 1 GiB, half | 6 GiB, 512 MiB |
+//! | --- | --- | --- | --- |
+//! | start, with the first clear | 0.3 | 2.1 | 14 |
+//! | harvest, nothing written | 0.001 | 0.008 | 0.08 |
+//! | harvest of 10 pages | 0.004 | 0.02 | 0.1 |
+//! | stop | 1.1 | 5 | 7 |
+//!
+//! The first start of a process waits for grace periods of the kernel beside that: 8 to 16 ms.
+//!
 //! Architecture invariants:
 //! - protection is put on all of memory once, by the start, in parts and while the machine runs; a harvest puts it back only
 //!   on what was written;
