@@ -16,7 +16,7 @@
 //! | harvest of 10 pages | 0.004 | 0.02 | 0.1 |
 //! | stop | 1.1 | 5 | 7 |
 //!
-//! The first start of a process waits for grace periods of the kernel beside that: 8 to 16 ms.
+//! The first start of a process waits for grace periods of the kernel beside that: 10 to 16 ms.
 //!
 //! Architecture invariants:
 //! - protection is put on all of memory once, by the start, in parts and while the machine runs; a harvest puts it back only

@@ -286,6 +286,15 @@ fn a_memory_of_hugepages_is_logged_by_the_small_page() {
     log.stop().unwrap();
 }
 
+/// Ends a scope's threads, also if a test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// The way in which everything that copies a running machine does it. vCPUs and a thread of the VMM write all the while; in
 /// the end the copy is the memory, byte for byte, or a write was lost.
 #[test]
@@ -300,6 +309,7 @@ fn who_harvests_first_and_reads_after_loses_no_write_of_a_running_guest() {
     let memory = Arc::clone(&guest.memory);
     let (mut copy, mut rounds) = (vec![[0; 4096]; usize::try_from(2 * REGION_PAGES).unwrap()], 0);
     let mut log = thread::scope(|scope| {
+        let _end = Ends(&running);
         let Guest { vcpus, slots, .. } = &mut guest;
         for vcpu in vcpus {
             scope.spawn(|| {
@@ -325,7 +335,6 @@ fn who_harvests_first_and_reads_after_loses_no_write_of_a_running_guest() {
             }
             rounds += 1;
         }
-        running.store(false, Ordering::Relaxed);
         log
     });
     for page in set(&log.harvest().unwrap()) {
