@@ -17,6 +17,7 @@ const UNSAFE_FILES: &[&str] = &[
     "devices/src/backend/block/uring.rs",
     "devices/src/backend/memory.rs",
     "devices/src/backend/net/tap.rs",
+    "devices/src/legacy/console.rs",
     "devices/src/testing/namespace.rs",
     "devices/src/virtio/buffers.rs",
     "devices/src/virtio/net/frames.rs",

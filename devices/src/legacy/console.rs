@@ -1,7 +1,8 @@
 //! Where a serial port's output goes: a bounded buffer, and the thread that empties it.
 //!
-//! vCPU threads fill the buffer and never wait for what is behind it. The thread, which the first byte starts, writes to
-//! the owner's descriptor and may wait there as long as it likes: what does not fit meanwhile is dropped and counted.
+//! vCPU threads fill the buffer and never wait for what is behind it. The thread writes to the owner's descriptor and may
+//! wait there as long as it likes: what does not fit meanwhile is dropped and counted.
+#![expect(unsafe_code, reason = "a write that does not wait has no safe interface")]
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -126,7 +127,7 @@ impl ConsoleOutput {
         ConsoleWriter { shared: Arc::clone(&self.shared) }
     }
 
-    /// Starts the thread, if it does not run yet. The first byte does that too.
+    /// Starts the thread, if it does not run yet. The first byte that the descriptor does not take at once does that too.
     ///
     /// # Errors
     /// That of its creation; then the output is broken.
@@ -188,6 +189,16 @@ impl Shared {
         let thread = thread::Builder::new().name(name).stack_size(STACK_BYTES);
         let started = thread.spawn(move || theirs.write_all_to(File::from(output)));
         started.map(|_| ()).inspect_err(|_| self.break_off(0))
+    }
+
+    /// Writes what the descriptor takes without waiting, while there is no thread: to make one, or to wake it, would take
+    /// the guest's first byte as long as all the way to it from the guest's first instruction. The rest is the thread's.
+    fn write_at_once(&self, buffer: &mut Buffer) {
+        if let Some(Prepared { output, .. }) = &*lock(&self.prepared) {
+            let written = write_nowait(output, buffer.bytes.make_contiguous());
+            buffer.bytes.drain(..written);
+            self.counters.written_bytes.fetch_add(as_u64(written), Ordering::Relaxed);
+        }
     }
 
     /// The thread's loop. It ends when the owner is gone and the buffer empty, or the descriptor broken.
@@ -259,7 +270,11 @@ impl Write for ConsoleWriter {
         let taken = if buffer.meter.as_mut().is_none_or(|meter| meter.lets(fits)) { fits } else { 0 };
         buffer.bytes.extend(&bytes[..taken]);
         self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
+        if buffer.thread == ThreadState::Prepared {
+            self.shared.write_at_once(&mut buffer);
+        }
         let next = match buffer.thread {
+            ThreadState::Prepared if buffer.bytes.is_empty() => Next::Nothing,
             ThreadState::Prepared => Next::Start,
             ThreadState::Idle => Next::Wake,
             ThreadState::Gathering if buffer.bytes.len() >= BATCH_BYTES => Next::Wake,
@@ -301,6 +316,15 @@ fn write_blocking(output: &mut File, bytes: &[u8]) -> usize {
         }
     }
     written
+}
+
+/// Writes what goes without waiting (RWF_NOWAIT, pwritev2(2)). Returns how many bytes that were: none where the descriptor
+/// knows no such writes, as a terminal's does not, or is broken, which a write that may wait finds out.
+fn write_nowait(output: &OwnedFd, bytes: &[u8]) -> usize {
+    let place = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: one iovec is passed, and it describes bytes that outlive the call, which only reads them.
+    let written = unsafe { libc::pwritev2(output.as_raw_fd(), &raw const place, 1, -1, libc::RWF_NOWAIT) };
+    usize::try_from(written).unwrap_or(0)
 }
 
 fn wait_writable(output: &File) -> io::Result<()> {
