@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::path::Path;
@@ -320,4 +321,111 @@ fn linux_sees_its_nodes_plugs_and_unplugs_fills_a_balloon_and_hears_ctrl_alt_del
     let ended = vm.husk.end();
     checks_went_well(&ended, &["ask"], "stay");
     ended.line("GUEST BUTTON ctrl-alt-del");
+}
+
+/// A Linux guest that is snapshot, killed and restored again and again.
+struct Cycled {
+    vm: Vm,
+    /// What the killed processes have shown of its console.
+    console: Vec<u8>,
+    cycles: usize,
+}
+
+impl Cycled {
+    /// Kills the process in which the guest is at rest, with its point made, and lets it go on from there in another. No time
+    /// passes for the guest in which its disks or its peers could go on without it.
+    fn cycle(mut self) -> Self {
+        self.vm.patch("/vm", &json!({ "state": "Paused" })).done();
+        let point = self.vm.folder.path().join("point");
+        let job = self.vm.job("/husk/v1/snapshots", &json!({ "path": point }));
+        assert_eq!(job["state"], "done", "{job}");
+        self.vm.husk.signal(libc::SIGKILL);
+        let killed = self.vm.husk.end();
+        assert_eq!((killed.signal(), killed.stderr.as_str()), (Some(libc::SIGKILL), ""), "cycle {}", self.cycles);
+        self.console.extend(killed.stdout);
+        let folder = Folder::new();
+        let husk = husk(["restore", point.to_str().unwrap(), "--api-sock", &folder.at("s")]).start();
+        let client = Connection::open(folder.at("s"));
+        // It hears of its new generation before the next one.
+        husk.wait_for("crng reseeded due to virtual machine fork");
+        Self { vm: Vm { folder, husk, client }, console: self.console, cycles: self.cycles + 1 }
+    }
+
+    /// As [`Self::cycle`], once the guest has written to `disk` again.
+    fn cycle_after_a_write(self, disk: &str) -> Self {
+        let written = || fs::metadata(disk).unwrap().modified().unwrap();
+        let (before, deadline) = (written(), Instant::now() + DEADLINE);
+        while written() == before {
+            assert!(Instant::now() < deadline, "cycle {}: nothing is written\n{}", self.cycles, self.vm.husk.output());
+            // Nobody tells of a write to a file; the guest has the CPU meanwhile.
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.cycle()
+    }
+
+    /// Its end, with all of its console.
+    fn end(self) -> Ended {
+        let mut ended = self.vm.husk.end();
+        ended.stdout.splice(0..0, self.console);
+        ended
+    }
+}
+
+#[test]
+fn linux_goes_on_through_snapshot_kill_and_restore_under_disk_and_network_load() {
+    const SEED: u64 = 83;
+    const SENT: usize = 2 * MIB;
+    const CHECKS: [&str; 4] = ["soak", "net", "rng", "dmesg"];
+    // How many under each load: a disk's, a stream out, a stream in.
+    let (on_disk, on_net) = if soaks_in_full() { (34, 33) } else { (4, 3) };
+    in_network_namespace(|| {
+        tap("tap8");
+        let listener = TcpListener::bind((HOST, 4243)).unwrap();
+        let (folder, files) = (Folder::new(), Folder::new());
+        let disk = files.sparse("disk", MIB as u64);
+        let requests = 150 * on_disk;
+        let words = format!(
+            "loglevel=8 reboot=k husk.seed={SEED} husk.soak={requests} husk.net={SENT} husk.check={} husk.end=poweroff",
+            CHECKS.join(",")
+        );
+        let options = ["--memory", "64M", "--cpus", "2", "--net", "tap=tap8", "--disk", &disk];
+        let husk = linux(&words).args(options).args(["--api-sock", &folder.at("s")]).start();
+        husk.wait_for("GUEST READY ");
+        let client = Connection::open(folder.at("s"));
+        let mut guest = Cycled { vm: Vm { folder, husk, client }, console: Vec::new(), cycles: 0 };
+        for _ in 0..on_disk {
+            guest = guest.cycle_after_a_write(&disk);
+        }
+
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut came = Vec::new();
+        let mut piece = vec![0; SENT / (on_net + 1)];
+        for _ in 0..on_net {
+            stream.read_exact(&mut piece).unwrap();
+            came.extend_from_slice(&piece);
+            guest = guest.cycle();
+        }
+        stream.read_to_end(&mut came).unwrap();
+        assert!(came == pattern(SEED, 1000, SENT), "what the guest sent");
+        let back = noise(51, SENT);
+        let (pieces, rest) = back.split_at(piece.len() * on_net);
+        for piece in pieces.chunks(piece.len()) {
+            stream.write_all(piece).unwrap();
+            guest = guest.cycle();
+        }
+        stream.write_all(rest).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+
+        let cycles = guest.cycles;
+        assert_eq!(cycles, on_disk + 2 * on_net);
+        let ended = guest.end();
+        checks_went_well(&ended, &CHECKS, "poweroff");
+        holds_what_was_acknowledged(&ended, "vda", &files.read("disk"), SEED);
+        let net = ended.check("net");
+        assert_eq!((sum(&net, "sent_sum"), sum(&net, "received_sum")), (fnv1a(&came), fnv1a(&back)), "{ended}");
+        assert_eq!(ended.check("dmesg").number("warnings"), 0, "{ended}");
+        // Each life of the machine is told of by its generation, and has random numbers of its own.
+        let reseeded = ended.text().matches("crng reseeded due to virtual machine fork").count();
+        assert_eq!(reseeded, cycles, "{ended}");
+    });
 }
