@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -206,15 +206,36 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// A new, empty file for the name `name`.
+    /// A new, empty file for the name `name`, locked: one that nobody has locked is a dead writer's.
     pub(super) fn create(folder: &Arc<Folder>, name: &OsStr, id: PointId) -> Result<Self, FileError> {
         let mut beside = OsString::from(".");
         beside.push(name);
         beside.push(format!(".{id}.new"));
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let made = step().and_then(|()| folder.open_fd(&beside, flags));
-        let file = File::from(made.map_err(folder.failed("make", &beside))?);
-        Ok(Self { folder: Arc::clone(folder), beside, name: name.to_owned(), file, placed: false })
+        loop {
+            let made = step().and_then(|()| folder.open_fd(&beside, flags));
+            let file = File::from(made.map_err(folder.failed("make", &beside))?);
+            let (folder, beside, name) = (Arc::clone(folder), beside.clone(), name.to_owned());
+            let new = Self { folder, beside, name, file, placed: false };
+            new.file.lock().map_err(new.folder.failed("lock", &new.beside))?;
+            // Another writer's sweep may have come between the two.
+            let links = new.file.metadata().map(|metadata| metadata.nlink());
+            if links.map_err(new.folder.failed("read", &new.beside))? > 0 {
+                return Ok(new);
+            }
+        }
+    }
+
+    /// Removes what writers of the file `name` left behind that died.
+    pub(super) fn sweep(folder: &Folder, name: &OsStr) {
+        for beside in folder.names().unwrap_or_default() {
+            let dead =
+                temporary_of(&beside) == Some(name) && folder.read(&beside).is_ok_and(|file| file.try_lock().is_ok());
+            if dead {
+                // It is tried again by the next writer.
+                let _ = folder.remove(&beside);
+            }
+        }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -277,6 +298,14 @@ impl Drop for Temporary {
             let _ = self.folder.remove(&self.beside);
         }
     }
+}
+
+/// The file whose temporary name `beside` is: `.NAME.HEXID.new`.
+pub(super) fn temporary_of(beside: &OsStr) -> Option<&OsStr> {
+    let inner = beside.as_bytes().strip_prefix(b".")?.strip_suffix(b".new")?;
+    let dot = inner.iter().rposition(|&byte| byte == b'.')?;
+    std::str::from_utf8(&inner[dot + 1..]).ok()?.parse::<PointId>().ok()?;
+    Some(OsStr::from_bytes(&inner[..dot]))
 }
 
 /// What a memory file says of itself.

@@ -14,6 +14,7 @@ use super::index::{ChunkRecord, Parent};
 use super::point::read_present;
 use super::publish::{Place, PointFiles};
 use super::state_file::{SAMPLE_PAGES_MAX, SamplePage};
+use super::verify::in_parallel;
 use super::{CHUNK_BYTES, CHUNK_PAGES, Digest, Index, PAGE, PAGE_BYTES, Point, PointError, PointId, Presence};
 
 /// Bytes that a pen copies, hashes and writes at once: they stay in a core's second-level cache from the first to the last.
@@ -140,21 +141,21 @@ impl LayerWriter {
         // The folder that may have been made is given up last, when it is empty.
         let Self { place, memory, id, parent, memory_bytes, chunks, broken: _ } = self;
         let Chunks { written, rewritten } = chunks.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut scratch = Vec::new();
-        let mut records = Vec::with_capacity(written.len());
-        for (chunk, Written { present, digest, passes: _ }) in written {
-            if present.is_empty() {
-                continue;
-            }
-            let digest = match digest {
-                Some(digest) => digest,
-                None => Digest::of(
-                    read_present(memory.file(), chunk, &present, &mut scratch)
-                        .map_err(|source| PointError::read(memory.path(), source))?,
-                ),
-            };
-            records.push(ChunkRecord { chunk, present, digest });
-        }
+        let stale: Vec<u64> = written.iter().filter(|(_, w)| w.digest.is_none()).map(|(&chunk, _)| chunk).collect();
+        let rehashed = Mutex::new(BTreeMap::new());
+        in_parallel(&stale, |chunk, scratch| {
+            let pages = read_present(memory.file(), chunk, &written[&chunk].present, scratch);
+            let digest = Digest::of(pages.map_err(|source| PointError::read(memory.path(), source))?);
+            rehashed.lock().unwrap_or_else(PoisonError::into_inner).insert(chunk, digest);
+            Ok(())
+        })?;
+        let rehashed = rehashed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let there = written.into_iter().filter(|(_, written)| !written.present.is_empty());
+        let records = there.map(|(chunk, Written { present, digest, passes: _ })| {
+            let digest = digest.unwrap_or_else(|| rehashed[&chunk]);
+            ChunkRecord { chunk, present, digest }
+        });
+        let records = records.collect();
         let on = parent.as_ref().map(|parent| Parent { id: parent.id(), index: parent.index_digest() });
         let index = Index::new(id, on, memory_bytes, records)
             .map_err(|source| PointError::Index { path: memory.path(), source })?;

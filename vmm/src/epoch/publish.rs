@@ -123,7 +123,8 @@ impl FinishedLayer {
         let mut layers = Layers::prepare(&place, parent.as_deref())?;
         layers.keep = layers.replaced.is_some();
         // The index before M, so that no reader takes the new M for what the old index describes; the commit last.
-        let placed = index.place().and_then(|()| memory.place()).and_then(|()| state.place());
+        let placed = index.place().and_then(|()| memory.place());
+        let placed = placed.and_then(|()| place.sync_memory_apart()).and_then(|()| state.place());
         if placed.is_err() && layers.replaced.is_none() {
             [&index, &memory].iter().for_each(|file| file.displace());
         }
@@ -134,11 +135,23 @@ impl FinishedLayer {
         }
         place.sync()?;
         layers.sweep();
+        place.sweep();
         Ok(header)
     }
 }
 
 impl Place {
+    /// Where the memory is in a folder of its own, no journal keeps the order of the two folders' renames.
+    fn sync_memory_apart(&self) -> Result<(), FileError> {
+        if Arc::ptr_eq(&self.memory_folder, &self.state_folder) { Ok(()) } else { self.memory_folder.sync() }
+    }
+
+    fn sweep(&self) {
+        Temporary::sweep(&self.memory_folder, &self.memory);
+        Temporary::sweep(&self.memory_folder, &with(&self.memory, ".idx"));
+        Temporary::sweep(&self.state_folder, &self.state);
+    }
+
     fn sync(&self) -> Result<(), FileError> {
         self.memory_folder.sync()?;
         if !Arc::ptr_eq(&self.memory_folder, &self.state_folder) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::folder::{FileError, Folder};
+use super::folder::{self, FileError, Folder};
 use super::{Point, PointFiles, PointId, index, state_file};
 
 /// Bytes of a block, the unit in which a file's room is counted (man 2 stat).
@@ -125,10 +125,10 @@ fn is_points(name: &OsStr) -> bool {
     matches!(name.to_str(), Some("state" | "memory" | "memory.idx")) || is_temporary(name)
 }
 
-/// `.NAME.HEXID.new`, of a writer that died.
+/// Of a writer that died.
 fn is_temporary(name: &OsStr) -> bool {
-    let id = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".new")?.rsplit_once('.'));
-    id.is_some_and(|(name, id)| matches!(name, "state" | "memory" | "memory.idx") && id.parse::<PointId>().is_ok())
+    let name = folder::temporary_of(name).and_then(OsStr::to_str);
+    matches!(name, Some("state" | "memory" | "memory.idx"))
 }
 
 fn is_layer(name: &OsStr) -> bool {

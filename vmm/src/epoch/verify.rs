@@ -105,7 +105,7 @@ fn check_hole(layer: &Layer, chunk_at: u64, run: (u64, u64), buffer: &mut Vec<u8
 }
 
 /// Runs `check` on every chunk, each thread with a buffer of its own. An error ends it.
-fn in_parallel(
+pub(super) fn in_parallel(
     chunks: &[u64],
     check: impl Fn(u64, &mut Vec<u8>) -> Result<(), PointError> + Sync,
 ) -> Result<(), PointError> {

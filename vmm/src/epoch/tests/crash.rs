@@ -88,7 +88,7 @@ fn a_process_that_dies_at_any_step_leaves_the_old_point_or_the_new_one() {
             // Whatever the crash left, the next point takes the place of it.
             let saved = scene.machine.snapshot(&target, None).unwrap();
             saved.check();
-            assert_eq!(names(&target).iter().filter(|name| !name.starts_with('.')).count(), 3, "{:?}", names(&target));
+            assert_eq!(names(&target), ["memory", "memory.idx", "state"], "step {step}");
             if steps <= step {
                 break;
             }
@@ -120,5 +120,38 @@ fn a_disk_that_is_full_at_any_step_leaves_the_old_point_and_nothing_of_the_new_o
                 break;
             }
         }
+    }
+}
+
+/// A filesystem of 512 KiB, in a mount namespace of a process that runs this test again.
+#[test]
+fn a_filesystem_that_is_full_leaves_the_old_point_and_nothing_of_the_new_one() {
+    const INSIDE: &str = "HUSK_TEST_SMALL_FOLDER";
+    if let Some(folder) = std::env::var_os(INSIDE) {
+        return fill(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size=512k none "$HUSK_TEST_SMALL_FOLDER" && exec "$@""#;
+    let name = "epoch::tests::crash::a_filesystem_that_is_full_leaves_the_old_point_and_nothing_of_the_new_one";
+    let mut again = std::process::Command::new("unshare");
+    again.args(["--mount", "sh", "-c", script, "sh"]).arg(std::env::current_exe().unwrap()).args(["--exact", name]);
+    let ended = again.env(INSIDE, folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+fn fill(folder: &Path) {
+    let mut machine = machine();
+    let target = folder.join("p");
+    let old = machine.snapshot(&target, None).unwrap();
+    // With the nine pages that are there, more than there is room for.
+    let mut large = Machine::new(2 * PAGES, 1);
+    (0..2 * PAGES).for_each(|page| large.scribble(page));
+    for at in [&target, &folder.join("q")] {
+        let Err(PointError::File(error)) = large.snapshot(at, None) else { panic!("there is no room") };
+        assert_eq!(error.source.kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(names(folder), ["p"]);
+        assert_eq!(names(&target), ["memory", "memory.idx", "state"]);
+        old.check();
     }
 }
