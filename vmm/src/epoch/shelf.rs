@@ -122,7 +122,9 @@ impl Point {
 
 /// Whether a file of this name can be in a point's folder.
 fn is_points(name: &OsStr) -> bool {
-    matches!(name.to_str(), Some("state" | "memory" | "memory.idx")) || is_temporary(name)
+    // The last two are the pager's.
+    matches!(name.to_str(), Some("state" | "memory" | "memory.idx" | "memory.ws" | "memory.ws.new"))
+        || is_temporary(name)
 }
 
 /// Of a writer that died.
