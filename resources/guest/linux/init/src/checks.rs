@@ -6,6 +6,7 @@ mod cpus;
 mod disk;
 mod dmesg;
 mod echo;
+mod load;
 mod mem;
 mod net;
 mod rng;
@@ -33,7 +34,7 @@ struct Check {
     run: fn(&Words, &mut Facts) -> Result<(), Fault>,
 }
 
-const CHECKS: [Check; 11] = [
+const CHECKS: [Check; 12] = [
     // Every CPU that is online runs this program.
     Check { name: "cpus", run: cpus::run },
     // Memory keeps what is written to it.
@@ -50,6 +51,8 @@ const CHECKS: [Check; 11] = [
     Check { name: "rtc", run: rtc::run },
     // The neighbour answers, and takes and gives a stream of bytes.
     Check { name: "net", run: net::run },
+    // All of it keeps what it is given, also when the machine is taken back to an earlier instant.
+    Check { name: "load", run: load::run },
     // The console reads.
     Check { name: "echo", run: echo::run },
     // What the host asks over the console is answered.

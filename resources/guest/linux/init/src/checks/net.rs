@@ -35,8 +35,7 @@ pub(super) fn run(words: &Words, facts: &mut Facts) -> Result<(), Fault> {
     let control = Socket::new(Carries::Datagrams).map_err(|errno| fault!("no socket: {errno}"))?;
     let [a, b, c, d, e, f] = control.interface_mac(NAME).map_err(|errno| fault!("there is no {NAME}: {errno}"))?;
     facts.fact(format_args!("mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
-    control.set_interface_address(NAME, GUEST).map_err(|errno| fault!("cannot set an address: {errno}"))?;
-    turn(&control, Interface::Up)?;
+    begin(&control)?;
     ping(PINGS)?;
     transfer(Pattern::new(seed, PATTERN_INDEX), bytes, buffer, facts)?;
 
@@ -48,6 +47,12 @@ pub(super) fn run(words: &Words, facts: &mut Facts) -> Result<(), Fault> {
     ping(PINGS)?;
     facts.fact(format_args!("pings={}", 2 * PINGS));
     Ok(())
+}
+
+/// Gives the interface its address and turns it on.
+pub(super) fn begin(control: &Socket) -> Result<(), Fault> {
+    control.set_interface_address(NAME, GUEST).map_err(|errno| fault!("cannot set an address: {errno}"))?;
+    turn(control, Interface::Up)
 }
 
 fn turn(control: &Socket, state: Interface) -> Result<(), Fault> {
@@ -76,7 +81,8 @@ fn ping(count: u8) -> Result<(), Fault> {
     Ok(())
 }
 
-fn open(carries: Carries, port: u16) -> Result<Socket, Fault> {
+/// A socket to the neighbour that waits with a limit.
+pub(super) fn open(carries: Carries, port: u16) -> Result<Socket, Fault> {
     let socket = Socket::new(carries).map_err(|errno| fault!("no socket: {errno}"))?;
     socket.limit(PATIENCE).map_err(|errno| fault!("cannot limit a socket: {errno}"))?;
     socket.connect(PEER, port).map_err(|errno| fault!("cannot connect: {errno}"))?;

@@ -16,7 +16,7 @@ const INET_FIELD: u16 = 2;
 pub(crate) enum Carries {
     /// TCP.
     Stream,
-    /// UDP; here it is only asked about interfaces.
+    /// UDP; also what is asked about interfaces.
     Datagrams,
     /// ICMP messages, with the IP header before those that come.
     Icmp,
