@@ -8,6 +8,8 @@ pub(crate) mod failing;
 pub(crate) mod folder;
 pub(crate) mod guest;
 pub(crate) mod http;
+pub(crate) mod linux;
+pub(crate) mod neighbour;
 pub(crate) mod network;
 pub(crate) mod pool;
 pub(crate) mod refusal;
