@@ -172,6 +172,8 @@ impl Drop for ConsoleOutput {
     fn drop(&mut self) {
         lock(&self.shared.buffer).closed = true;
         self.shared.filled.notify_one();
+        // Without a thread nobody else closes the descriptor.
+        drop(lock(&self.shared.prepared).take());
     }
 }
 

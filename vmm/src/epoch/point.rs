@@ -358,18 +358,15 @@ impl Point {
         if self.layers.len() >= LAYERS_MAX {
             return Err(PointError::TooDeep);
         }
-        let Layer { folder, index_name, id, index, .. } = &self.layers[0];
-        match index {
-            Some(_) => Ok(()),
-            None => Err(PointError::NoIndex { path: folder.at(index_name), id: *id }),
-        }
+        Ok(())
     }
 
-    /// The files of all layers: where they are, and their names in `M.layers`.
+    /// The files of all layers that are there: where they are, and their names in `M.layers`.
     pub(super) fn layer_links(&self) -> impl Iterator<Item = (&Folder, &OsStr, OsString)> {
-        self.layers.iter().flat_map(|Layer { folder, name, index_name: index, id, .. }| {
+        self.layers.iter().flat_map(|Layer { folder, name, index_name: index_at, id, index, .. }| {
             let folder: &Folder = folder;
-            [(folder, index.as_os_str(), index_name(*id)), (folder, name.as_os_str(), layer_name(*id))]
+            let index = index.is_some().then(|| (folder, index_at.as_os_str(), index_name(*id)));
+            index.into_iter().chain([(folder, name.as_os_str(), layer_name(*id))])
         })
     }
 

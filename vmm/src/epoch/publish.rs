@@ -193,7 +193,7 @@ impl Drop for Made {
 struct Layers {
     around: Arc<Folder>,
     name: OsString,
-    folder: Option<Folder>,
+    folder: Option<Arc<Folder>>,
     wanted: Vec<PointId>,
     /// The point that had the names before.
     replaced: Option<PointId>,
@@ -213,11 +213,12 @@ impl Layers {
         if !layers.wanted.is_empty() || replaced.is_some() {
             layers.around.make_folder(&layers.name)?;
         }
-        layers.folder = layers.around.folder_if_there(&layers.name)?;
+        layers.folder = layers.around.folder_if_there(&layers.name)?.map(Arc::new);
         if let Some(parent) = parent {
             for (from, file, to) in parent.layer_links() {
                 layers.link(from, file, to)?;
             }
+            layers.add_index(parent)?;
         }
         if let Some(id) = replaced {
             let memory = (place.memory.clone(), layer_name(id));
@@ -234,6 +235,21 @@ impl Layers {
             folder.sync()?;
         }
         Ok(layers)
+    }
+
+    /// A parent that is a plain copy has its index made anew, which reads it: its children are held against it.
+    fn add_index(&mut self, parent: &Point) -> Result<(), PointError> {
+        let (own, folder) = (&parent.layers()[0], self.folder.as_ref().expect("made before anything is linked"));
+        let name = index_name(own.id);
+        if own.index.is_some() || folder.read_if_there(&name)?.is_some() {
+            return Ok(());
+        }
+        let mut file = Temporary::create(folder, &name, own.id)?;
+        file.write_at(&parent.rebuild_index(own)?.encode().0, 0)?;
+        file.sync()?;
+        file.place()?;
+        self.added.push(name);
+        Ok(())
     }
 
     /// What is there under the name `to` has that id, and so is the same file.

@@ -25,7 +25,7 @@ impl Point {
     pub fn verify_all(&self) -> Result<(), PointError> {
         self.layers().iter().try_for_each(|layer| match &layer.index {
             Some((index, _)) => self.verify_layer(layer, index),
-            None => self.verify_plain(layer),
+            None => self.rebuild_index(layer).map(drop),
         })?;
         self.check_sample()
     }
@@ -46,7 +46,7 @@ impl Point {
     }
 
     /// Makes the index anew that a full point's memory file has, and holds its digest against the state file's.
-    fn verify_plain(&self, layer: &Layer) -> Result<(), PointError> {
+    pub(super) fn rebuild_index(&self, layer: &Layer) -> Result<Index, PointError> {
         let records = Mutex::new(Vec::new());
         in_parallel(&self.chunks_with_data(layer)?, |chunk, buffer| {
             self.read_raw(layer, chunk, buffer)?;
@@ -62,7 +62,7 @@ impl Point {
         let index = Index::new(layer.id, None, self.memory_bytes(), records)
             .map_err(|source| PointError::Index { path: layer.path(), source })?;
         if index.encode().1 == self.index_digest() {
-            Ok(())
+            Ok(index)
         } else {
             Err(PointError::OtherMemory { path: layer.path() })
         }

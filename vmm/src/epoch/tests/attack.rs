@@ -89,6 +89,22 @@ fn a_plain_copy_of_a_full_points_memory_is_taken_and_verified() {
 }
 
 #[test]
+fn a_point_can_be_based_on_a_plain_copy_whose_index_is_made_anew() {
+    let mut scene = Scene::new();
+    let copy = scene.at("copy");
+    copy_plainly(&scene.base.memory, &copy);
+    let parent = Saved { memory: copy.clone(), ..scene.base.clone() };
+    scene.machine.restore(&parent.holds);
+    scene.machine.scribble(100);
+    scene.machine.snapshot(&scene.at("child"), Some(&parent)).unwrap().check();
+    // A copy of something else is found out, at the latest now.
+    OpenOptions::new().write(true).open(&copy).unwrap().write_all_at(&[1], 31 * PAGE_BYTES).unwrap();
+    let refused = scene.machine.snapshot(&scene.at("other"), Some(&parent));
+    assert!(matches!(refused, Err(PointError::OtherMemory { .. })));
+    assert!(!scene.at("other").exists());
+}
+
+#[test]
 fn a_memory_file_of_another_length_or_another_point_is_refused() {
     let scene = Scene::new();
     let header = &scene.base.header;
