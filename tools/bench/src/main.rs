@@ -8,6 +8,7 @@ mod io;
 mod peer;
 mod plan;
 mod report;
+mod snapshot;
 mod stats;
 
 use std::process::ExitCode;
@@ -17,10 +18,11 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     ("api", "the control socket: exec to accepting, a request's latency, what requests cost the guest", api::run),
     ("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run),
     ("io", "disk and network: requests a second, and for each CPU-second of the monitor's", io::run),
+    ("snapshot", "snapshots of paused and running machines, restores, clones", snapshot::run),
     ("plan", "500 VMs planned on a host of four nodes, from exec to exit", plan::run),
 ];
 

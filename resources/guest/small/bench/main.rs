@@ -17,6 +17,7 @@ mod doorbell;
 mod latency;
 mod net;
 mod spin;
+mod touch;
 mod work;
 
 use guest::boot::Boot;
@@ -53,6 +54,7 @@ fn guest_main(boot: &'static Boot) -> ! {
             Kind::Receive => net::receive(&machine, &work),
             Kind::Doorbell => doorbell::run(&machine, &work),
             Kind::Spin => spin::run(&work),
+            Kind::Touch => touch::run(&work),
         });
         if let Err(reason) = result {
             println!("BENCH-FAIL {word} {reason}");

@@ -3,7 +3,7 @@
 //! `blk-read`, `blk-write`: requests of `size` bytes, `depth` of them in flight; at random places when smaller than
 //! [`SEQUENTIAL_BYTES_MIN`], else one after the other. `blk-flush`: a write of `size` bytes and a flush, again and again.
 //! `net-tx`, `net-rx`: frames of `size` bytes. `notify`: doorbells of a queue in which there is nothing.
-//! `spin`: steps of a computation.
+//! `spin`: steps of a computation. `touch`: pages round an area of `size` bytes, one each `us` microseconds.
 //!
 //! `ms=` or `count=` says how long; `wait=poll|sleep` how the guest waits for answers: it turns on the used ring, so that
 //! the monitor never waits for the guest, or sleeps until an interrupt. A card is always polled.
@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     Receive,
     Doorbell,
     Spin,
+    Touch,
 }
 
 /// How an answer is waited for.
@@ -52,6 +53,8 @@ pub(crate) struct Work {
     pub(crate) depth: usize,
     pub(crate) until: Until,
     pub(crate) wait: Wait,
+    /// Microseconds between two steps.
+    pub(crate) us: u64,
 }
 
 impl Work {
@@ -67,15 +70,17 @@ impl Work {
             "net-rx" => Kind::Receive,
             "notify" => Kind::Doorbell,
             "spin" => Kind::Spin,
+            "touch" => Kind::Touch,
             _ => return Err("there is no such run"),
         };
-        let mut work = Self { name, kind, size: 4096, depth: 1, until: Until::Ms(300), wait: Wait::Poll };
+        let mut work = Self { name, kind, size: 4096, depth: 1, until: Until::Ms(300), wait: Wait::Poll, us: 0 };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or("a key without a value")?;
             let number = || value.parse::<u64>().map_err(|_| "a value that is no number");
             match (key, value) {
                 ("size", _) => work.size = number()?,
                 ("depth", _) => work.depth = number()? as usize,
+                ("us", _) => work.us = number()?,
                 ("ms", _) => work.until = Until::Ms(number()?),
                 ("count", _) => work.until = Until::Count(number()?),
                 ("wait", "poll") => work.wait = Wait::Poll,

@@ -1,0 +1,83 @@
+//! husk with a machine, driven over its socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{LIMIT, Place, STEP};
+use crate::BenchError;
+use crate::child::Measured;
+use crate::peer::{Artifacts, from_environment};
+
+pub(super) struct Machine {
+    socket: PathBuf,
+    /// Killed with this.
+    _process: Measured,
+}
+
+/// What a snapshot measured of itself.
+pub(super) struct Figures {
+    pub(super) pause_us: f64,
+    pub(super) sync_us: f64,
+    pub(super) total_us: f64,
+}
+
+impl Machine {
+    /// One whose bench guest has begun its run.
+    pub(super) fn start(artifacts: &Artifacts, place: &Place, mib: u64, words: &str) -> Result<Self, BenchError> {
+        let guest = from_environment("HUSK_BENCH_GUEST", "the bench guest")?;
+        let socket = place.at("socket");
+        let mut command = artifacts.husk(&guest, mib, 1);
+        command.args(["--cmdline", words, "--api-sock"]).arg(&socket);
+        let process = Measured::start(command, STEP, LIMIT)?;
+        Ok(Self { socket, _process: process })
+    }
+
+    pub(super) fn pause(&mut self) -> Result<(), BenchError> {
+        self.ask("PATCH", "/vm", &json!({ "state": "Paused" })).map(|_| ())
+    }
+
+    /// Makes a point, and waits until it is durable.
+    pub(super) fn snapshot(&mut self, body: &Value) -> Result<Figures, BenchError> {
+        let number = self.ask("POST", "/husk/v1/snapshots", body)?["id"].as_u64().unwrap_or(0);
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let job = self.ask("GET", &format!("/husk/v1/jobs/{number}"), &Value::Null)?;
+            let figure = |name: &str| job["figures"][name].as_f64().unwrap_or(f64::NAN);
+            match job["state"].as_str() {
+                Some("done") => {
+                    let (pause_us, sync_us) = (figure("pause_us"), figure("sync_us"));
+                    return Ok(Figures { pause_us, sync_us, total_us: figure("total_us") });
+                }
+                Some("running") if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                _ => return Err(self.refused("make a snapshot", &job.to_string())),
+            }
+        }
+    }
+
+    /// A request and its answer.
+    pub(super) fn ask(&mut self, method: &str, target: &str, body: &Value) -> Result<Value, BenchError> {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let failed = |source| BenchError::Socket { path: self.socket.display().to_string(), what: "ask", source };
+        let mut socket = UnixStream::connect(&self.socket).map_err(failed)?;
+        let length = body.len();
+        let head =
+            format!("{method} {target} HTTP/1.1\r\nHost: l\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        socket.write_all((head + &body).as_bytes()).map_err(failed)?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).map_err(failed)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        match head.split(' ').nth(1) {
+            Some(status) if status.starts_with('2') => Ok(serde_json::from_str(body).unwrap_or_default()),
+            _ => Err(self.refused("ask", body)),
+        }
+    }
+
+    fn refused(&self, what: &'static str, answer: &str) -> BenchError {
+        let source = std::io::Error::other(answer.to_owned());
+        BenchError::Socket { path: self.socket.display().to_string(), what, source }
+    }
+}
