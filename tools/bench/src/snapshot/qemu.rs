@@ -47,7 +47,13 @@ impl Qemu {
         loop {
             let state = self.execute(&json!({ "execute": "query-migrate" }))?;
             match state["status"].as_str() {
-                Some("completed") => return Ok(begun.elapsed()),
+                Some("completed") => {
+                    let took = begun.elapsed();
+                    // A machine that has gone to a file does not go again before it has run.
+                    self.execute(&json!({ "execute": "cont" }))?;
+                    self.execute(&json!({ "execute": "stop" }))?;
+                    return Ok(took);
+                }
                 Some("failed" | "cancelled") => return Err(self.failed(&state.to_string())),
                 _ if begun.elapsed() > LIMIT => return Err(self.failed("it takes too long")),
                 _ => std::thread::sleep(Duration::from_micros(200)),
