@@ -54,7 +54,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
         }
     }
     if wanted.has("clones-100") {
-        rows.push(clones(&artifacts, &place)?);
+        rows.extend(clones(&artifacts, &place)?);
     }
     Ok(rows)
 }
@@ -125,22 +125,23 @@ fn restored(artifacts: &Artifacts, place: &Place, name: &str, mib: u64) -> Resul
     Ok(Row::less_is_better(name, "ms", median(restored), Some(("cold boot", median(booted).unwrap_or(f64::NAN))), None))
 }
 
-/// From the first exec to the first step of the last of all clones.
-fn clones(artifacts: &Artifacts, place: &Place) -> Result<Row, BenchError> {
+/// From the first exec to the last of all clones' being there, before they run; and what memory each has to itself.
+fn clones(artifacts: &Artifacts, place: &Place) -> Result<[Row; 2], BenchError> {
     let point = point(artifacts, place, 128, QUIET)?;
     let begun = Instant::now();
-    let clones: Vec<_> = (0..CLONES)
-        .map(|_| {
-            let command = restore(artifacts, &point);
-            std::thread::spawn(move || Measured::start(command, STEP, LIMIT))
-        })
-        .collect();
-    let joined = clones.into_iter().map(|clone| clone.join().expect("a start returns its errors"));
-    let clones = joined.collect::<Result<Vec<_>, _>>()?;
+    let mut clones = Vec::with_capacity(CLONES);
+    for number in 0..CLONES {
+        let mut command = restore(artifacts, &point);
+        command.arg("--paused");
+        clones.push(Machine::spawn(command, place.at(&format!("clone{number}")))?);
+    }
+    clones.iter_mut().try_for_each(Machine::wait_until_paused)?;
     let took = begun.elapsed();
+    let unique = clones.iter().map(Machine::unique_kib).collect::<Result<Vec<_>, _>>()?;
     drop(clones);
     place.clear();
-    Ok(Row::less_is_better("clones-100", "ms", Some(milliseconds(took)), None, None))
+    let row = |name, unit, figure| Row::less_is_better(name, unit, figure, None, None);
+    Ok([row("clones-100", "ms", Some(milliseconds(took))), row("clones-100-unique", "KiB", median(unique))])
 }
 
 fn restore(artifacts: &Artifacts, point: &Path) -> Command {

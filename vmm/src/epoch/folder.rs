@@ -341,7 +341,9 @@ pub(super) fn read_all(file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
     if len > bytes_max {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {len} bytes, more than {bytes_max}")));
     }
-    let mut bytes = Vec::new();
+    // The file's own length, and one more, at which its end is seen: one read.
+    let room = usize::try_from(len).expect("a bounded length fits into memory");
+    let mut bytes = Vec::with_capacity(room + 1);
     file.take(len).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -115,6 +115,8 @@ pub(crate) enum Order {
 pub(crate) struct LastPoint {
     pub(crate) files: PointFiles,
     pub(crate) header: StateHeader,
+    /// Opened, so that its next increment need not: that takes longer the longer the chain is.
+    pub(crate) point: Option<Arc<Point>>,
 }
 
 /// What a machine has for the maker of a point.
@@ -277,7 +279,12 @@ impl Worker {
         log.iter_mut().for_each(DirtyLog::acknowledge);
         self.figures.sync_us = microseconds(copied);
         self.figures.total_us = microseconds(self.started);
-        Ok(MadePoint { last: LastPoint { files: self.request.files.clone(), header }, figures: self.figures.clone() })
+        let files = self.request.files.clone();
+        let point = match log {
+            Some(_) => Some(Arc::new(Point::open(&files.memory, &header)?)),
+            None => None,
+        };
+        Ok(MadePoint { last: LastPoint { files, header, point }, figures: self.figures.clone() })
     }
 
     /// Copies all that the point holds, the last of it while the machine is held.
@@ -348,14 +355,19 @@ fn parent(
     last: Option<LastPoint>,
     is_tracked: bool,
 ) -> Result<Arc<Point>, SnapshotError> {
-    let Some(LastPoint { files, header }) = last.filter(|_| is_tracked) else { return Err(SnapshotError::NotTracked) };
+    let Some(LastPoint { files, header, point }) = last.filter(|_| is_tracked) else {
+        return Err(SnapshotError::NotTracked);
+    };
     if let Some(asked) = asked
         && !names_the_same(asked, &files.memory)
     {
         let (last, asked) = (files.memory.clone(), asked.to_owned());
         return Err(SnapshotError::OtherParent { last, asked });
     }
-    Ok(Arc::new(Point::open(&files.memory, &header)?))
+    match point {
+        Some(point) => Ok(point),
+        None => Ok(Arc::new(Point::open(&files.memory, &header)?)),
+    }
 }
 
 fn names_the_same(one: &std::path::Path, other: &std::path::Path) -> bool {

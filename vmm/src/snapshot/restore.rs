@@ -142,8 +142,9 @@ impl Restore {
                 }
                 let mut record = path.clone().into_os_string();
                 record.push(".ws");
-                let last = Box::new(LastPoint { files: PointFiles::new(state_path, path), header });
-                RestoredMemory::Files { point: Arc::new(point), mode, record: record.into(), last }
+                let (files, point) = (PointFiles::new(state_path, path), Arc::new(point));
+                let last = Box::new(LastPoint { files, header, point: Some(Arc::clone(&point)) });
+                RestoredMemory::Files { point, mode, record: record.into(), last }
             }
         };
         Ok((config, Self { state, memory, clock, cpu, changed_disks }))

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -14,8 +15,23 @@ use crate::peer::{Artifacts, from_environment};
 
 pub(super) struct Machine {
     socket: PathBuf,
-    /// Killed with this.
-    _process: Measured,
+    process: Process,
+}
+
+/// Killed with the machine.
+enum Process {
+    Measured(Measured),
+    Spawned(Child),
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Self::Spawned(child) = self {
+            // Either fails only for a program that has ended, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// What a snapshot measured of itself.
@@ -33,7 +49,39 @@ impl Machine {
         let mut command = artifacts.husk(&guest, mib, 1);
         command.args(["--cmdline", words, "--api-sock"]).arg(&socket);
         let process = Measured::start(command, STEP, LIMIT)?;
-        Ok(Self { socket, _process: process })
+        Ok(Self { socket, process: Process::Measured(process) })
+    }
+
+    /// One that is on its way.
+    pub(super) fn spawn(mut command: Command, socket: PathBuf) -> Result<Self, BenchError> {
+        command.arg("--api-sock").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let program = command.get_program().to_string_lossy().into_owned();
+        let child = command.spawn().map_err(|source| BenchError::Start { program, source })?;
+        Ok(Self { socket, process: Process::Spawned(child) })
+    }
+
+    pub(super) fn wait_until_paused(&mut self) -> Result<(), BenchError> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match self.ask("GET", "/", &Value::Null) {
+                Ok(instance) if instance["state"] == "Paused" => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Memory that the process has to itself, its guest's included, in KiB.
+    pub(super) fn unique_kib(&self) -> Result<f64, BenchError> {
+        let pid = match &self.process {
+            Process::Measured(process) => process.pid(),
+            Process::Spawned(child) => child.id(),
+        };
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Proc { path, source })?;
+        let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u32>().ok();
+        let private = text.lines().filter(|line| line.starts_with("Private_")).filter_map(kib);
+        Ok(f64::from(private.sum::<u32>()))
     }
 
     pub(super) fn pause(&mut self) -> Result<(), BenchError> {
