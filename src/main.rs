@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod demo;
 mod exit;
+mod fatal;
 mod logging;
 mod process;
 mod pty;
@@ -22,6 +23,7 @@ use exit::ExitStatus;
 /// The program, in a process that has been prepared.
 fn run() -> ExitStatus {
     let started = Instant::now();
+    fatal::install();
     logging::install(started);
     match cli::run(started) {
         Ok(status) => status,

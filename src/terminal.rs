@@ -32,18 +32,17 @@ unsafe impl Sync for Saved {}
 static SAVED: Saved = Saved(UnsafeCell::new(MaybeUninit::uninit()));
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Signals that end a process unless handled and are not the control loop's; the real-time ones are added to them.
-const FATAL_SIGNALS: [libc::c_int; 17] = [
+/// Signals that end a process unless handled, and are neither the control loop's nor those of faults (fatal.rs); the real-time
+/// ones are added to them.
+const FATAL_SIGNALS: [libc::c_int; 15] = [
     libc::SIGABRT,
     libc::SIGALRM,
-    libc::SIGBUS,
     libc::SIGFPE,
     libc::SIGILL,
     libc::SIGIO,
     libc::SIGPROF,
     libc::SIGPWR,
     libc::SIGQUIT,
-    libc::SIGSEGV,
     libc::SIGSTKFLT,
     libc::SIGSYS,
     libc::SIGTRAP,
@@ -104,7 +103,7 @@ pub(crate) fn line_end() -> &'static str {
 }
 
 /// Puts the terminal back. Async-signal-safe: an atomic swap and one system call.
-fn restore() {
+pub(crate) fn restore() {
     // Acquire: partner of the Release in `enter`.
     if ACTIVE.swap(false, Ordering::Acquire) {
         let settings: *const libc::termios = SAVED.0.get().cast_const().cast();

@@ -23,6 +23,7 @@ const UNSAFE_FILES: &[&str] = &[
     "devices/src/virtio/net/frames.rs",
     "devices/src/virtio/rng.rs",
     "devices/tests/allocations.rs",
+    "src/fatal.rs",
     "src/process.rs",
     "src/pty.rs",
     "src/terminal.rs",

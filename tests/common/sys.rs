@@ -103,13 +103,17 @@ pub(crate) fn signal(pid: u32, signal: i32) {
     assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
 }
 
-/// A child's first thread that does not run, while its other threads do. Dropped, it goes on.
+/// A child's thread that does not run, while its other threads do. Dropped, it goes on.
 pub(crate) struct Held(libc::pid_t);
 
 impl Held {
-    /// Stops it; it stands when this returns.
+    /// Stops a child's first thread; it stands when this returns.
     pub(crate) fn hold(child: u32) -> Self {
-        let thread: libc::pid_t = child.try_into().unwrap();
+        Self::hold_thread(child.try_into().unwrap())
+    }
+
+    /// Stops any thread of a child's.
+    pub(crate) fn hold_thread(thread: libc::pid_t) -> Self {
         let none = std::ptr::null_mut::<libc::c_void>();
         for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
             // SAFETY: these requests take a thread's number and no memory; the child is ours and is not reaped.
@@ -132,7 +136,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: PTRACE_DETACH takes a thread's number and no memory; of one that is gone it says so and does nothing.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+        let gone = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) } != 0;
+        if gone {
+            // The end of a thread that was held is its holder's to take note of, and only then its process's.
+            // SAFETY: waitpid takes null for a status that nobody wants.
+            unsafe { libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL) };
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod generation;
 mod hotplug;
 mod irqchip;
 mod kvm;
+mod mapped;
 mod memory;
 mod nets;
 mod pool;
@@ -41,6 +42,7 @@ use devices::Devices;
 pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
 pub use generation::GenerationError;
 pub use kvm::KvmError;
+pub use mapped::guest_address_of;
 #[cfg(test)]
 pub(crate) use memory::MachineMemory;
 pub use memory::MemoryError;

@@ -11,6 +11,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::mapped::Mapped;
 use super::memory::{MachineMemory, MemoryError};
 
 /// The slots of a VM. They keep the VM and all of guest memory.
@@ -20,6 +21,8 @@ pub(crate) struct MemorySlots {
     vm: Arc<VmFd>,
     slots: Box<[Slot]>,
     state: Mutex<State>,
+    /// Before the memory that it names.
+    _mapped: Mapped,
     memory: Arc<GuestMemory>,
 }
 
@@ -68,7 +71,13 @@ impl MemorySlots {
             })
             .collect();
         let state = State { present: vec![false; slots.len()].into(), flags: 0 };
-        let all = Self { vm: Arc::clone(vm), slots, state: Mutex::new(state), memory: Arc::clone(&memory.all) };
+        let all = Self {
+            vm: Arc::clone(vm),
+            slots,
+            state: Mutex::new(state),
+            _mapped: Mapped::new(&memory.all),
+            memory: Arc::clone(&memory.all),
+        };
         all.slots[..rams].iter().try_for_each(|slot| all.add(*slot))?;
         Ok(all)
     }

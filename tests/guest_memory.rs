@@ -1,0 +1,73 @@
+//! Guest memory that the host does not have any more, where husk itself reaches for it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::time::{Duration, Instant};
+
+use common::Husk;
+use common::folder::Folder;
+use common::guest::{PROBE, READY, probe};
+use common::http::Connection;
+use common::sys::Held;
+
+/// Where the probe's image ends in guest memory; what it allocates, its rings too, comes behind (ELF-64: program headers).
+fn image_end() -> u64 {
+    let elf = fs::read(PROBE).unwrap();
+    let number = |at: usize, len: usize| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(&elf[at..at + len]);
+        u64::from_le_bytes(bytes)
+    };
+    let at = |value: u64| usize::try_from(value).unwrap();
+    let (table, size, count) = (at(number(32, 8)), at(number(54, 2)), at(number(56, 2)));
+    let headers = (0..count).map(|index| table + index * size).filter(|&header| number(header, 4) == 1);
+    headers.map(|header| number(header + 24, 8) + number(header + 40, 8)).max().unwrap()
+}
+
+/// Takes a machine's memory behind the probe's image away, as an empty pool has no page for what was given back.
+fn take_memory_away(husk: &Husk) {
+    let folder = format!("/proc/{}/fd", husk.pid());
+    let links = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut memfds =
+        links.filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("husk-guest")));
+    OpenOptions::new()
+        .write(true)
+        .open(memfds.next().unwrap())
+        .unwrap()
+        .set_len(image_end().next_multiple_of(4096))
+        .unwrap();
+}
+
+/// The thread of a machine's first vCPU.
+fn first_vcpu(husk: &Husk) -> i32 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().map(|entry| entry.unwrap());
+    let mut vcpus = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap().trim() == "husk-vcpu0");
+    vcpus.next().unwrap().file_name().to_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_signal() {
+    let folder = Folder::new();
+    let disk = format!("{},iops=20", folder.sparse("disk", 1 << 20));
+    let options = ["--memory", "64M,shared", "--api-sock", &folder.at("s"), "--disk", &disk];
+    let husk = probe("check=blkbench end=poweroff").args(options).start();
+    husk.wait_for(READY);
+    let mut client = Connection::open(folder.at("s"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let throttled = |line: &str| line.starts_with("husk_disk_queue_throttled_seconds_total") && !line.ends_with(" 0");
+    while !client.ask("GET", "/husk/v1/metrics", "").body.lines().any(throttled) {
+        assert!(Instant::now() < deadline, "the disk has no request that waits");
+    }
+    // The guest itself would be told by KVM. It is held, and only the disk's thread looks at the ring again, when the
+    // limiter lets the next request through.
+    let vcpu = Held::hold_thread(first_vcpu(&husk));
+    take_memory_away(&husk);
+    husk.wait_for_error("guest memory");
+    vcpu.release();
+    let ended = husk.end();
+    assert_eq!((ended.code(), ended.signal()), (Some(3), None), "{ended}");
+    assert!(ended.stderr.contains("husk: husk-io-disk0: guest memory at guest address 0x"), "{ended}");
+    assert!(ended.stderr.contains("(SIGBUS)"), "{ended}");
+}
