@@ -106,6 +106,15 @@ pub struct NumaNode {
     pub distances: Vec<u8>,
 }
 
+/// How many of their lowest bits the APIC IDs of vCPUs may differ in that share the last cache: as many as can be with none
+/// of them in another node (a kernel takes a cache across nodes for a fault). `None` without nodes: all share it.
+pub fn last_cache_bits(nodes: &[NumaNode], count: VcpuCount) -> Option<u32> {
+    let node_of = |cpu: u8| nodes.iter().position(|node| node.cpus.contains(&cpu));
+    let in_one_node = |bits: &u32| (0..count.get()).all(|cpu| node_of(cpu) == node_of(cpu >> bits << bits));
+    let package = count.get().next_power_of_two().trailing_zeros();
+    (!nodes.is_empty()).then(|| (0..=package).rev().find(in_one_node).unwrap_or(0))
+}
+
 impl fmt::Display for VcpuIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

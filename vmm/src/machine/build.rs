@@ -21,7 +21,7 @@ use arch::cpu_template::{CpuTemplate, CpuTemplateError};
 use arch::cpuid::{self, CpuModel, Ring0};
 use arch::layout;
 use arch::mp::{self, MpError};
-use arch::topology::NumaNode;
+use arch::topology::{self, NumaNode};
 use arch::vcpu::{TscResume, VcpuShape, VcpuState, VcpuStateError};
 use arch::vm::VmStateError;
 use arch::{GuestMemory, VcpuCount, VcpuIndex, msrs};
@@ -404,6 +404,7 @@ impl CpuTemplates {
             model: CpuModel {
                 count,
                 threads,
+                last_cache_bits: topology::last_cache_bits(&numa_nodes(config), count),
                 tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
                 tsc_khz: None,
             },

@@ -113,7 +113,7 @@ fn an_empty_template_changes_nothing() {
 fn what_the_template_says_reaches_the_guest_beside_what_the_machine_says() {
     let template = changing("0x1", "0x0", "ecx", "0bxxxxxxx0xxxx0");
     let (count, threads) = (VcpuCount::new(2).unwrap(), ThreadsPerCore::One);
-    let model = CpuModel { count, threads, tsc_deadline_timer: true, tsc_khz: None };
+    let model = CpuModel { count, threads, last_cache_bits: None, tsc_deadline_timer: true, tsc_khz: None };
     let with = for_vcpu(&template.apply_cpuid(&intel()).unwrap(), VcpuIndex::BOOT, &model).unwrap();
     let without = for_vcpu(&intel(), VcpuIndex::BOOT, &model).unwrap();
     let [eax, ebx, ecx, edx] = registers(&without, 1, 0);

@@ -31,6 +31,9 @@ pub struct CpuModel {
     pub count: VcpuCount,
     /// How many of them share a core.
     pub threads: ThreadsPerCore,
+    /// The vCPUs whose APIC IDs differ only in so many of their lowest bits share the last cache; absent is all of them
+    /// ([`last_cache_bits`](crate::topology::last_cache_bits)).
+    pub last_cache_bits: Option<u32>,
     /// Whether KVM has KVM_CAP_TSC_DEADLINE_TIMER, which KVM_GET_SUPPORTED_CPUID does not tell.
     pub tsc_deadline_timer: bool,
     /// The frequency of the vCPU's TSC in kHz, from KVM_GET_TSC_KHZ. `None` leaves its leaf out.
@@ -117,6 +120,12 @@ impl Cpu<'_> {
     /// How many of these tell a core's threads apart.
     fn thread_id_bits(&self) -> u32 {
         self.model.threads.id_bits(self.model.count)
+    }
+
+    /// How many of these tell the threads apart that share the last cache: a core's own do so always.
+    fn last_cache_bits(&self) -> u32 {
+        let package = self.package_id_bits();
+        self.model.last_cache_bits.map_or(package, |bits| bits.clamp(self.thread_id_bits(), package))
     }
 
     /// Leaf 0xb, and 0x1f in the same form: threads of a core, cores of the package, end of list (SDM 2A CPUID).

@@ -218,8 +218,11 @@ impl Value {
             Several => u32::from(cpu.count() > 1),
             TscDeadlineTimer => u32::from(cpu.model.tsc_deadline_timer),
             CacheCoreIds => cache.map(|_| (ids >> thread_bits) - 1)?,
-            // The first two levels belong to a core, what is above to the package.
-            CacheSharers => cache.map(|cache| if cache.level < 3 { core_threads - 1 } else { ids - 1 })?,
+            // The first two levels belong to a core, what is above to a node, or without nodes to the package.
+            CacheSharers => {
+                let last = 1 << cpu.last_cache_bits();
+                cache.map(|cache| if cache.level < 3 { core_threads - 1 } else { last - 1 })?
+            }
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The leaves that two CPUs' KVM gives, rewritten for machines of several sizes and read as a kernel reads them.
 
 use super::*;
+use crate::topology::{NumaNode, last_cache_bits};
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
@@ -52,6 +53,7 @@ fn model(count: u64) -> CpuModel {
     CpuModel {
         count: VcpuCount::new(count).unwrap(),
         threads: ThreadsPerCore::One,
+        last_cache_bits: None,
         tsc_deadline_timer: true,
         tsc_khz: Some(2_400_000),
     }
@@ -151,6 +153,35 @@ fn amd_leaves_agree_on_cores_ids_and_caches() {
         }
         assert_eq!(registers(cpuid, 0x8000_001d, 4), [0; 4]);
     });
+}
+
+#[test]
+fn the_last_cache_is_not_shared_across_nodes() {
+    let node =
+        |cpus: &[u8]| NumaNode { cpus: cpus.to_vec(), memory: Vec::new(), pluggable: None, distances: Vec::new() };
+    let bits_of = |nodes: &[&[u8]], count| {
+        let nodes: Vec<_> = nodes.iter().map(|cpus| node(cpus)).collect();
+        last_cache_bits(&nodes, VcpuCount::new(count).unwrap())
+    };
+    assert_eq!(bits_of(&[], 4), None);
+    assert_eq!(bits_of(&[&[0, 1, 2, 3]], 4), Some(2));
+    assert_eq!(bits_of(&[&[0, 1], &[2, 3]], 4), Some(1));
+    assert_eq!(bits_of(&[&[0, 1, 2, 3], &[4, 5]], 6), Some(2));
+    assert_eq!(bits_of(&[&[0, 1, 2], &[3, 4, 5]], 6), Some(0));
+    assert_eq!(bits_of(&[&[0, 2], &[1, 3]], 4), Some(0));
+    assert_eq!(bits_of(&[&[0], &[]], 1), Some(0));
+    for (last, threads, sharers) in [
+        (Some(1), ThreadsPerCore::One, 2),
+        (Some(0), ThreadsPerCore::One, 1),
+        (Some(0), ThreadsPerCore::Two, 2),
+        (Some(9), ThreadsPerCore::One, 8),
+        (None, ThreadsPerCore::One, 8),
+    ] {
+        let model = CpuModel { last_cache_bits: last, threads, ..model(8) };
+        let of = |supported: &CpuId| for_vcpu(supported, VcpuIndex::BOOT, &model).unwrap();
+        assert_eq!(bits(registers(&of(&intel()), 4, 3)[0], 25, 14), sharers - 1);
+        assert_eq!(bits(registers(&of(&amd()), 0x8000_001d, 3)[0], 25, 14), sharers - 1);
+    }
 }
 
 #[test]

@@ -49,8 +49,13 @@ impl Machine {
 
     fn cpuid(&self, index: VcpuIndex, count: VcpuCount) -> CpuId {
         let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-        let model =
-            CpuModel { count, threads: ThreadsPerCore::One, tsc_deadline_timer: true, tsc_khz: Some(1_000_000) };
+        let model = CpuModel {
+            count,
+            threads: ThreadsPerCore::One,
+            last_cache_bits: None,
+            tsc_deadline_timer: true,
+            tsc_khz: Some(1_000_000),
+        };
         cpuid::for_vcpu(&supported, index, &model).unwrap()
     }
 

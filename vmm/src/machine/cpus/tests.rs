@@ -116,7 +116,13 @@ impl Vm {
             let supported = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
             let supported = cpuid::usable(supported, Ring0::of_host());
             let listed = vm.kvm.get_msr_index_list().unwrap();
-            let model = CpuModel { count, threads: ThreadsPerCore::One, tsc_deadline_timer: true, tsc_khz: None };
+            let model = CpuModel {
+                count,
+                threads: ThreadsPerCore::One,
+                last_cache_bits: None,
+                tsc_deadline_timer: true,
+                tsc_khz: None,
+            };
             let setup = |index: VcpuIndex| {
                 let cpuid = cpuid::for_vcpu(&supported, index, &model).unwrap();
                 let msrs = msrs::boot(listed.as_slice());
@@ -343,8 +349,13 @@ fn the_host_that_saved_a_guest_can_go_on_with_it() {
     let vm = Vm::boot(VcpuCount::ONE);
     let saved = CpuIdentity::of(&vm.save().vcpus[0].cpuid());
     let supported = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-    let model =
-        CpuModel { count: VcpuCount::ONE, threads: ThreadsPerCore::One, tsc_deadline_timer: true, tsc_khz: None };
+    let model = CpuModel {
+        count: VcpuCount::ONE,
+        threads: ThreadsPerCore::One,
+        last_cache_bits: None,
+        tsc_deadline_timer: true,
+        tsc_khz: None,
+    };
     let host = cpuid::for_vcpu(&cpuid::usable(supported, Ring0::of_host()), VcpuIndex::BOOT, &model).unwrap();
     let other = vm.kvm.create_vm().unwrap().create_vcpu(0).unwrap();
     other.set_cpuid2(&host).unwrap();
