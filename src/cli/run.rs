@@ -75,7 +75,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SIZE[,WORD=VALUE]")]
     hotplug: Option<HotplugArg>,
     /// Where threads of husk's run on the host; NAME is vcpu0 (or vcpu: all), io:DEVICE (or io: all), api or main, PRIORITY is
-    /// nice:N, fifo:N or rr:N; repeat for more.
+    /// nice:N, fifo:N or rr:N; cpus=auto finds CPUs on the memory's node, a core for each vCPU, auto:shared a thread; repeat
+    /// for more.
     #[arg(long, value_name = "NAME[,cpus=LIST][,priority=PRIORITY]")]
     thread: Vec<ThreadArg>,
     /// Which threads may share a core's SMT siblings at one time: any, this VM's, or no vCPU with another.

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{PriorityError, ThreadName, ThreadNameError, ThreadTerms};
+use vmm::config::{Cpus, PriorityError, ThreadName, ThreadNameError, ThreadTerms};
 use vmm::host::IdListError;
 
 use super::words::colon_list;
@@ -56,7 +56,8 @@ impl FromStr for ThreadArg {
             match text.split_once('=') {
                 Some(("cpus", _)) if terms.cpus.is_some() => return Err(twice()),
                 Some(("priority", _)) if terms.priority.is_some() => return Err(twice()),
-                Some(("cpus", list)) => terms.cpus = Some(colon_list(list)?),
+                Some(("cpus", list @ ("auto" | "auto:shared"))) => terms.cpus = Some(list.parse()?),
+                Some(("cpus", list)) => terms.cpus = Some(Cpus::List(colon_list(list)?)),
                 Some(("priority", priority)) => terms.priority = Some(priority.parse()?),
                 _ => return Err(ThreadArgError::UnknownWord { word: text.to_owned() }),
             }
@@ -70,7 +71,7 @@ impl FromStr for ThreadArg {
 
 #[cfg(test)]
 mod tests {
-    use vmm::config::Priority;
+    use vmm::config::{Priority, Siblings};
 
     use super::*;
 
@@ -84,6 +85,8 @@ mod tests {
         let arg = read("vcpu1,cpus=0-2:7,priority=fifo:10").unwrap();
         assert_eq!(arg, ThreadArg { name: ThreadName::Vcpu(1), terms: terms("0-2,7", Some(Priority::Fifo(10))) });
         assert_eq!(read("io:root,cpus=3").unwrap().terms, terms("3", None));
+        assert_eq!(read("vcpu,cpus=auto").unwrap().terms.cpus, Some(Cpus::Auto(Siblings::Idle)));
+        assert_eq!(read("vcpu,cpus=auto:shared").unwrap().terms.cpus, Some(Cpus::Auto(Siblings::Shared)));
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
 pub use saved::{ConfigState, SaveConfigError};
 pub use size::{SizeError, parse_size};
-pub use threads::{CoreScheduling, Priority, PriorityError, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms};
+pub use threads::{
+    CoreScheduling, Cpus, Priority, PriorityError, Siblings, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms,
+};
 pub use tuning::{IoThreads, LimiterConfig, Limits, POLL_US_MAX, Rate, TuningError};
 
 /// Bytes in one MiB.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use super::Honour;
-use crate::host::IdList;
+use crate::host::{IdList, IdListError};
 
 /// Where husk's threads run. The default leaves all of it to the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,10 +27,30 @@ pub struct ThreadPlacement {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThreadTerms {
-    /// The host's CPUs that it may run on, as in `0-3,8`.
-    pub cpus: Option<IdList>,
+    /// The host's CPUs that it may run on.
+    pub cpus: Option<Cpus>,
     /// How it is scheduled.
     pub priority: Option<Priority>,
+}
+
+/// CPUs of the host: a list, as in `0-3,8`; `auto`, those that the host has for it on the node of its memory, isolated ones
+/// first, a core for each vCPU; or `auto:shared`, the same with a vCPU on each thread of a core.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cpus {
+    /// These.
+    List(IdList),
+    /// Those that are found at the start.
+    Auto(Siblings),
+}
+
+/// Whether vCPUs run on both threads of a core.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Siblings {
+    /// A vCPU has a core's first thread, and no other vCPU runs on the others.
+    #[default]
+    Idle,
+    /// Threads are CPUs like any other, shared with VMs that say the same.
+    Shared,
 }
 
 /// One or several of husk's threads: `vcpu0`, `vcpu` (all), `io:NAME` (the thread `husk-io-NAME`), `io` (all), `api`,
@@ -104,6 +124,39 @@ impl ThreadPlacement {
         ThreadTerms {
             cpus: own.cpus.or_else(|| kind.and_then(|kind| kind.cpus.clone())),
             priority: own.priority.or_else(|| kind.and_then(|kind| kind.priority)),
+        }
+    }
+}
+
+impl Cpus {
+    /// The list, if it is one.
+    #[must_use]
+    pub fn list(&self) -> Option<&IdList> {
+        match self {
+            Self::List(list) => Some(list),
+            Self::Auto(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::List(list) => list.fmt(f),
+            Self::Auto(Siblings::Idle) => f.write_str("auto"),
+            Self::Auto(Siblings::Shared) => f.write_str("auto:shared"),
+        }
+    }
+}
+
+impl FromStr for Cpus {
+    type Err = IdListError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto(Siblings::Idle)),
+            "auto:shared" => Ok(Self::Auto(Siblings::Shared)),
+            list => list.parse().map(Self::List),
         }
     }
 }
@@ -193,6 +246,7 @@ macro_rules! as_text {
 }
 
 as_text!(ThreadName, "ThreadName", "^(vcpu([0-9]{1,2})?|io(:[A-Za-z0-9_-]{1,64})?|api|main)$");
+as_text!(Cpus, "Cpus", "^(auto(:shared)?|([0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?)$");
 as_text!(Priority, "Priority", "^(nice:(-?1?[0-9]|-20)|(fifo|rr):[1-9][0-9]?)$");
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
     field(&status, "Mems_allowed_list")?.parse().ok()
 }
 
+/// The host's CPUs and what husk may have of them.
+pub(crate) fn cpus_and_limits() -> (CpuFacts, LimitFacts) {
+    let tree = Tree::at(Path::new("/"));
+    (cpu(&tree), LimitFacts::read(&tree, &[]))
+}
+
 /// The CPUs that the scheduler uses.
 pub(crate) fn online_cpus() -> Option<IdList> {
     Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))

@@ -37,9 +37,10 @@ use super::restored::{self, Brought};
 use super::saved::MachineState;
 use super::slots::MemorySlots;
 use super::{Machine, SerialOutput};
-use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, ThreadName, ThreadPlacement, VmConfig};
+use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, ThreadName, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::epoch::{DirtyLogError, PointError};
+use crate::host::IdList;
 use crate::pager::PagerError;
 use crate::placement::{
     self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
@@ -220,7 +221,7 @@ impl Machine {
                 vcpus
             }
         };
-        let threads = place_threads(&config.threads, &vcpus, &devices)?;
+        let threads = place_threads(config, &settled, &vcpus, &devices)?;
         let placement = PlacementSource::new(&memory.ram, settled, threads);
         let watch = watch(&placement, &events)?;
         tracking.begin(config.memory.track_dirty_pages, &slots)?;
@@ -272,12 +273,21 @@ fn watch(placement: &PlacementSource, events: &EventSender) -> Result<Option<Wat
     Watch::start(placement.clone(), placement::WATCH_EVERY, tell).map(Some).map_err(BuildError::Watch)
 }
 
+/// The host's nodes that the memory of a vCPU's node comes from, if that has nodes.
+fn home_of(config: &VmConfig, settled: &Settled, vcpu: u8) -> Option<IdList> {
+    let node = config.numa.iter().position(|node| node.cpus.contains(vcpu.into()));
+    let part = settled.parts.get(node.unwrap_or(0))?;
+    part.nodes.as_ref().map(|nodes| nodes.nodes.clone())
+}
+
 /// Gives husk's threads their places, this one last.
 fn place_threads(
-    placement: &ThreadPlacement,
+    config: &VmConfig,
+    settled: &Settled,
     vcpus: &[VcpuHandle],
     devices: &Devices,
 ) -> Result<(Vec<PlacedThread>, Vec<ThreadError>), BuildError> {
+    let placement = &config.threads;
     if !placement.asks() {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -292,6 +302,7 @@ fn place_threads(
     }
     add(ThreadName::Api, placement::thread_named("husk-api"));
     add(ThreadName::Main, i32::try_from(std::process::id()).ok());
+    let placement = &placement::choose_cpus(placement, &threads, |vcpu| home_of(config, settled, vcpu))?;
     let (placed, differences) = placement::place_threads(placement, &threads)?;
     for difference in &differences {
         log::warn!("best effort: {difference}");

@@ -6,11 +6,13 @@
 //! | `check` | what the host can honour, a pure function of its nodes and pools |
 //! | `apply` | policy, advice, prefault and lock on a mapping |
 //! | `residency` | the node and the kind of every page that is there |
+//! | `auto` | CPUs for threads that shall have some, a pure function of the host's cores |
 //! | `threads` | CPUs and priorities of husk's threads |
 //! | `report` | asked against is, for `GET /husk/v1/placement` |
 //! | `watch` | the thread that looks again, and tells of drift |
 
 mod apply;
+mod auto;
 mod check;
 mod report;
 mod residency;
@@ -19,6 +21,7 @@ mod watch;
 
 pub use apply::ApplyError;
 pub(crate) use apply::{advise, lock, prefault};
+pub(crate) use auto::choose as choose_cpus;
 pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};

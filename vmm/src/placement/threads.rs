@@ -12,8 +12,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::config::{CoreScheduling, Honour, Priority, ThreadName, ThreadPlacement, ThreadTerms};
+use crate::config::{CoreScheduling, Cpus, Honour, Priority, ThreadName, ThreadPlacement, ThreadTerms};
 use crate::host::{self, IdList};
+use crate::plan::GroundError;
 
 /// A thread that is not where it shall be.
 #[derive(Debug, Error)]
@@ -36,6 +37,23 @@ pub enum ThreadError {
         /// What there is.
         online: IdList,
     },
+    /// Fewer CPUs than vCPUs.
+    #[error("threads: cpus=auto: {wanted} vCPUs need a {unit} each, and {place} has {found} for them: use fewer{hint}")]
+    NoRoom {
+        /// How many.
+        wanted: usize,
+        /// Of what.
+        unit: &'static str,
+        /// Where.
+        place: String,
+        /// How many there are.
+        found: usize,
+        /// What would do besides.
+        hint: &'static str,
+    },
+    /// Nobody tells what CPUs there are.
+    #[error(transparent)]
+    Ground(#[from] GroundError),
     /// No CPU at all.
     #[error("threads: {name}: the list of CPUs is empty: name one, such as 0")]
     NoCpus {
@@ -127,7 +145,7 @@ pub(crate) fn place(
     let mut placed = Vec::with_capacity(threads.len());
     for thread in threads {
         let terms = placement.of(&thread.name);
-        match &terms.cpus {
+        match terms.cpus.as_ref().and_then(Cpus::list) {
             Some(cpus) => or_tell(pin(thread, cpus, online.as_ref()))?,
             None => {
                 if let Some(initial) = initial {

@@ -4,13 +4,13 @@
 //! takes one. A core serves one kind or the other, so that siblings are shared by those alone who said so.
 
 use super::Overcommit;
-use super::demand::Siblings;
 use super::ground::Core;
+use crate::config::Siblings;
 use crate::host::IdList;
 
 /// The cores of a node and what is promised of them.
 #[derive(Debug, Clone)]
-pub(super) struct Cores<'a> {
+pub(crate) struct Cores<'a> {
     cores: &'a [Core],
     taken: Vec<Taken>,
     /// Of all cores together.
@@ -34,23 +34,23 @@ struct Taken {
 
 /// A thread of a core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pick {
+pub(crate) struct Pick {
     core: usize,
     thread: usize,
 }
 
 /// CPUs for some vCPUs, as far as there are any.
 #[derive(Debug, Clone)]
-pub(super) struct Choice<'a> {
+pub(crate) struct Choice<'a> {
     /// What is taken with them.
-    pub(super) after: Cores<'a>,
-    pub(super) picks: Vec<Pick>,
+    pub(crate) after: Cores<'a>,
+    pub(crate) picks: Vec<Pick>,
     /// vCPUs that got a CPU which the scheduler does not leave alone.
     pub(super) not_isolated: usize,
 }
 
 impl<'a> Cores<'a> {
-    pub(super) fn new(cores: &'a [Core], overcommit: Overcommit) -> Self {
+    pub(crate) fn new(cores: &'a [Core], overcommit: Overcommit) -> Self {
         let threads: u64 = cores.iter().map(|core| core.cpus.len() as u64).sum();
         let free = |core: &Core| Taken { kind: None, vcpus: vec![0; core.cpus.len()], work: 0 };
         Self {
@@ -85,7 +85,7 @@ impl<'a> Cores<'a> {
 
     /// Takes CPUs for up to `vcpus` vCPUs of one VM: those least promised first, isolated ones first among them, and
     /// these from the last-level cache in which the VM fits most tightly.
-    pub(super) fn choose(&self, vcpus: u32, siblings: Siblings) -> Choice<'a> {
+    pub(crate) fn choose(&self, vcpus: u32, siblings: Siblings) -> Choice<'a> {
         let cache = self.tightest_cache(vcpus, siblings);
         let mut choice = Choice { after: self.clone(), picks: Vec::new(), not_isolated: 0 };
         for left in (1..=vcpus).rev() {
@@ -98,7 +98,7 @@ impl<'a> Cores<'a> {
     }
 
     /// The CPU of a pick.
-    pub(super) fn cpu(&self, pick: Pick) -> u16 {
+    pub(crate) fn cpu(&self, pick: Pick) -> u16 {
         self.cores[pick.core].cpus[pick.thread]
     }
 
@@ -109,7 +109,7 @@ impl<'a> Cores<'a> {
 
     /// CPUs for I/O threads: those that are promised to nobody, not isolated, and no siblings of a vCPU that keeps them
     /// idle.
-    pub(super) fn spare(&self) -> IdList {
+    pub(crate) fn spare(&self) -> IdList {
         let spare = self
             .cores
             .iter()
@@ -121,7 +121,7 @@ impl<'a> Cores<'a> {
 
     /// All threads of a VM's own cores that no other VM's kind of sharing forbids: where its I/O threads go if nothing
     /// is spare.
-    pub(super) fn own(&self, picks: &[Pick]) -> IdList {
+    pub(crate) fn own(&self, picks: &[Pick]) -> IdList {
         let cpus = |pick: &Pick| match self.taken[pick.core].kind {
             Some(Siblings::Idle) => self.cores[pick.core].cpus.clone(),
             _ => vec![self.cpu(*pick)],

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::config::extension::Extension;
 use crate::config::firecracker::bodies::MachineConfiguration;
 use crate::config::firecracker::{BodyError, Change, blank, from_json};
-use crate::config::{self, HostFacts};
+use crate::config::{self, HostFacts, Siblings};
 use crate::host::IdList;
 
 /// One VM.
@@ -28,16 +28,6 @@ pub struct GuestNode {
     pub vcpus: IdList,
     /// Its memory, in bytes; a whole number of the VM's pages.
     pub memory_bytes: u64,
-}
-
-/// Whether vCPUs run on both threads of a core.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Siblings {
-    /// A vCPU has a core's first thread, and no other vCPU runs on the others.
-    #[default]
-    Idle,
-    /// Threads are CPUs like any other, shared with VMs that say the same.
-    Shared,
 }
 
 /// The parts of a configuration file that a plan needs.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::config::firecracker::{BodyError, from_json};
-use crate::host::{Facts, IdList, NodeFacts, PoolFacts};
+use crate::host::{self, Facts, IdList, NodeFacts, PoolFacts};
 
 /// Nodes, with the CPUs and memory that can be promised. CPUs that are offline, or outside of husk's cpuset, are not
 /// there; neither is memory of nodes outside of it.
@@ -30,9 +30,9 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Core {
+pub(crate) struct Core {
     /// Its threads, at least one.
-    pub(super) cpus: Vec<u16>,
+    pub(crate) cpus: Vec<u16>,
     /// Whether the scheduler leaves all of them alone.
     pub(super) isolated: bool,
     /// Which of the host's last-level caches it has.
@@ -116,6 +116,27 @@ impl Ground {
             memory: Memory { available_bytes: facts.memory.available_bytes, pools: facts.memory.pools.clone() },
             limits: Limits { cpuset_cpus: limits.cpuset_cpus.clone(), cpuset_mems: limits.cpuset_mems.clone() },
         })
+    }
+
+    /// What this host can give of its CPUs; its memory is not looked at.
+    pub(crate) fn of_cpus() -> Result<Self, GroundError> {
+        let (cpu, limits) = host::cpus_and_limits();
+        Self::from_told(Told {
+            cpu: Cpu { online: cpu.online, isolated: cpu.isolated, cores: cpu.cores, l3: cpu.l3, nodes: cpu.nodes },
+            memory: Memory { available_bytes: None, pools: Vec::new() },
+            limits: Limits { cpuset_cpus: limits.cpuset_cpus, cpuset_mems: limits.cpuset_mems },
+        })
+    }
+
+    /// The cores of some nodes, or of all.
+    pub(crate) fn cores_of(&self, nodes: Option<&IdList>) -> Vec<Core> {
+        let asked = |node: &&Node| nodes.is_none_or(|nodes| nodes.contains(node.id));
+        self.nodes.iter().filter(asked).flat_map(|node| node.cores.iter().cloned()).collect()
+    }
+
+    /// The numbers of the nodes.
+    pub(crate) fn node_ids(&self) -> impl Iterator<Item = u16> {
+        self.nodes.iter().map(|node| node.id)
     }
 
     /// What the host can give that printed `text` for `husk host --json`.

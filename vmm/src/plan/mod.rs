@@ -10,7 +10,7 @@
 //! | `report` | the plan as it is told |
 //! | `write` | a placement put into a configuration file's text |
 
-mod cores;
+pub(crate) mod cores;
 mod demand;
 mod ground;
 mod place;
@@ -22,7 +22,9 @@ mod tests;
 
 use thiserror::Error;
 
-pub use demand::{GuestNode, Siblings, VmDemand};
+pub use crate::config::Siblings;
+pub use demand::{GuestNode, VmDemand};
+pub(crate) use ground::Core;
 pub use ground::{Ground, GroundError};
 pub use place::plan;
 pub use report::{Mend, Miss, NodePlan, Part, Plan, PoolPlan, VmPlan};

@@ -1,0 +1,125 @@
+//! CPUs for threads that shall have some and do not say which. Pure: the host's cores are a value.
+
+use std::collections::BTreeMap;
+
+use super::threads::{Thread, ThreadError};
+use crate::config::{Cpus, Siblings, ThreadName, ThreadPlacement};
+use crate::host::IdList;
+use crate::plan::cores::{Choice, Cores};
+use crate::plan::{Core, Ground, Overcommit};
+
+/// `placement` with a list in the place of each `auto`, for `threads`. `home` has the host's nodes of a vCPU's memory, if
+/// that has some. The host is asked only where there is an `auto`.
+///
+/// # Errors
+/// It has too few CPUs.
+pub(crate) fn choose(
+    placement: &ThreadPlacement,
+    threads: &[Thread],
+    home: impl Fn(u8) -> Option<IdList>,
+) -> Result<ThreadPlacement, ThreadError> {
+    let auto = |thread: &Thread| matches!(placement.of(&thread.name).cpus, Some(Cpus::Auto(_)));
+    if !threads.iter().any(auto) {
+        return Ok(placement.clone());
+    }
+    let names: Vec<&ThreadName> = threads.iter().map(|thread| &thread.name).collect();
+    choose_on(&Ground::of_cpus()?, placement, &names, home)
+}
+
+/// As [`choose`], on a host of this shape. vCPUs come first, node by node, isolated CPUs first among them; the other threads
+/// share what is left there that is not isolated, or else the CPUs of the vCPUs' cores.
+fn choose_on(
+    ground: &Ground,
+    placement: &ThreadPlacement,
+    names: &[&ThreadName],
+    home: impl Fn(u8) -> Option<IdList>,
+) -> Result<ThreadPlacement, ThreadError> {
+    // Those that have the same home and the same siblings are placed together.
+    let mut groups: BTreeMap<(Option<String>, Siblings), Vec<u8>> = BTreeMap::new();
+    for name in names {
+        if let (ThreadName::Vcpu(vcpu), Some(Cpus::Auto(siblings))) = (name, placement.of(name).cpus) {
+            groups.entry((home(*vcpu).map(|nodes| nodes.to_string()), siblings)).or_default().push(*vcpu);
+        }
+    }
+    let mut chosen = placement.clone();
+    let (mut taken, mut others) = (Vec::<u16>::new(), Vec::<u16>::new());
+    for ((_, siblings), vcpus) in &groups {
+        let nodes = vcpus.first().and_then(|vcpu| home(*vcpu));
+        let cores = cores_for(ground, nodes.as_ref(), &taken, vcpus.len(), *siblings)?;
+        let choice = promise(&cores, vcpus.len(), *siblings);
+        for (vcpu, pick) in vcpus.iter().zip(&choice.picks) {
+            let cpu = choice.after.cpu(*pick);
+            let name = ThreadName::Vcpu(*vcpu);
+            chosen.terms.insert(name.clone(), with_cpus(placement, &name, IdList::from_iter([cpu])));
+        }
+        let spare = choice.after.spare();
+        let beside = if spare.is_empty() { choice.after.own(&choice.picks) } else { spare };
+        others.extend(beside.iter());
+        // All threads of a core: what is idle stays so.
+        let promised = choice.after.own(&choice.picks);
+        taken.extend(promised.iter());
+    }
+    if groups.is_empty() {
+        let cores = ground.cores_of(home(0).as_ref());
+        others.extend(Cores::new(&cores, Overcommit::NONE).spare().iter());
+    }
+    let others: IdList = others.into_iter().collect();
+    for name in names {
+        if !matches!(name, ThreadName::Vcpu(_)) && matches!(placement.of(name).cpus, Some(Cpus::Auto(_))) {
+            chosen.terms.insert((*name).clone(), with_cpus(placement, name, others.clone()));
+        }
+    }
+    // Each thread has its own terms now.
+    for kind in [ThreadName::Vcpus, ThreadName::Ios] {
+        if let Some(terms) = chosen.terms.get_mut(&kind)
+            && matches!(terms.cpus, Some(Cpus::Auto(_)))
+        {
+            terms.cpus = None;
+        }
+    }
+    Ok(chosen)
+}
+
+fn with_cpus(placement: &ThreadPlacement, name: &ThreadName, cpus: IdList) -> crate::config::ThreadTerms {
+    crate::config::ThreadTerms { cpus: Some(Cpus::List(cpus)), ..placement.of(name) }
+}
+
+fn promise(cores: &[Core], vcpus: usize, siblings: Siblings) -> Choice<'_> {
+    Cores::new(cores, Overcommit::NONE).choose(u32::try_from(vcpus).unwrap_or(u32::MAX), siblings)
+}
+
+/// Cores that have room for so many vCPUs: those of their nodes; without nodes those of the first node that has, or of all.
+fn cores_for(
+    ground: &Ground,
+    nodes: Option<&IdList>,
+    taken: &[u16],
+    vcpus: usize,
+    siblings: Siblings,
+) -> Result<Vec<Core>, ThreadError> {
+    let free = |nodes: Option<&IdList>| {
+        let mut cores = ground.cores_of(nodes);
+        cores.retain(|core| !core.cpus.iter().any(|cpu| taken.contains(cpu)));
+        cores
+    };
+    let found = |cores: &[Core]| promise(cores, vcpus, siblings).picks.len();
+    if nodes.is_none() {
+        let alone = ground.node_ids().map(|id| free(Some(&IdList::from_iter([id]))));
+        if let Some(cores) = alone.into_iter().find(|cores| found(cores) == vcpus) {
+            return Ok(cores);
+        }
+    }
+    let cores = free(nodes);
+    match found(&cores) {
+        all if all == vcpus => Ok(cores),
+        found => Err(ThreadError::NoRoom {
+            wanted: vcpus,
+            unit: if siblings == Siblings::Idle { "core" } else { "CPU" },
+            place: nodes.map_or_else(|| "the host".to_owned(), |nodes| format!("node {nodes}")),
+            found,
+            hint: if siblings == Siblings::Idle { ", or auto:shared" } else { "" },
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+use super::*;
+use crate::config::{Priority, ThreadTerms};
+use crate::host::sketch::{EPYC_NPS4, OFFLINE_CPUS, SINGLE, Sketch, TWO_SOCKETS, UNEVEN_NODES};
+
+/// The CPUs of each thread: `asked` and `names` are words, `homes` the nodes of each vCPU's memory.
+fn chosen(sketch: &Sketch, asked: &[(&str, &str)], names: &[&str], homes: &[&str]) -> Result<Vec<String>, String> {
+    let ground = Ground::of(&sketch.facts()).unwrap();
+    let name = |text: &&str| text.parse::<ThreadName>().unwrap();
+    let terms = |cpus: &str| ThreadTerms { cpus: Some(cpus.parse().unwrap()), priority: None };
+    let placement = ThreadPlacement {
+        terms: asked.iter().map(|(thread, cpus)| (name(thread), terms(cpus))).collect(),
+        ..ThreadPlacement::default()
+    };
+    let names: Vec<ThreadName> = names.iter().map(name).collect();
+    let home = |vcpu: u8| homes.get(usize::from(vcpu)).map(|nodes| nodes.parse().unwrap());
+    let chosen = choose_on(&ground, &placement, &names.iter().collect::<Vec<_>>(), home);
+    let chosen = chosen.map_err(|error| error.to_string())?;
+    Ok(names.iter().map(|name| chosen.of(name).cpus.map_or_else(String::new, |cpus| cpus.to_string())).collect())
+}
+
+const FOUR: [&str; 4] = ["vcpu0", "vcpu1", "vcpu2", "vcpu3"];
+const TWO_AND_IO: [&str; 4] = ["vcpu0", "vcpu1", "io:disk0", "api"];
+const ALL: [(&str, &str); 3] = [("vcpu", "auto"), ("io", "auto"), ("api", "auto")];
+
+#[test]
+fn threads_get_cpus_of_their_memorys_node_isolated_ones_first_and_siblings_only_when_told() {
+    let auto = [("vcpu", "auto")];
+    let shared = [("vcpu", "auto:shared")];
+    for (sketch, asked, names, homes, expected) in [
+        // A core each: the siblings of 4 to 7 (36 to 39) stay idle.
+        (&TWO_SOCKETS, &auto[..], FOUR, vec!["0"; 4], ["4", "5", "6", "7"]),
+        (&TWO_SOCKETS, &shared, FOUR, vec!["0"; 4], ["4", "36", "5", "37"]),
+        (&TWO_SOCKETS, &auto, FOUR, vec!["1"; 4], ["20", "21", "22", "23"]),
+        // Guest nodes on both of the host's.
+        (&TWO_SOCKETS, &auto, FOUR, vec!["0", "1", "0", "1"], ["4", "20", "5", "21"]),
+        // Memory that is anywhere: the first node that has room.
+        (&TWO_SOCKETS, &auto, FOUR, vec![], ["4", "5", "6", "7"]),
+        (&EPYC_NPS4, &auto, FOUR, vec!["2"; 4], ["32", "33", "34", "35"]),
+        (&SINGLE, &auto, FOUR, vec!["0"; 4], ["0", "1", "2", "3"]),
+        // A list goes before.
+        (&SINGLE, &[("vcpu", "auto"), ("vcpu3", "7")], FOUR, vec![], ["0", "1", "2", "7"]),
+        (&TWO_SOCKETS, &ALL, TWO_AND_IO, vec!["0"; 2], ["4", "5", "0-3,32-35", "0-3,32-35"]),
+        // Nobody's CPUs are left of the vCPUs' own node but those that are not promised.
+        (&SINGLE, &ALL, TWO_AND_IO, vec![], ["0", "1", "2-7", "2-7"]),
+        // The threads of others alone.
+        (&TWO_SOCKETS, &[("io", "auto")], TWO_AND_IO, vec!["1"], ["", "", "16-19,48-51", ""]),
+    ] {
+        let found = chosen(sketch, asked, &names, &homes).unwrap();
+        assert_eq!(found, expected, "{asked:?} {homes:?}");
+    }
+}
+
+#[test]
+fn threads_share_the_vcpus_own_cores_where_nothing_is_spare() {
+    let names = ["vcpu0", "vcpu1", "vcpu2", "vcpu3", "vcpu4", "vcpu5", "vcpu6", "vcpu7", "io:disk0"];
+    let found = chosen(&SINGLE, &ALL[..2], &names, &[]).unwrap();
+    assert_eq!(found.last().unwrap(), "0-7");
+}
+
+#[test]
+fn too_few_cpus_are_named_with_what_would_do() {
+    let refused = |sketch, asked: &str, homes: &[&str]| chosen(sketch, &[("vcpu", asked)], &FOUR, homes).unwrap_err();
+    assert_eq!(
+        refused(&OFFLINE_CPUS, "auto", &[]).as_str(),
+        "threads: cpus=auto: 4 vCPUs need a core each, and the host has 4 for them: use fewer, or auto:shared"
+    );
+    let bare = "threads: cpus=auto: 4 vCPUs need a CPU each, and node 2 has 0 for them: use fewer";
+    assert_eq!(refused(&UNEVEN_NODES, "auto:shared", &["2"; 4]), bare);
+}
+
+#[test]
+fn priorities_stay_beside_the_cpus_that_are_chosen() {
+    let ground = Ground::of(&SINGLE.facts()).unwrap();
+    let terms = ThreadTerms { cpus: Some(Cpus::Auto(Siblings::Idle)), priority: Some(Priority::Fifo(3)) };
+    let placement = ThreadPlacement { terms: [(ThreadName::Vcpus, terms)].into(), ..ThreadPlacement::default() };
+    let names = [&ThreadName::Vcpu(0), &ThreadName::Main];
+    let chosen = choose_on(&ground, &placement, &names, |_| None).unwrap();
+    let list = Cpus::List(IdList::from_iter([0]));
+    assert_eq!(chosen.of(&ThreadName::Vcpu(0)), ThreadTerms { cpus: Some(list), priority: Some(Priority::Fifo(3)) });
+    assert_eq!(chosen.of(&ThreadName::Main), ThreadTerms::default());
+}
