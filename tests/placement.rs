@@ -206,6 +206,24 @@ fn threads_run_where_they_were_asked_to_and_a_change_from_outside_is_told() {
 }
 
 #[test]
+fn a_vcpu_that_leaves_the_choice_gets_one_cpu_and_the_same_in_every_dialect() {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    let placement = json!({ "threads": { "vcpu": { "cpus": "auto" }, "api": { "cpus": "auto:shared" } } });
+    vm.put("/husk/v1/placement", &placement).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let report = vm.get("/husk/v1/placement");
+    let vcpu = thread(&report, "husk-vcpu0");
+    assert!(vcpu["asked_cpus"].as_str().is_some_and(|cpus| cpus.parse::<u16>().is_ok()), "{vcpu}");
+    assert_eq!(vcpu["cpus"], vcpu["asked_cpus"], "{report}");
+    assert_eq!(thread(&report, "husk-api")["cpus"], thread(&report, "husk-api")["asked_cpus"], "{report}");
+    vm.stop();
+    let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--thread", "vcpu,cpus=auto"];
+    husk(run).end().went_well();
+}
+
+#[test]
 fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
     let run = |words: &[&str]| {
         let ended = husk(["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", "64M"]).args(words).end();

@@ -59,13 +59,14 @@ fn threads_share_the_vcpus_own_cores_where_nothing_is_spare() {
 
 #[test]
 fn too_few_cpus_are_named_with_what_would_do() {
-    let refused = |sketch, asked: &str, homes: &[&str]| chosen(sketch, &[("vcpu", asked)], &FOUR, homes).unwrap_err();
+    let five = ["vcpu0", "vcpu1", "vcpu2", "vcpu3", "vcpu4"];
+    let refused = |sketch, asked: &str, homes: &[&str]| chosen(sketch, &[("vcpu", asked)], &five, homes).unwrap_err();
     assert_eq!(
         refused(&OFFLINE_CPUS, "auto", &[]).as_str(),
-        "threads: cpus=auto: 4 vCPUs need a core each, and the host has 4 for them: use fewer, or auto:shared"
+        "threads: cpus=auto: 5 vCPUs need a core each, and the host has 4 for them: use fewer, or auto:shared"
     );
-    let bare = "threads: cpus=auto: 4 vCPUs need a CPU each, and node 2 has 0 for them: use fewer";
-    assert_eq!(refused(&UNEVEN_NODES, "auto:shared", &["2"; 4]), bare);
+    let bare = "threads: cpus=auto: 5 vCPUs need a CPU each, and node 2 has 0 for them: use fewer";
+    assert_eq!(refused(&UNEVEN_NODES, "auto:shared", &["2"; 5]), bare);
 }
 
 #[test]
