@@ -278,12 +278,14 @@ struct Cycled {
     /// What the killed processes have shown of its console.
     console: Vec<u8>,
     cycles: usize,
+    /// How long it was away at least, the last time.
+    away: Duration,
 }
 
 impl Cycled {
     /// Kills the process in which the guest is at rest, with its point made, and lets it go on from there in another. No time
     /// passes for the guest in which its disks or its peers could go on without it.
-    fn cycle(mut self) -> Self {
+    fn cycle(mut self, clock: &str) -> Self {
         self.vm.patch("/vm", &json!({ "state": "Paused" })).done();
         let point = self.vm.folder.path().join("point");
         let job = self.vm.job("/husk/v1/snapshots", &json!({ "path": point }));
@@ -292,12 +294,19 @@ impl Cycled {
         let killed = self.vm.husk.end();
         assert_eq!((killed.signal(), killed.stderr.as_str()), (Some(libc::SIGKILL), ""), "cycle {}", self.cycles);
         self.console.extend(killed.stdout);
+        let (since, point) = (Instant::now(), point.to_str().unwrap());
+        if clock == "realtime" {
+            // Time passes.
+            let verified = husk(["snapshot", "verify", point]).end();
+            assert_eq!(verified.code(), Some(0), "cycle {}: {verified}", self.cycles);
+        }
+        let away = since.elapsed();
         let folder = Folder::new();
-        let husk = husk(["restore", point.to_str().unwrap(), "--api-sock", &folder.at("s")]).start();
+        let husk = husk(["restore", point, "--api-sock", &folder.at("s"), "--clock", clock]).start();
         let client = Connection::open(folder.at("s"));
         // It hears of its new generation before the next one.
         husk.wait_for("crng reseeded due to virtual machine fork");
-        Self { vm: Vm { folder, husk, client }, console: self.console, cycles: self.cycles + 1 }
+        Self { vm: Vm { folder, husk, client }, console: self.console, cycles: self.cycles + 1, away }
     }
 
     /// As [`Self::cycle`], once the guest has written to `disk` again.
@@ -309,7 +318,7 @@ impl Cycled {
             // Nobody tells of a write to a file; the guest has the CPU meanwhile.
             thread::sleep(Duration::from_millis(5));
         }
-        self.cycle()
+        self.cycle("freeze")
     }
 
     /// Its end, with all of its console.
@@ -341,7 +350,8 @@ fn linux_goes_on_through_snapshot_kill_and_restore_under_disk_and_network_load()
         let husk = linux(&words).args(options).args(["--api-sock", &folder.at("s")]).start();
         husk.wait_for("GUEST READY ");
         let client = Connection::open(folder.at("s"));
-        let mut guest = Cycled { vm: Vm { folder, husk, client }, console: Vec::new(), cycles: 0 };
+        let mut guest =
+            Cycled { vm: Vm { folder, husk, client }, console: Vec::new(), cycles: 0, away: Duration::ZERO };
         for _ in 0..on_disk {
             guest = guest.cycle_after_a_write(&disk);
         }
@@ -352,20 +362,20 @@ fn linux_goes_on_through_snapshot_kill_and_restore_under_disk_and_network_load()
         for _ in 0..on_net {
             stream.read_exact(&mut piece).unwrap();
             came.extend_from_slice(&piece);
-            guest = guest.cycle();
+            guest = guest.cycle("freeze");
         }
         stream.read_to_end(&mut came).unwrap();
         assert!(came == pattern(SEED, 1000, SENT), "what the guest sent");
         let back = noise(51, SENT);
         let (pieces, rest) = back.split_at(piece.len() * on_net);
-        for piece in pieces.chunks(piece.len()) {
+        for (number, piece) in pieces.chunks(piece.len()).enumerate() {
             stream.write_all(piece).unwrap();
-            guest = guest.cycle();
+            guest = guest.cycle(if number + 1 < on_net { "freeze" } else { "realtime" });
         }
         stream.write_all(rest).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
 
-        let cycles = guest.cycles;
+        let (cycles, away) = (guest.cycles, guest.away);
         assert_eq!(cycles, on_disk + 2 * on_net);
         let ended = guest.end();
         checks_went_well(&ended, &CHECKS, "poweroff");
@@ -373,8 +383,15 @@ fn linux_goes_on_through_snapshot_kill_and_restore_under_disk_and_network_load()
         let net = ended.check("net");
         assert_eq!((sum(&net, "sent_sum"), sum(&net, "received_sum")), (fnv1a(&came), fnv1a(&back)), "{ended}");
         assert_eq!(ended.check("dmesg").number("warnings"), 0, "{ended}");
-        // Each life of the machine is told of by its generation, and has random numbers of its own.
-        let reseeded = ended.text().matches("crng reseeded due to virtual machine fork").count();
-        assert_eq!(reseeded, cycles, "{ended}");
+        // Each life of the machine is told of by its generation, and has random numbers of its own. The kernel dates its lines
+        // by kvm-clock, which made up for the last time away.
+        let text = ended.text();
+        let reseeded =
+            text.lines().filter_map(|line| line.strip_suffix("] random: crng reseeded due to virtual machine fork"));
+        let dates: Vec<f64> = reseeded.map(|line| line.trim_start_matches(['[', ' ']).parse().unwrap()).collect();
+        assert_eq!(dates.len(), cycles, "{ended}");
+        assert!(dates.is_sorted(), "{dates:?}");
+        let [.., before, last] = dates[..] else { unreachable!("there are several cycles") };
+        assert!(last - before >= away.as_secs_f64(), "{dates:?}, and it was away for {away:?}");
     });
 }
