@@ -229,12 +229,12 @@ impl Worker {
     fn main(mut self, ground: Ground) -> Made {
         let Ground { slots, memory, absent, mut log, last, tracks } = ground;
         let source = Source::new(memory, absent);
+        let was_tracked = log.is_some();
         let result = self.make(&slots, &source, &mut log, last);
-        match &result {
-            Ok(_) if tracks || self.request.track => {}
-            // What was harvested for a point that there is not is still to be in the next one.
-            Err(_) if tracks || self.figures.id.is_empty() => {}
-            _ => log = stopped(log),
+        // What was harvested for a point that there is not is still to be in the next one.
+        let goes_on = if result.is_ok() { tracks || self.request.track } else { was_tracked };
+        if !goes_on {
+            log = stopped(log);
         }
         self.events.send(GuestEvent::Snapshot(MakerEvent::Finished));
         Made { log, result }
