@@ -41,14 +41,6 @@ fn resume(vm: &mut Vm) {
     vm.patch("/vm", &json!({ "state": "Resumed" })).done();
 }
 
-/// The number of the last whole tick that the guest has told.
-fn last_tick(husk: &Husk) -> u64 {
-    let text = husk.output();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let tick = whole.lines().rev().find_map(|line| line.strip_prefix("TICK ")).unwrap();
-    tick.split(' ').next().unwrap().parse().unwrap()
-}
-
 /// Guest memory as the kernel shows it to who may see a process: read without the process's doing.
 fn memory_of(husk: &Husk) -> Vec<u8> {
     let maps = fs::read_to_string(format!("/proc/{}/maps", husk.pid())).unwrap();
@@ -115,7 +107,7 @@ fn a_paused_machine_goes_to_firecrackers_two_files_and_comes_back_from_them() {
     }
     let before = memory_of(&vm.husk);
     assert_same_memory(&before, &fs::read(&memory).unwrap(), "the memory file");
-    let tick = last_tick(&vm.husk);
+    let tick = vm.husk.last_tick();
     let folder = vm.folder;
     drop(vm.husk);
 
@@ -140,7 +132,7 @@ fn a_machine_that_runs_goes_on_and_its_point_does_so_too_in_every_mode() {
     assert_eq!((job["state"].as_str(), job["kind"].as_str()), (Some("done"), Some("snapshot")), "{job}");
     assert!(job["figures"]["pause_us"].as_u64().unwrap() > 0 && job["figures"]["rounds"].as_u64().unwrap() > 0);
     assert_eq!(vm.state(), "Running");
-    let tick = last_tick(&vm.husk);
+    let tick = vm.husk.last_tick();
     vm.husk.wait_for(&format!("TICK {} ", tick + 3));
     for mode in ["map", "lazy", "copy"] {
         let clone = restored(&point, &["--memory", mode]);
@@ -164,7 +156,7 @@ fn every_point_of_a_chain_comes_back_as_it_was_whichever_of_the_others_are_gone(
         assert_eq!(job["state"], "done", "{job}");
         kept.push((point, memory_of(&vm.husk)));
         resume(&mut vm);
-        let tick = last_tick(&vm.husk);
+        let tick = vm.husk.last_tick();
         vm.husk.wait_for(&format!("TICK {} ", tick + 1));
     }
     drop(vm.husk);
@@ -202,7 +194,7 @@ fn many_clones_of_one_point_run_at_once() {
     pause(&mut vm);
     let point = vm.folder.path().join("point");
     assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
-    let tick = last_tick(&vm.husk);
+    let tick = vm.husk.last_tick();
     let clones: Vec<Vm> = (0..8).map(|_| restored(&point, &[])).collect();
     for clone in &clones {
         clone.husk.wait_for(&format!("TICK {} ", tick + 3));
@@ -224,7 +216,7 @@ fn a_point_that_is_not_whole_is_refused_with_the_reason() {
     let (point, other) = (at("point"), at("other"));
     assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
     resume(&mut vm);
-    vm.husk.wait_for(&format!("TICK {} ", last_tick(&vm.husk) + 2));
+    vm.husk.wait_for(&format!("TICK {} ", vm.husk.last_tick() + 2));
     pause(&mut vm);
     assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": other }))["state"], "done");
 
@@ -270,7 +262,7 @@ fn what_cannot_be_an_increment_is_refused_and_the_machine_runs_on() {
     assert!(job["error"].as_str().unwrap().contains("the machine's last snapshot is"), "{job}");
     assert_eq!(ask(&mut vm, json!({ "path": second, "parent": first, "track": true }))["state"], "done");
     assert_eq!(vm.state(), "Running");
-    let tick = last_tick(&vm.husk);
+    let tick = vm.husk.last_tick();
     vm.husk.wait_for(&format!("TICK {} ", tick + 2));
     vm.stop();
 }
@@ -306,7 +298,7 @@ fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machine
     let (state, memory) = (vm.folder.at("vm.state"), vm.folder.at("vm.mem"));
     pause(&mut vm);
     vm.put("/snapshot/create", &json!({ "snapshot_path": state, "mem_file_path": memory })).done();
-    let tick = last_tick(&vm.husk);
+    let tick = vm.husk.last_tick();
     let mut clone = Vm::new();
     let load = |path: &str| {
         let backend = json!({ "backend_type": "Uffd", "backend_path": path });

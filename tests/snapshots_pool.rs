@@ -27,13 +27,14 @@ fn a_machine_on_huge_pages_of_a_node_goes_on_there_page_by_page_or_read_at_once_
         start(&["run", "--kernel", PROBE, "--cmdline", "check=count end=poweroff", "--memory", "64M,pages=2M,nodes=0"]);
     vm.husk.wait_for("TICK 5 ");
     assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+    let tick = vm.husk.last_tick();
     vm.stop();
     let mapped = husk(["restore", &point, "--memory", "map"]).end();
     assert_eq!(mapped.code(), Some(1), "{mapped}");
     assert!(mapped.stderr.contains("it is on 2M pages: use lazy or copy"), "{mapped}");
     for words in [&[][..], &["--memory", "lazy"], &["--memory", "copy"]] {
         let mut clone = start(&[&["restore", &point], words].concat());
-        clone.husk.wait_for("TICK 15 ");
+        clone.husk.wait_for(&format!("TICK {} ", tick + 3));
         let report = clone.get("/husk/v1/placement");
         assert_eq!(report["memory"]["given"]["pages"], "2M", "{report}");
         assert!(report["memory"]["pool_bytes"].as_u64().unwrap() > 0, "{report}");

@@ -143,6 +143,14 @@ impl Husk {
         self.child.id()
     }
 
+    /// The number of the last whole tick that the counting guest has told.
+    pub(crate) fn last_tick(&self) -> u64 {
+        let text = self.output();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let tick = whole.lines().rev().find_map(|line| line.strip_prefix("TICK ")).unwrap();
+        tick.split(' ').next().unwrap().parse().unwrap()
+    }
+
     /// What it has written to its standard output so far.
     pub(crate) fn output(&self) -> String {
         String::from_utf8_lossy(&self.stdout.bytes()).into_owned()
