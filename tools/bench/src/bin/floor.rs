@@ -1,6 +1,10 @@
 //! The floor of a boot: the ioctls that any monitor with in-kernel interrupt controllers and timer must make, and one
 //! guest instruction, with nothing between them. It prints what the guest wrote to its serial port: one `!`.
 //!
+//! Linked like husk (`build.rs`), so that the loader of shared libraries makes it no slower. What a vCPU's CPUID answers is part
+//! of it: no monitor can do without, since KVM lets no guest into long mode before, and where the host is virtual itself the
+//! question is the dearest of all.
+//!
 //! usage: `husk-bench-floor MIB [VCPUS]`
 #![expect(unsafe_code, reason = "raw ioctls are what this program measures")]
 
@@ -8,11 +12,15 @@ use std::fs::OpenOptions;
 use std::io::{self, Error, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
-use kvm_bindings::{KVM_EXIT_IO, kvm_pit_config, kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_EXIT_IO, KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_regs, kvm_run, kvm_sregs,
+    kvm_userspace_memory_region,
+};
 use libc::{c_int, c_ulong, c_void};
 
 const KVM_CREATE_VM: c_ulong = 0xae01;
 const KVM_GET_VCPU_MMAP_SIZE: c_ulong = 0xae04;
+const KVM_GET_SUPPORTED_CPUID: c_ulong = 0xc008_ae05;
 const KVM_CREATE_VCPU: c_ulong = 0xae41;
 const KVM_SET_USER_MEMORY_REGION: c_ulong = 0x4020_ae46;
 const KVM_SET_TSS_ADDR: c_ulong = 0xae47;
@@ -20,6 +28,7 @@ const KVM_SET_IDENTITY_MAP_ADDR: c_ulong = 0x4008_ae48;
 const KVM_CREATE_IRQCHIP: c_ulong = 0xae60;
 const KVM_CREATE_PIT2: c_ulong = 0x4040_ae77;
 const KVM_RUN: c_ulong = 0xae80;
+const KVM_SET_CPUID2: c_ulong = 0x4008_ae90;
 const KVM_GET_SREGS: c_ulong = 0x8138_ae83;
 const KVM_SET_SREGS: c_ulong = 0x4138_ae84;
 const KVM_SET_REGS: c_ulong = 0x4090_ae82;
@@ -46,10 +55,14 @@ fn main() -> io::Result<()> {
     call(vm, KVM_CREATE_IRQCHIP, 0)?;
     pass(vm, KVM_CREATE_PIT2, &mut kvm_pit_config::default())?;
     let size = usize::try_from(call(kvm, KVM_GET_VCPU_MMAP_SIZE, 0)?).map_err(io::Error::other)?;
+    let mut cpuid = CpuId::new(KVM_MAX_CPUID_ENTRIES).map_err(|_| io::Error::other("no room for CPUID"))?;
+    pass_cpuid(kvm, KVM_GET_SUPPORTED_CPUID, &mut cpuid)?;
     let boot = call(vm, KVM_CREATE_VCPU, 0)?;
+    pass_cpuid(boot, KVM_SET_CPUID2, &mut cpuid)?;
     let run = map(size, libc::MAP_SHARED, boot)?.cast::<kvm_run>();
     for index in 1..vcpus {
         let fd = call(vm, KVM_CREATE_VCPU, index as c_ulong)?;
+        pass_cpuid(fd, KVM_SET_CPUID2, &mut cpuid)?;
         map(size, libc::MAP_SHARED, fd)?;
     }
     // SAFETY: the mapping has at least 1 MiB, so the address is inside it.
@@ -102,6 +115,12 @@ fn call(fd: RawFd, request: c_ulong, value: c_ulong) -> io::Result<c_int> {
     // SAFETY: the requests made this way take a number, no pointer.
     let result = unsafe { libc::ioctl(fd, request, value) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
+}
+
+fn pass_cpuid(fd: RawFd, request: c_ulong, cpuid: &mut CpuId) -> io::Result<()> {
+    // SAFETY: the structure says how many entries it has room for, and both requests keep to that.
+    let result = unsafe { libc::ioctl(fd, request, cpuid.as_mut_fam_struct_ptr()) };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
 fn pass<T>(fd: RawFd, request: c_ulong, value: &mut T) -> io::Result<()> {
