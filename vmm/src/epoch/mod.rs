@@ -14,6 +14,7 @@
 //! | [`layer`] | a point's memory on its way to a file |
 //! | [`publish`] | how a point's files take their names: old or new at any crash |
 //! | [`point`] | a point's memory as it is read: its own layer over its parents' |
+//! | `lookup` | how the files of a point are found |
 //! | `verify` | a point read whole |
 //! | [`shelf`] | points in folders: found, measured, dropped |
 //! | [`folder`] | files by name in a folder held open, never through a link |
@@ -28,6 +29,7 @@ pub mod harvest;
 pub mod id;
 pub mod index;
 pub mod layer;
+mod lookup;
 pub mod pages;
 pub mod point;
 pub mod publish;
