@@ -34,6 +34,9 @@ const LATE: i128 = 500_000_000;
 
 /// What Linux says of itself when something is wrong.
 const ALARMS: [&str; 6] = ["WARNING:", "BUG:", "Call Trace", "lockup", "stall", "unstable"];
+/// What it says once when three ticks in a row find the next one due: a CPU that is emulated got too little of a loaded host.
+/// A clock that has advanced costs it one tick, however far.
+const STARVED: &str = "hrtimer: interrupt took";
 
 /// How a point is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +168,8 @@ fn linux_works_on_through_snapshots_kills_and_restores_and_all_its_sums_are_righ
             let ended = vm.husk.end();
             let (exchanges, sent, received) = neighbour.end();
             checks_went_well(&ended, &["load", "rng", "dmesg"], "poweroff");
-            assert_eq!(ended.check("dmesg").number("warnings"), 0, "{ended}");
+            let warnings = ended.lines("DMESG ").into_iter().filter(|line| !line.contains(STARVED));
+            assert_eq!(warnings.collect::<Vec<_>>(), [""; 0], "{ended}");
             let load = ended.check("load");
             let told = (load.number("exchanges"), sum(&load, "sent_sum"), sum(&load, "received_sum"));
             assert_eq!(told, (exchanges, sent, received), "{ended}");
