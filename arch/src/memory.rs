@@ -19,11 +19,13 @@ pub type MmapRegion = vm_memory::MmapRegion<DirtyBitmap>;
 
 /// Whether writes to `memory` are marked, at next to no cost: for those who would have to look up what they wrote. Those who
 /// find this off are those who find a mark off, for whom [`DirtyBitmap`] says what holds.
+#[inline]
 pub fn is_tracking(memory: &GuestMemory) -> bool {
     memory.iter().next().is_some_and(|region| bitmap(region).is_tracking())
 }
 
 /// The bitmap of a region, as its owner sees it.
+#[inline]
 pub fn bitmap(region: &GuestRegionMmap) -> &DirtyBitmap {
     // The region's own method of this name gives a slice.
     let mapping: &MmapRegion = region;

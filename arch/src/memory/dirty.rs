@@ -40,6 +40,7 @@ impl DirtyBitmap {
     }
 
     /// Whether writes are marked.
+    #[inline]
     pub fn is_tracking(&self) -> bool {
         self.tracking.load(Ordering::Relaxed)
     }
@@ -93,6 +94,7 @@ impl<'a> WithBitmapSlice<'a> for DirtyBitmap {
 }
 
 impl Bitmap for DirtyBitmap {
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         if self.tracking.load(Ordering::Relaxed) {
             self.set(offset, len);
@@ -105,6 +107,7 @@ impl Bitmap for DirtyBitmap {
         self.is_tracking() && word.is_some_and(|word| word.load(Ordering::Relaxed) >> (page % WORD_BITS) & 1 == 1)
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> DirtySlice<'_> {
         DirtySlice { bitmap: self, offset }
     }
@@ -130,6 +133,7 @@ impl WithBitmapSlice<'_> for DirtySlice<'_> {
 impl BitmapSlice for DirtySlice<'_> {}
 
 impl Bitmap for DirtySlice<'_> {
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         self.bitmap.mark_dirty(self.offset.wrapping_add(offset), len);
     }
@@ -138,6 +142,7 @@ impl Bitmap for DirtySlice<'_> {
         self.bitmap.dirty_at(self.offset.wrapping_add(offset))
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> Self {
         Self { bitmap: self.bitmap, offset: self.offset.wrapping_add(offset) }
     }
