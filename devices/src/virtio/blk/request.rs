@@ -6,11 +6,12 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, GuestAddress};
 
 use crate::backend::block::{DiskAccess, SECTOR_BYTES, Space};
 use crate::limit::Flow;
 use crate::virtio::abi::{BLK_ID_BYTES, BLK_RANGE_BYTES, blk_status};
+use crate::virtio::buffers::read_at;
 use crate::virtio::queue::{Chain, Segment};
 
 /// Bytes of a disk's serial number.
@@ -211,7 +212,7 @@ fn copy<const N: usize>(memory: &GuestMemory, readable: &[Segment], skip: u32) -
         };
         skip = 0;
         let (here, later) = rest.split_at_mut(usize::try_from(part.len()).ok()?);
-        memory.read_slice(here, part.address()).ok()?;
+        read_at(memory, part.address(), here);
         rest = later;
         if rest.is_empty() {
             return Some(bytes);

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::batch::Batch;
 use super::control::Shared;
@@ -20,6 +20,7 @@ use super::slots::Idle;
 use super::{DiskName, SERIAL_BYTES};
 use crate::backend::block::{BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Submission, Token};
 use crate::fault::FaultLog;
+use crate::virtio::buffers::write_at;
 use crate::virtio::linger::Linger;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::throttle::Throttle;
@@ -342,7 +343,7 @@ impl BlkWorker {
     /// Writes the status and gives the chain back. `written` counts the data before it.
     fn answer(&mut self, head: u16, status_at: GuestAddress, status: Status, written: u32, bytes: u64) {
         let memory = self.queue.ring.memory();
-        memory.write_obj(status.byte(), status_at).expect("the chain was checked to be in memory");
+        write_at(memory, status_at, &[status.byte()]);
         self.use_chain(head, written + STATUS_LEN, bytes);
     }
 
@@ -358,7 +359,7 @@ impl BlkWorker {
         for segment in self.chain.writable() {
             let len = rest.len().min(usize::try_from(segment.len()).expect("32 bits fit"));
             let (here, later) = rest.split_at(len);
-            memory.write_slice(here, segment.address()).expect("the chain was checked to be in memory");
+            write_at(memory, segment.address(), here);
             rest = later;
         }
         SERIAL_LEN

@@ -11,11 +11,11 @@ use std::ptr;
 use std::sync::Arc;
 
 use arch::GuestMemory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::filter::HEAD_BYTES_MAX;
 use super::header::{FRAME_BYTES_MIN, HEADER_BYTES, HEADER_LEN};
-use crate::virtio::buffers::{iovec, mark_written};
+use crate::virtio::buffers::{iovec, mark_written, read_at, write_at};
 use crate::virtio::queue::{Chain, Segment};
 
 /// What one system call takes (`IOV_MAX`).
@@ -31,8 +31,6 @@ const EXPECTATION_FADES: usize = 16;
 
 /// The shortest frame with its header.
 const SHORTEST_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MIN as usize;
-
-const IN_MEMORY: &str = "the chain was checked to be in memory";
 
 /// Chains in which frames are received, oldest first.
 ///
@@ -221,7 +219,7 @@ impl ReceiveRoom {
             }
             let (here, later) = rest.split_at(rest.len().min(len - offset));
             let address = piece.address().0 + u64::try_from(offset).expect("64 bits fit");
-            self.memory.write_slice(here, GuestAddress(address)).expect(IN_MEMORY);
+            write_at(&self.memory, GuestAddress(address), here);
             (offset, rest) = (0, later);
         }
         assert!(rest.is_empty(), "a frame is written beyond the room that it was said to fit");
@@ -238,7 +236,7 @@ impl ReceiveRoom {
             }
             let part = (N - done).min(len - offset);
             let address = piece.address().0 + u64::try_from(offset).expect("64 bits fit");
-            self.memory.read_slice(&mut bytes[done..done + part], GuestAddress(address)).expect(IN_MEMORY);
+            read_at(&self.memory, GuestAddress(address), &mut bytes[done..done + part]);
             (offset, done) = (0, done + part);
             if done == N {
                 break;
@@ -337,7 +335,7 @@ impl TransmitFrame {
             let len = usize::try_from(segment.len()).expect("32 bits fit").min(wanted);
             if len > 0 {
                 let copy = &mut self.copy[copied..copied + len];
-                self.memory.read_slice(copy, segment.address()).expect(IN_MEMORY);
+                read_at(&self.memory, segment.address(), copy);
                 copied += len;
             }
             let skip = u32::try_from(len).expect("at most a copy");
