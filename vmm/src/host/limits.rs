@@ -79,7 +79,7 @@ impl LimitFacts {
             memlock_bytes: memlock(tree),
             cpuset_cpus: groups.list("cpuset", "cpuset.cpus.effective", "cpuset.effective_cpus"),
             cpuset_mems: groups.list("cpuset", "cpuset.mems.effective", "cpuset.effective_mems"),
-            memory_bytes: groups.least("memory", "memory.max", "memory.limit_in_bytes", |_, text| number(text)),
+            memory_bytes: groups.memory(),
             cpu_millis: groups.least("cpu", "cpu.max", "cpu.cfs_quota_us", |folder, text| match text.split_once(' ') {
                 Some((quota, period)) => millis(quota, period),
                 None => millis(text, &tree.text(&format!("{folder}/cpu.cfs_period_us"))?),
@@ -88,6 +88,13 @@ impl LimitFacts {
             hugetlb: page_sizes.iter().filter_map(|&page_bytes| groups.hugetlb(page_bytes)).collect(),
             io: groups.io(),
         }
+    }
+}
+
+impl LimitFacts {
+    /// The limit on memory alone.
+    pub(super) fn memory_limit(tree: &Tree) -> Option<Limit> {
+        Groups::read(tree).memory()
     }
 }
 
@@ -166,6 +173,10 @@ impl<'a> Groups<'a> {
             Some(Limit { value: parse(folder, &self.tree.text(&file)?)?, file })
         });
         limits.min_by_key(|limit| limit.value)
+    }
+
+    fn memory(&self) -> Option<Limit> {
+        self.least("memory", "memory.max", "memory.limit_in_bytes", |_, text| number(text))
     }
 
     fn hugetlb(&self, page_bytes: u64) -> Option<HugetlbLimit> {

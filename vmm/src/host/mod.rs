@@ -42,5 +42,5 @@ pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
 pub use measure::{
     DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
 };
-pub(crate) use read::{allowed_memory_nodes, cpus_and_limits, nodes_and_pools, online_cpus};
+pub(crate) use read::{allowed_memory_nodes, cpus_and_limits, memory_limit, nodes_and_pools, online_cpus};
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

@@ -9,7 +9,7 @@ use super::facts::{
     SeccompFacts, Virtualization,
 };
 use super::id_list::IdList;
-use super::limits::LimitFacts;
+use super::limits::{Limit, LimitFacts};
 use super::probe::Probes;
 use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
@@ -70,6 +70,11 @@ pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
 pub(crate) fn cpus_and_limits() -> (CpuFacts, LimitFacts) {
     let tree = Tree::at(Path::new("/"));
     (cpu(&tree), LimitFacts::read(&tree, &[]))
+}
+
+/// The least limit on memory of the control groups that this process is in.
+pub(crate) fn memory_limit() -> Option<Limit> {
+    LimitFacts::memory_limit(&Tree::at(Path::new("/")))
 }
 
 /// The CPUs that the scheduler uses.

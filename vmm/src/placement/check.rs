@@ -7,7 +7,7 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, NodePolicy, Pages};
-use crate::host::{self, IdList, NodeFacts, PoolFacts};
+use crate::host::{self, IdList, Limit, NodeFacts, PoolFacts};
 
 /// The host's memory, as far as a placement asks for it.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct HostMemory {
     pub pools: Vec<PoolFacts>,
     /// How much this process may lock, in bytes; `None` for any amount.
     pub lockable_bytes: Option<u64>,
+    /// The least limit on memory of the control groups that this process is in; none of them counts a pool's pages.
+    pub group_limit: Option<Limit>,
 }
 
 impl HostMemory {
@@ -32,6 +34,7 @@ impl HostMemory {
             allowed_nodes: host::allowed_memory_nodes(),
             pools,
             lockable_bytes: super::apply::lockable_bytes(),
+            group_limit: host::memory_limit(),
         }
     }
 
@@ -101,6 +104,16 @@ pub enum PlacementError {
         /// The guest's, in bytes.
         needed: u64,
     },
+    /// More memory at once than the control group may have.
+    #[error("memory: prefault: husk's control group may have {} MiB ({file}) and the guest has {}: give it less, or: echo {} > {file}", limit / MIB, needed / MIB, needed + GROUP_SPARE_BYTES)]
+    GroupLimit {
+        /// The limit, in bytes.
+        limit: u64,
+        /// Where it is set.
+        file: String,
+        /// The guest's memory, in bytes.
+        needed: u64,
+    },
     /// More memory than this process may lock.
     #[error("memory: lock: husk may lock {} KiB (RLIMIT_MEMLOCK) and the guest has {}: ulimit -l {}", limit / 1024, needed / 1024, needed / 1024)]
     LockLimit {
@@ -110,6 +123,9 @@ pub enum PlacementError {
         needed: u64,
     },
 }
+
+/// What husk and the kernel need beside guest memory, roughly, where a limit is suggested.
+const GROUP_SPARE_BYTES: u64 = 64 * MIB;
 
 /// A placement that the host can honour now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +158,7 @@ impl Settled {
         let placement = &self.placement;
         placement.pages.pool_page_bytes().is_some()
             || placement.lock
+            || placement.prefault
             || self.parts.iter().any(|part| part.nodes.is_some())
     }
 }
@@ -167,6 +184,10 @@ pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, Place
                 settled.placement.nodes = None;
                 settled.parts.iter_mut().for_each(|part| part.nodes = None);
             }
+            PlacementError::GroupLimit { .. } => {
+                settled.placement.prefault = false;
+                settled.placement.lock = false;
+            }
             PlacementError::LockLimit { .. } => settled.placement.lock = false,
         }
         settled.differences.push(error);
@@ -185,6 +206,14 @@ fn check(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
         check_pool(placement.pages, parts, page_bytes, host)?;
     }
     let bytes = parts.iter().map(|part| part.bytes).sum();
+    // What is touched by and by may never be all of it; what shall be there at once would have the kernel end husk.
+    if let Some(Limit { value: limit, file }) = &host.group_limit
+        && placement.pages.pool_page_bytes().is_none()
+        && (placement.prefault || placement.lock)
+        && *limit < bytes
+    {
+        return Err(PlacementError::GroupLimit { limit: *limit, file: file.clone(), needed: bytes });
+    }
     match host.lockable_bytes {
         Some(limit) if placement.lock && limit < bytes => Err(PlacementError::LockLimit { limit, needed: bytes }),
         _ => Ok(()),

@@ -32,6 +32,7 @@ fn host() -> HostMemory {
         allowed_nodes: None,
         pools: vec![pool(small, 700, 612, Some(12))],
         lockable_bytes: None,
+        group_limit: None,
     }
 }
 
@@ -150,4 +151,32 @@ fn guest_nodes_share_what_their_host_nodes_have() {
     // Each would fit alone.
     let twice = two(bind(1, "0"), bind(2, "0")).unwrap_err().to_string();
     assert!(twice.contains("768 HugePages of 2M are needed and 600 are free"), "{twice}");
+}
+
+#[test]
+fn memory_that_shall_be_there_at_once_fits_under_the_control_groups_limit() {
+    let limit = Limit { value: 4 * GIB, file: "/sys/fs/cgroup/vm/memory.max".to_owned() };
+    let host = HostMemory { group_limit: Some(limit), ..host() };
+    let with = |gib_halves, pages, change: fn(&mut MemoryPlacement)| {
+        let mut asked = asked(gib_halves, pages, "", NodePolicy::Bind);
+        change(&mut asked.placement);
+        asked
+    };
+    let prefault: fn(&mut MemoryPlacement) = |placement| placement.prefault = true;
+    settle(with(8, Pages::HostsChoice, prefault), &host).unwrap();
+    settle(with(9, Pages::HostsChoice, |_| {}), &host).unwrap();
+    settle(with(2, Pages::Huge2M, prefault), &host).unwrap();
+    let refused = settle(with(9, Pages::Transparent, prefault), &host).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "memory: prefault: husk's control group may have 4096 MiB (/sys/fs/cgroup/vm/memory.max) and the guest has 4608: \
+         give it less, or: echo 4898947072 > /sys/fs/cgroup/vm/memory.max"
+    );
+    settle(with(9, Pages::HostsChoice, |placement| placement.lock = true), &host).unwrap_err();
+    let settled = settle(
+        with(9, Pages::HostsChoice, |placement| (placement.prefault, placement.honour) = (true, Honour::BestEffort)),
+        &host,
+    );
+    let settled = settled.unwrap();
+    assert!(!settled.placement.prefault && settled.differences.len() == 1);
 }
