@@ -82,7 +82,7 @@ pub enum BodyError {
         source: MacAddressError,
     },
     /// A limit of the machine that a field breaks.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     LimitAt {
         /// The field.
         path: &'static str,

@@ -203,8 +203,14 @@ fn a_network_interfaces_mtu_and_limits_are_taken_and_told() {
     assert_eq!(told["network-interfaces"][0]["rx_rate_limiter"], body::<Value>(limiter));
     assert_eq!(told["network-interfaces"][0]["tx_rate_limiter"]["ops"]["size"], 10);
     let small = Change::NetworkInterface(Box::new(body(r#"{"iface_id": "e", "host_dev_name": "t", "mtu": 67}"#)));
-    let refused = small.apply(&mut blank(), HOST).unwrap_err().to_string();
+    let refused = chain(&small.apply(&mut blank(), HOST).unwrap_err());
     assert!(refused.starts_with("mtu: "), "{refused}");
+}
+
+/// An error with what it stems from, as a user reads it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30 };
@@ -257,7 +263,7 @@ fn a_drive_is_replaced_by_its_id_and_a_refused_body_changes_nothing() {
     assert!(config.disks[1].read_only);
     let before = format!("{config:?}");
     let mut refused = |change: Change| {
-        let message = change.apply(&mut config, HOST).unwrap_err().to_string();
+        let message = chain(&change.apply(&mut config, HOST).unwrap_err());
         assert_eq!(format!("{config:?}"), before);
         message
     };
@@ -267,6 +273,7 @@ fn a_drive_is_replaced_by_its_id_and_a_refused_body_changes_nothing() {
     assert!(cpus.starts_with("vcpu_count: cpus: "), "{cpus}");
     let memory = refused(Change::MachinePart(body(r#"{"mem_size_mib": 0}"#)));
     assert!(memory.starts_with("mem_size_mib: memory: 0 bytes"), "{memory}");
+    assert_eq!(memory.matches("memory: 0 bytes").count(), 1, "a limit is told once: {memory}");
     let id = refused(drive(r#""drive_id": "a b", "is_root_device": false"#));
     assert!(id.starts_with("device id `a b`: use 1 to 64"), "{id}");
 }
