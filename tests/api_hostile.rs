@@ -67,6 +67,9 @@ fn a_body_in_broken_chunks_or_cut_short_changes_nothing() {
         client.answer().refused(&["the body did not arrive whole"]);
         assert!(client.is_closed_within(DEADLINE), "{rest:?}");
     }
+    let mut client = vm.connect();
+    client.send(format!("{put}Content-Length: 1000000\r\n\r\n").as_bytes());
+    client.answer().refused(&["the request is larger than", "bytes"]);
     for sent in ["", "{", r#"{"vcpu_count": 2, "mem_size_mib": 64}"#] {
         let mut client = vm.connect();
         client.send(format!("{put}Content-Length: 100\r\n\r\n{sent}").as_bytes());

@@ -12,7 +12,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Bytes, Frame, Incoming};
+use hyper::body::{Body as _, Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -249,6 +249,10 @@ async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usiz
     };
     let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
     let room = limit.checked_sub(head.uri.path().len() + headers.sum::<usize>()).ok_or_else(too_large)?;
+    // What Content-Length announces is not waited for.
+    if body.size_hint().lower() > u64::try_from(room).unwrap_or(u64::MAX) {
+        return Err(too_large());
+    }
     match Limited::new(body, room).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
