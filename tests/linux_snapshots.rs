@@ -34,8 +34,8 @@ const LATE: i128 = 500_000_000;
 
 /// What Linux says of itself when something is wrong.
 const ALARMS: [&str; 6] = ["WARNING:", "BUG:", "Call Trace", "lockup", "stall", "unstable"];
-/// What it says once when three ticks in a row find the next one due: a CPU that is emulated got too little of a loaded host.
-/// A clock that has advanced costs it one tick, however far.
+/// What it says once when a timer interrupt finds the next one due three times in a row: a CPU that is emulated got too little of a
+/// loaded host, or had to wait for its pages. A clock that has advanced costs it one time, however far.
 const STARVED: &str = "hrtimer: interrupt took";
 
 /// How a point is made.
