@@ -10,9 +10,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::folder::Folder;
-use common::http::Connection;
+use common::guest::PROBE;
+use common::http::{Connection, request};
 use common::vm::Vm;
-use common::{Husk, husk, sys};
+use common::{Husk, husk, sys, through_shell};
 use serde_json::{Value, json};
 
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -316,4 +317,44 @@ fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machine
     let ended = clone.husk.end();
     assert_eq!(ended.code(), Some(1), "{ended}");
     assert!(ended.stderr.contains("guest memory is lost: the page fault handler on"), "{ended}");
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_or_does_not_fit_leaves_nothing_and_the_machine_runs_on() {
+    let mut vm = counting();
+    let point = vm.folder.path().join("point");
+    // Both requests at once: the second finds the first one's job at work.
+    let given_up = (1..=50).any(|_| {
+        let before = vm.get("/husk/v1/jobs").as_array().map_or(0, Vec::len) as u64;
+        let body = json!({ "path": point }).to_string();
+        let both = request("POST", "/husk/v1/snapshots", &body)
+            + &request("DELETE", &format!("/husk/v1/jobs/{}", before + 1), "");
+        vm.client.send(both.as_bytes());
+        assert_eq!(vm.client.answer().status, 202);
+        vm.client.answer();
+        let job = vm.finished(before + 1);
+        if job["state"] == "done" {
+            fs::remove_dir_all(&point).unwrap();
+        }
+        job["state"] == "cancelled"
+    });
+    assert!(given_up, "no job of fifty was given up in time");
+    assert!(!point.exists(), "nothing is left of it");
+
+    // A file of the guest's memory is longer than any file of this process may be.
+    let folder = Folder::new();
+    let words = ["run", "--kernel", PROBE, "--cmdline", "check=count end=poweroff", "--memory", "64M"];
+    let launch = husk(words).args(["--api-sock", &folder.at("s")]);
+    let limited = through_shell(r#"ulimit -f 1024; exec "$@""#, &launch).start();
+    let client = Connection::open(folder.at("s"));
+    let mut vm = Vm { folder, husk: limited, client };
+    vm.husk.wait_for("TICK 5 ");
+    let point = vm.folder.path().join("point");
+    let job = vm.job("/husk/v1/snapshots", &json!({ "path": point }));
+    assert_eq!(job["state"], "failed");
+    assert!(job["error"].as_str().unwrap().contains("File too large"), "{job}");
+    assert!(!point.exists(), "nothing is left of it");
+    assert_eq!(vm.state(), "Running");
+    let tick = vm.husk.last_tick();
+    vm.husk.wait_for(&format!("TICK {} ", tick + 2));
 }

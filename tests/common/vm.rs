@@ -71,7 +71,11 @@ impl Vm {
     pub(crate) fn job(&mut self, target: &str, body: &Value) -> Value {
         let answer = self.client.ask("POST", target, &body.to_string());
         assert_eq!(answer.status, 202, "{answer:?}");
-        let number = answer.json()["id"].as_u64().unwrap();
+        self.finished(answer.json()["id"].as_u64().unwrap())
+    }
+
+    /// A job when it has ended.
+    pub(crate) fn finished(&mut self, number: u64) -> Value {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
             let job = self.get(&format!("/husk/v1/jobs/{number}"));
