@@ -217,7 +217,8 @@ impl Temporary {
             let file = File::from(made.map_err(folder.failed("make", &beside))?);
             let (folder, beside, name) = (Arc::clone(folder), beside.clone(), name.to_owned());
             let new = Self { folder, beside, name, file, placed: false };
-            new.file.lock().map_err(new.folder.failed("lock", &new.beside))?;
+            // A filesystem without locks has none for a sweep to take either.
+            let _ = new.file.lock();
             // Another writer's sweep may have come between the two.
             let links = new.file.metadata().map(|metadata| metadata.nlink());
             if links.map_err(new.folder.failed("read", &new.beside))? > 0 {
