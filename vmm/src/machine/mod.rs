@@ -55,7 +55,6 @@ use tracking::Tracking;
 
 use crate::config::LimiterConfig;
 use crate::control::{Action, EventSender, Refusal, State};
-use crate::epoch::{DirtyLog, DirtyLogError};
 use crate::metrics::{Snapshot, VcpuFigures};
 use crate::placement::{PlacementSource, Watch};
 use crate::vcpu::{ExitKind, VcpuHandle};
@@ -172,15 +171,6 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
-    }
-
-    /// Has every write to the machine's memory logged from now on, whoever writes. While it runs, for it puts protection on all of
-    /// its memory.
-    ///
-    /// # Errors
-    /// KVM does not do it.
-    pub fn log_writes(&self) -> Result<DirtyLog, DirtyLogError> {
-        DirtyLog::start(&self.slots)
     }
 
     /// Where its news goes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::GuestMemory;
-use arch::memory::{DirtyBitmap, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
+use arch::memory::{DIRTY_PAGE_BYTES, DirtyBitmap, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, MemoryRegionAddress};
 
@@ -84,6 +84,8 @@ impl Source {
     ) -> Result<(), CopyError> {
         let here = match &self.absent {
             Absent::In(_) => Some(epoch::touched(&self.memory)?),
+            // What is not plugged cannot be read, and counts as written when it was unplugged.
+            Absent::Zero if self.memory.iter().any(is_pluggable) => Some(epoch::touched(&self.memory)?),
             Absent::Zero | Absent::WithHandler => None,
         };
         let (here, go_on) = (here.as_ref(), &go_on);
@@ -164,12 +166,20 @@ impl Source {
             let part = PageRun { first, pages: end - first };
             match (&self.absent, is_here) {
                 (Absent::In(point), false) => pen.write_bytes(part.first, chunk.pages(point, part)?)?,
+                (Absent::Zero, false) => {
+                    (part.first..part.end()).try_for_each(|page| pen.write_bytes(page, &[0; DIRTY_PAGE_BYTES]))?;
+                }
                 _ => self.copy_from_memory(pen, part)?,
             }
             first = end;
         }
         Ok(())
     }
+}
+
+/// Whether a region is mapped for nobody to reach but where it is plugged.
+fn is_pluggable(region: &GuestRegionMmap) -> bool {
+    region.prot() == libc::PROT_NONE
 }
 
 fn slice(
@@ -205,5 +215,36 @@ impl OriginChunk {
         let at =
             |page: u64| usize::try_from((page - chunk * CHUNK_PAGES) * PAGE_BYTES).expect("a chunk fits into memory");
         Ok(&self.bytes[at(run.first)..at(run.end())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::epoch::PointFiles;
+    use arch::GuestAddress;
+    use arch::memory::{Bytes, MmapRegion};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[test]
+    fn pages_that_are_not_plugged_any_more_are_zeros_and_not_looked_at() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let ram = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        ram.write_slice(&[7; 4096], GuestAddress(4096)).unwrap();
+        let mapping = MmapRegion::build(None, 1 << 20, libc::PROT_NONE, flags).unwrap();
+        let region = GuestRegionMmap::new(mapping, GuestAddress(1 << 32)).unwrap();
+        let memory = Arc::new(ram.insert_region(Arc::new(region)).unwrap());
+        let source = Source::new(memory, Absent::Zero);
+        let folder = tempfile::tempdir().unwrap();
+        let files = PointFiles::in_folder(&folder.path().join("p"));
+        let writer = LayerWriter::create(&files, source.bytes(), None).unwrap();
+        let mut pages = PageSet::new(512);
+        pages.insert_run(PageRun { first: 0, pages: 512 });
+        // One access to the second region, and this process is gone.
+        let copied = AtomicU64::new(0);
+        let count = |pages| copied.fetch_add(pages, Ordering::Relaxed) < 512;
+        source.copy(&pages, &writer, count).unwrap();
+        assert_eq!(copied.into_inner(), 512);
+        writer.finish().unwrap();
     }
 }
