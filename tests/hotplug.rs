@@ -41,6 +41,10 @@ fn memory_that_can_be_plugged_is_described_asked_for_and_told_of_as_firecracker_
     let devices = vm.get("/husk/v1/devices");
     assert_eq!((&devices[0]["kind"], &devices[0]["id"]), (&json!("memory"), &json!("mem")), "{devices}");
     vm.put("/hotplug/memory", &json!({ "total_size_mib": 1024 })).refused(&["is running"]);
+    let point = json!({ "path": vm.folder.at("point") }).to_string();
+    let refused = vm.client.ask("POST", "/husk/v1/snapshots", &point);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(refused.body.contains("snapshots do not hold yet"), "{refused:?}");
     vm.stop();
 }
 

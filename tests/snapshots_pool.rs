@@ -1,5 +1,4 @@
 //! Points of machines whose memory is of a HugePage pool, on nodes of the host.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 

@@ -8,6 +8,7 @@ use super::command::{Command, CommandError, Reply, ReplyTo, Request};
 use super::control_loop::ControlLoop;
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::{Action, State};
+use crate::config::ConfigState;
 use crate::snapshot::{MadePoint, Maker, MakerEvent, Mode, Order, SnapshotError, SnapshotRequest};
 
 /// A snapshot that is being made.
@@ -126,6 +127,8 @@ impl ControlLoop<'_> {
         if let Some(snapshot) = &self.snapshot {
             return Err(CommandError::SnapshotIsMade(snapshot.job));
         }
+        // What no other process could read again is refused before anything is held.
+        ConfigState::save(self.config).map_err(SnapshotError::from)?;
         let paused = self.machine.state() == State::Paused;
         let mode = if paused { Mode::Paused } else { Mode::Running };
         let ground = self.machine.snapshot_ground();

@@ -15,7 +15,7 @@ use arch::GuestMemory;
 use thiserror::Error;
 
 use super::rounds::{self, Next};
-use super::source::{Absent, CopyError, Source};
+use super::source::{Absent, CopyError, Source, Which};
 use super::{PointKind, SnapshotFigures, SnapshotRequest};
 use crate::config::SaveConfigError;
 use crate::control::{EventSender, GuestEvent, Progress};
@@ -300,16 +300,16 @@ impl Worker {
         }
         // What is dirty from here on is in a later round; for a full point the log's past does not matter.
         let dirty = log.as_deref_mut().map(DirtyLog::harvest).transpose()?;
-        let mut pages = match (is_full, dirty) {
-            (false, Some(dirty)) => dirty,
-            _ => source.touched()?,
+        let (mut which, mut pages) = match (is_full, dirty) {
+            (false, Some(dirty)) => (Which::Written, dirty),
+            _ => (Which::Held, source.touched()?),
         };
         if self.mode == Mode::Running {
             let log = log.expect("a machine that runs is logged");
             loop {
-                let copied = self.copy(source, writer, &pages)?;
+                let copied = self.copy(source, writer, (which, &pages))?;
                 self.figures.rounds += 1;
-                pages = log.harvest()?;
+                (which, pages) = (Which::Written, log.harvest()?);
                 if rounds::next(self.figures.rounds, copied, pages.count()) == Next::Close {
                     break;
                 }
@@ -318,7 +318,7 @@ impl Worker {
             self.wait_until_parked()?;
             pages.union_with(&log.harvest()?);
         }
-        self.copy(source, writer, &pages)?;
+        self.copy(source, writer, (which, &pages))?;
         match self.ordered.recv() {
             Ok(Order::State(saved)) => saved.map(|saved| *saved),
             Ok(Order::Parked) | Err(_) => Err(SnapshotError::Cancelled),
@@ -334,10 +334,15 @@ impl Worker {
     }
 
     /// Copies `pages`, and returns how many.
-    fn copy(&mut self, source: &Source, writer: &LayerWriter, pages: &PageSet) -> Result<u64, SnapshotError> {
+    fn copy(
+        &mut self,
+        source: &Source,
+        writer: &LayerWriter,
+        (which, pages): (Which, &PageSet),
+    ) -> Result<u64, SnapshotError> {
         let count = pages.count();
         self.progress.expect(count * PAGE_BYTES);
-        source.copy(pages, writer, |pages| {
+        source.copy((which, pages), writer, |pages| {
             self.progress.add(pages * PAGE_BYTES);
             !self.cancelled.load(Ordering::Relaxed)
         })?;

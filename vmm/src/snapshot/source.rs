@@ -40,6 +40,15 @@ pub(crate) enum Absent {
     WithHandler,
 }
 
+/// What pages are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All that hold anything, wherever that is.
+    Held,
+    /// Those that were written lately: they are in memory, and nobody needs to look.
+    Written,
+}
+
 /// A machine's memory, and what it came from.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -74,19 +83,19 @@ impl Source {
         }
     }
 
-    /// Copies `pages` to `writer`, on several threads where there are many. After every piece `go_on` is told how many pages
+    /// Copies `pages`, which are `which`, to `writer`, on several threads where there are many. After every piece `go_on` is told how many pages
     /// that were, and says whether there shall be more.
     pub(super) fn copy(
         &self,
-        pages: &PageSet,
+        (which, pages): (Which, &PageSet),
         writer: &LayerWriter,
         go_on: impl Fn(u64) -> bool + Sync,
     ) -> Result<(), CopyError> {
         let here = match &self.absent {
-            Absent::In(_) => Some(epoch::touched(&self.memory)?),
+            Absent::In(_) if which == Which::Held => Some(epoch::touched(&self.memory)?),
             // What is not plugged cannot be read, and counts as written when it was unplugged.
             Absent::Zero if self.memory.iter().any(is_pluggable) => Some(epoch::touched(&self.memory)?),
-            Absent::Zero | Absent::WithHandler => None,
+            Absent::In(_) | Absent::Zero | Absent::WithHandler => None,
         };
         let (here, go_on) = (here.as_ref(), &go_on);
         let count = pages.count();
@@ -243,7 +252,7 @@ mod tests {
         // One access to the second region, and this process is gone.
         let copied = AtomicU64::new(0);
         let count = |pages| copied.fetch_add(pages, Ordering::Relaxed) < 512;
-        source.copy(&pages, &writer, count).unwrap();
+        source.copy((Which::Held, &pages), &writer, count).unwrap();
         assert_eq!(copied.into_inner(), 512);
         writer.finish().unwrap();
     }
