@@ -157,7 +157,8 @@ fn a_vms_file_says_what_it_asks_for() {
     let node = |vcpus: &str, mib| GuestNode { vcpus: vcpus.parse().unwrap(), memory_bytes: mib * MIB };
     assert_eq!(parse(file).unwrap().nodes, [node("0,2", 256), node("1", 768)]);
 
-    let machine = |fields: &str| parse(&format!(r#"{{"machine-config": {{{fields}}}}}"#)).unwrap_err().to_string();
+    let machine =
+        |fields: &str| crate::describe(&parse(&format!(r#"{{"machine-config": {{{fields}}}}}"#)).unwrap_err());
     let table = [
         (r#""vcpu_count": 0, "mem_size_mib": 1"#, "vcpu_count: cpus: 0 vCPUs are not possible: ask for 1 to 64"),
         (r#""vcpu_count": 1, "mem_size_mib": 0"#, "mem_size_mib: memory: 0 bytes: a machine needs at least 1M"),
