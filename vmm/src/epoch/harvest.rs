@@ -2,7 +2,7 @@
 //! for it, the memory's [`DirtyBitmap`](arch::memory::DirtyBitmap)s have husk's.
 //!
 //! Who copies pages harvests first and reads after: a write that comes later than the reading is in the next harvest. That
-//! holds from the end of [`DirtyLog::start`] on, so what was copied before it is worth nothing.
+//! holds from the end of `DirtyLog::start` on, so what was copied before it is worth nothing.
 //!
 //! The log has every page that was written, and some that were not: what the guest reads first while the log is on, KVM may map
 //! for writing at once and count.

@@ -2,11 +2,11 @@
 //!
 //! | module | owns | runs on |
 //! | --- | --- | --- |
-//! | [`request`] | what a client asks, and what was measured | |
-//! | [`rounds`] | when to stop copying beside the guest and close the epoch: a pure decision | |
-//! | [`maker`] | a point's memory and files | `husk-job-snap` |
-//! | [`source`] | where its pages are read from | as the maker |
-//! | [`restore`] | a point that becomes a machine: opened, checked, changed as asked | the control loop |
+//! | `request` | what a client asks, and what was measured | |
+//! | `rounds` | when to stop copying beside the guest and close the epoch: a pure decision | |
+//! | `maker` | a point's memory and files | `husk-job-snap` |
+//! | `source` | where its pages are read from | as the maker |
+//! | `restore` | a point that becomes a machine: opened, checked, changed as asked | the control loop |
 
 mod maker;
 mod request;
