@@ -23,42 +23,22 @@ pub const ID_BYTES_MAX: usize = 64;
 pub enum SectionKind {
     /// What was configured.
     Config = 1,
-    /// The regions of guest memory, in the order of the memory file.
-    Memory = 2,
     /// The VM: interrupt controllers, timers, clock.
     Vm = 3,
     /// One vCPU; its id is its index.
     Vcpu = 4,
-    /// How vCPUs find each other and devices their interrupts: routes, event channels.
-    Interrupts = 5,
-    /// The generation id of the VM (ACPI VMGENID).
-    Generation = 6,
-    /// The metadata service.
-    Mmds = 7,
     /// The 16550 serial port.
     Serial = 16,
     /// The CMOS clock.
     Rtc = 17,
     /// The keyboard controller.
     I8042 = 18,
-    /// ACPI power management.
-    Pm = 19,
     /// The transport of a virtio device.
     Transport = 32,
     /// virtio-blk.
     Blk = 33,
     /// virtio-net.
     Net = 34,
-    /// virtio-rng.
-    Rng = 35,
-    /// virtio-balloon.
-    Balloon = 36,
-    /// virtio-mem.
-    Mem = 37,
-    /// virtio-vsock.
-    Vsock = 38,
-    /// virtio-pmem.
-    Pmem = 39,
 }
 
 /// A serde value with its version, in postcard.
@@ -157,26 +137,16 @@ pub enum SectionError {
 }
 
 impl SectionKind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 9] = [
         Self::Config,
-        Self::Memory,
         Self::Vm,
         Self::Vcpu,
-        Self::Interrupts,
-        Self::Generation,
-        Self::Mmds,
         Self::Serial,
         Self::Rtc,
         Self::I8042,
-        Self::Pm,
         Self::Transport,
         Self::Blk,
         Self::Net,
-        Self::Rng,
-        Self::Balloon,
-        Self::Mem,
-        Self::Vsock,
-        Self::Pmem,
     ];
 
     /// The kind of a number in a file.
