@@ -1,7 +1,7 @@
 //! A folder held open, in which a point's files are opened, made, linked, renamed and removed by name alone: nobody can put
 //! a link in the way between two steps. Symbolic links are never followed, pipes are never waited for, and nothing but
 //! plain files is read.
-#![expect(unsafe_code, reason = "the *at calls, extended attributes and getrandom have no safe interface in std")]
+#![expect(unsafe_code, reason = "the *at calls and extended attributes have no safe interface in std")]
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
@@ -347,26 +347,6 @@ pub(super) fn read_all(file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(room + 1);
     file.take(len).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-/// Bytes from the host's generator.
-pub(super) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    loop {
-        // SAFETY: getrandom writes at most `N` bytes at the pointer, a live array of that length.
-        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
-        match usize::try_from(got) {
-            Ok(got) if got == N => return Ok(bytes),
-            // Requests of up to 256 bytes are answered whole, once there is anything to answer (man 2 getrandom).
-            Ok(_) => {}
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
 }
 
 fn open_at(folder: libc::c_int, name: &CStr, flags: libc::c_int) -> io::Result<OwnedFd> {

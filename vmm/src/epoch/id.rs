@@ -7,7 +7,7 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use super::folder;
+use crate::random;
 
 /// The name of a point: 16 random bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,7 +31,7 @@ impl PointId {
     /// # Errors
     /// The host gives no random bytes.
     pub fn random() -> std::io::Result<Self> {
-        folder::random_bytes().map(Self)
+        random::bytes().map(Self)
     }
 
     /// The name of these bytes.
