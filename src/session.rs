@@ -203,7 +203,7 @@ impl Session {
                 Prepared::Restore(starter, request) => (starter, Some(request)),
                 Prepared::Stopped => return Ok(Finished::STOPPED),
             };
-            match self.run_until_reset(&mut config, starter, request)? {
+            match self.run_until_reset(&config, starter, request)? {
                 Some(finished) => return Ok(finished),
                 None => prepared = self.plane.prepare(&mut config)?,
             }
@@ -214,7 +214,7 @@ impl Session {
     /// else, if it cannot be assembled; then there is nothing finished.
     fn run_until_reset(
         &mut self,
-        config: &mut VmConfig,
+        config: &VmConfig,
         mut starter: Starter,
         request: Option<Box<RestoreRequest>>,
     ) -> Result<Option<Finished>, RunError> {
@@ -239,7 +239,6 @@ impl Session {
             };
             let finished = self.run_once(assembled, &mut running, &mut serial, (entrance, starter))?;
             (starter, origin, entrance) = (Starter::nobody(), Origin::Boot, Entrance::Start);
-            config.clone_from(&running);
             match (&finished.outcome, self.on_reboot) {
                 // The old machine goes first: its disks are unlocked and its memory is free for the new one.
                 (Outcome::Reset, OnReboot::Restart) => drop(finished),
