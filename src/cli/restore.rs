@@ -1,20 +1,16 @@
 //! `husk restore`: the VM that a snapshot holds, and the words that `husk ctl restore` has as well.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use vmm::config::{ClockPolicy, firecracker};
-use vmm::control::Escape;
 use vmm::snapshot::{MemoryMode, MemorySource, Overrides, PointFiles, RestoreRequest};
 
-use super::api::Api;
-use super::firecracker::parse_id;
-use super::log::LogArgs;
-use crate::api::REQUEST_BYTES_MAX;
+use super::api::SessionArgs;
 use crate::exit::ExitStatus;
-use crate::session::{Begin, Manners, OnReboot, RunError};
+use crate::session::{Begin, RunError};
 
 /// Arguments of `husk restore`.
 #[derive(Debug, Args)]
@@ -23,20 +19,8 @@ pub(super) struct RestoreArgs {
     folder: PathBuf,
     #[command(flatten)]
     words: RestoreWords,
-    /// What a guest that resets itself gets: the end of husk, or the same machine again.
-    #[arg(long, value_name = "exit|restart", default_value = "exit")]
-    on_reboot: OnReboot,
-    /// Path of a control socket; without it there is none.
-    #[arg(long, value_name = "PATH")]
-    api_sock: Option<PathBuf>,
-    /// Name of the VM on the control socket: 1 to 64 letters, digits or `-`.
-    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
-    id: String,
-    /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
-    stop_timeout: Duration,
     #[command(flatten)]
-    log: LogArgs,
+    session: SessionArgs,
 }
 
 /// How a snapshot becomes a machine.
@@ -80,12 +64,8 @@ enum ClockWord {
 }
 
 impl RestoreArgs {
-    pub(super) fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
-        self.log.apply(&self.id)?;
-        let manners =
-            Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout, metrics: None };
-        let (id, request_bytes_max) = (self.id, REQUEST_BYTES_MAX);
-        let api = self.api_sock.map(|path| Api { path, id, request_bytes_max, started });
+    pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
+        let (manners, api) = self.session.settle(started)?;
         let begin = Begin::Restored(Box::new(self.words.request(PointFiles::in_folder(&self.folder))));
         super::api::run(firecracker::blank(), begin, manners, api).map(|finished| finished.report())
     }

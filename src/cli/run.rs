@@ -1,27 +1,24 @@
 //! `husk run`: a VM booted at once, its serial console on the terminal.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use vmm::config::{
     BootConfig, BootEntry, ConfigError, CoreScheduling, Entropy, HardwareTables, KernelSource, LimiterConfig,
     SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
-use vmm::control::Escape;
 
-use super::api::Api;
+use super::api::SessionArgs;
 use super::disk::DiskArg;
-use super::firecracker::{parse_id, read_config_file};
+use super::firecracker::read_config_file;
 use super::hotplug::HotplugArg;
-use super::log::LogArgs;
 use super::memory::MemoryArg;
 use super::net::NetArg;
 use super::numa::NumaArg;
 use super::thread::ThreadArg;
-use crate::api::REQUEST_BYTES_MAX;
 use crate::exit::ExitStatus;
-use crate::session::{Begin, Manners, OnReboot, RunError};
+use crate::session::{Begin, RunError};
 
 /// Arguments of `husk run`.
 #[derive(Debug, Args)]
@@ -82,20 +79,8 @@ pub(super) struct RunArgs {
     /// Which threads may share a core's SMT siblings at one time: any, this VM's, or no vCPU with another.
     #[arg(long, value_name = "off|vm|vcpu", default_value = "off", value_parser = parse_core_scheduling)]
     core_scheduling: CoreScheduling,
-    /// What a guest that resets itself gets: the end of husk, or the same machine again.
-    #[arg(long, value_name = "exit|restart", default_value = "exit")]
-    on_reboot: OnReboot,
-    /// Path of a control socket; without it there is none.
-    #[arg(long, value_name = "PATH")]
-    api_sock: Option<PathBuf>,
-    /// Name of the VM on the control socket: 1 to 64 letters, digits or `-`.
-    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
-    id: String,
-    /// Seconds that a guest which has enabled its power button has to end by itself when husk is asked to.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
-    stop_timeout: Duration,
     #[command(flatten)]
-    log: LogArgs,
+    session: SessionArgs,
     /// Firecracker's configuration file, in place of the options that describe the machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "cpus", "memory", "disk", "net", "rng",
         "boot_entry", "acpi", "serial", "numa", "hotplug", "thread", "core_scheduling"])]
@@ -104,11 +89,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
-        let manners =
-            Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout, metrics: None };
-        self.log.apply(&self.id)?;
-        let (id, request_bytes_max) = (std::mem::take(&mut self.id), REQUEST_BYTES_MAX);
-        let api = self.api_sock.take().map(|path| Api { path, id, request_bytes_max, started });
+        let (manners, api) = self.session.settle(started)?;
         let config = match self.config_file {
             Some(path) => read_config_file(&path)?,
             None => self.into_config()?,
