@@ -29,9 +29,9 @@ use std::sync::Arc;
 
 use arch::memory::bitmap;
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryBackend;
 
-use super::{PAGE_BYTES, PageSet, barrier};
+use super::{PAGE_BYTES, PageSet, barrier, file_order};
 use crate::machine::{MemoryError, MemorySlots};
 
 /// What keeps writes from being known.
@@ -87,7 +87,7 @@ impl DirtyLog {
     /// # Errors
     /// KVM or the kernel does not do it; then nothing is logged.
     pub(crate) fn start(slots: &Arc<MemorySlots>) -> Result<Self, DirtyLogError> {
-        let pages = slots.memory().iter().map(|region| region.len() / PAGE_BYTES).sum();
+        let pages = file_order::bytes(slots.memory()) / PAGE_BYTES;
         slots.start_log()?;
         slots.memory().iter().for_each(|region| bitmap(region).start());
         let log = Self {
@@ -155,10 +155,8 @@ impl DirtyLog {
     }
 
     fn take_into(&mut self, pages: &mut PageSet) -> Result<(), DirtyLogError> {
-        let mut first = 0;
-        for region in self.slots.memory().iter() {
-            pages.insert_bits(first, bitmap(region).take());
-            first += region.len() / PAGE_BYTES;
+        for (offset, region) in file_order::regions(self.slots.memory()) {
+            pages.insert_bits(offset / PAGE_BYTES, bitmap(region).take());
         }
         self.slots.harvest_log(&mut self.bits, |first, bits| pages.insert_bits(first, bits.iter().copied()))
     }

@@ -17,6 +17,7 @@
 //! | `lookup` | how the files of a point are found |
 //! | `verify` | a point read whole |
 //! | [`shelf`] | points in folders: found, measured, dropped |
+//! | `file_order` | guest memory as the memory file has it |
 //! | [`folder`] | files by name in a folder held open, never through a link |
 //!
 //! Guest memory is one run of bytes here, the regions of `GuestMemory` back to back in address order; a page is 4 KiB of
@@ -24,6 +25,7 @@
 //! length is believed before it is held against the file's own.
 
 mod barrier;
+pub(crate) mod file_order;
 pub mod folder;
 pub mod harvest;
 pub mod id;

@@ -20,11 +20,11 @@ use std::os::unix::fs::FileExt;
 use arch::GuestMemory;
 use arch::memory::GuestRegionMmap;
 use thiserror::Error;
-use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use super::{PAGE_BYTES, PageRun, PageSet};
+use super::{PAGE_BYTES, PageRun, PageSet, file_order};
 
 /// What keeps the pages from being found. Whoever needs them anyway may take all of memory as touched.
 #[derive(Debug, Error)]
@@ -52,10 +52,10 @@ const PAGEMAP: &str = "/proc/self/pagemap";
 /// # Errors
 /// The host does not tell.
 pub fn touched(memory: &GuestMemory) -> Result<PageSet, ResidencyError> {
-    let pages = memory.iter().map(|region| region.len() / PAGE_BYTES).sum();
-    let (mut set, mut first) = (PageSet::new(pages), 0);
+    let mut set = PageSet::new(file_order::bytes(memory) / PAGE_BYTES);
     let tables = File::open(PAGEMAP).map_err(ResidencyError::Open)?;
-    for region in memory.iter() {
+    for (offset, region) in file_order::regions(memory) {
+        let first = offset / PAGE_BYTES;
         // A part of the region, in bytes from its start.
         let insert = |part: Range<u64>| {
             let run = first + part.start / PAGE_BYTES..first + part.end.div_ceil(PAGE_BYTES);
@@ -63,7 +63,6 @@ pub fn touched(memory: &GuestMemory) -> Result<PageSet, ResidencyError> {
         };
         touched_in(region, &tables, insert)
             .map_err(|source| ResidencyError::Look { address: region.start_addr().0, source })?;
-        first += region.len() / PAGE_BYTES;
     }
     Ok(set)
 }

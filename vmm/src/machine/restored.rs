@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use arch::GuestMemory;
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::build::BuildError;
 use super::memory::{self, MachineMemory, MemoryError};
 use super::tracking::Tracking;
 use crate::control::EventSender;
-use crate::epoch::{CHUNK_BYTES, PAGE_BYTES, Point, PointError};
+use crate::epoch::{CHUNK_BYTES, PAGE_BYTES, Point, PointError, file_order};
 use crate::pager::{Handler, Pager};
 use crate::placement::Settled;
 use crate::snapshot::{Absent, MemoryMode, RestoredMemory};
@@ -87,31 +86,23 @@ fn map_files(memory: &GuestMemory, point: &Point) -> Result<(), MemoryError> {
 
 /// Maps bytes of a layer's file where guest memory has them.
 fn map_run(memory: &GuestMemory, point: &Point, layer: usize, (start, end): (u64, u64)) -> Result<(), MemoryError> {
-    let mut offset = 0;
-    for region in memory.iter() {
-        let (from, to) = (start.max(offset), end.min(offset + region.len()));
-        if from < to {
-            let within = MemoryRegionAddress(from - offset);
-            let bytes = usize::try_from(to - from).expect("a region fits into memory");
-            let slice = region.get_slice(within, bytes).expect("the part is within the region");
-            let file_offset = libc::off_t::try_from(from).expect("a file's offsets have 63 bits");
-            // SAFETY: the range is a part of one mapping of guest memory, which no reference points into and nobody uses
-            // yet; it stays mapped, readable and writable, and is unmapped with the rest.
-            let mapped = unsafe {
-                libc::mmap(
-                    slice.ptr_guard_mut().as_ptr().cast(),
-                    bytes,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    point.layer_file(layer).as_raw_fd(),
-                    file_offset,
-                )
-            };
-            if mapped == libc::MAP_FAILED {
-                return Err(MemoryError::MapFile { bytes: to - from, source: io::Error::last_os_error() });
-            }
+    for (offset, slice) in file_order::slices(memory, start..end) {
+        let file_offset = libc::off_t::try_from(offset).expect("a file's offsets have 63 bits");
+        // SAFETY: the range is a part of one mapping of guest memory, which no reference points into and nobody uses
+        // yet; it stays mapped, readable and writable, and is unmapped with the rest.
+        let mapped = unsafe {
+            libc::mmap(
+                slice.ptr_guard_mut().as_ptr().cast(),
+                slice.len(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                point.layer_file(layer).as_raw_fd(),
+                file_offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(MemoryError::MapFile { bytes: slice.len() as u64, source: io::Error::last_os_error() });
         }
-        offset += region.len();
     }
     Ok(())
 }
@@ -146,16 +137,11 @@ fn copy_files(memory: &GuestMemory, point: &Point) -> Result<(), PointError> {
 fn write(memory: &GuestMemory, offset: u64, bytes: &[u8]) {
     const PAGE: usize = 4096;
     const _: () = assert!(PAGE as u64 == PAGE_BYTES);
-    let mut region_offset = 0;
-    for region in memory.iter() {
-        for (page, page_offset) in bytes.chunks(PAGE).zip((offset..).step_by(PAGE)) {
-            let within = page_offset.checked_sub(region_offset).filter(|&within| within < region.len());
-            if let Some(within) = within
-                && page.iter().any(|&byte| byte != 0)
-            {
-                region.write_slice(page, MemoryRegionAddress(within)).expect("the page is within the region");
+    for (page, offset) in bytes.chunks(PAGE).zip((offset..).step_by(PAGE)) {
+        if page.iter().any(|&byte| byte != 0) {
+            for (part, slice) in file_order::slices(memory, offset..offset + page.len() as u64) {
+                slice.copy_from(&page[usize::try_from(part - offset).expect("the part is within the page")..]);
             }
         }
-        region_offset += region.len();
     }
 }

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arch::GuestMemory;
+use arch::memory::GuestRegionMmap;
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub(crate) use handler::{Handler, HandlerError};
@@ -28,7 +29,7 @@ use plan::{Plan, Wanted};
 use userfault::{Put, Range, UserFault, Woken, wait_for};
 
 use crate::control::{EventSender, GuestEvent};
-use crate::epoch::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, Point, PointError, Presence};
+use crate::epoch::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, Point, PointError, Presence, file_order};
 
 /// What keeps memory from coming page by page.
 #[derive(Debug, Error)]
@@ -127,14 +128,11 @@ impl Drop for Pager {
 }
 
 fn spans(memory: &GuestMemory) -> Vec<Span> {
-    let mut offset = 0;
-    let span = |region: &vm_memory::GuestRegionMmap<_>| {
+    let span = |(offset, region): (u64, &GuestRegionMmap)| {
         let host = region.as_volatile_slice().expect("a mapped region has a host address").ptr_guard_mut().as_ptr();
-        let span = Span { offset, host: host.expose_provenance() as u64, bytes: region.len() };
-        offset += span.bytes;
-        span
+        Span { offset, host: host.expose_provenance() as u64, bytes: region.len() }
     };
-    memory.iter().map(span).collect()
+    file_order::regions(memory).map(span).collect()
 }
 
 impl Span {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::GuestMemory;
-use arch::memory::{DIRTY_PAGE_BYTES, DirtyBitmap, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
+use arch::memory::{DIRTY_PAGE_BYTES, GuestRegionMmap};
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, MemoryRegionAddress};
+use vm_memory::GuestMemoryBackend;
 
 use crate::epoch::{
-    self, CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError, ResidencyError,
+    self, CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError, ResidencyError, file_order,
 };
 
 /// Why pages cannot be copied.
@@ -62,7 +62,7 @@ impl Source {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.memory.iter().map(GuestMemoryRegion::len).sum()
+        file_order::bytes(&self.memory)
     }
 
     /// The pages that may hold something else than zeros.
@@ -147,16 +147,8 @@ impl Source {
     }
 
     fn copy_from_memory(&self, pen: &mut Pen<'_>, run: PageRun) -> Result<(), CopyError> {
-        let mut slices = Vec::with_capacity(2);
-        let (start, end) = (run.first * PAGE_BYTES, run.end() * PAGE_BYTES);
-        let mut offset = 0;
-        for region in self.memory.iter() {
-            let (from, to) = (start.max(offset), end.min(offset + region.len()));
-            if from < to {
-                slices.push(slice(region, from - offset, to - from));
-            }
-            offset += region.len();
-        }
+        let parts = file_order::slices(&self.memory, run.first * PAGE_BYTES..run.end() * PAGE_BYTES);
+        let slices: Vec<_> = parts.map(|(_, slice)| slice).collect();
         Ok(pen.write(run.first, &slices)?)
     }
 
@@ -189,15 +181,6 @@ impl Source {
 /// Whether a region is mapped for nobody to reach but where it is plugged.
 fn is_pluggable(region: &GuestRegionMmap) -> bool {
     region.prot() == libc::PROT_NONE
-}
-
-fn slice(
-    region: &GuestRegionMmap,
-    offset: u64,
-    bytes: u64,
-) -> VolatileSlice<'_, vm_memory::bitmap::BS<'_, DirtyBitmap>> {
-    let bytes = usize::try_from(bytes).expect("a chunk fits into memory");
-    region.get_slice(MemoryRegionAddress(offset), bytes).expect("the part is within the region")
 }
 
 /// The chunk of a point that was read last.

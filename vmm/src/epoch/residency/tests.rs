@@ -5,6 +5,7 @@ use arch::memory::MmapRegion;
 use arch::{GuestAddress, GuestMemory};
 use devices::backend::memory::Reclaim;
 use vm_memory::Bytes;
+use vm_memory::GuestMemoryBackend;
 
 use super::*;
 use crate::epoch::pool::Pool;
