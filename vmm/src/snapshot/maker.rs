@@ -230,9 +230,10 @@ impl Worker {
         let Ground { slots, memory, absent, mut log, last, tracks } = ground;
         let source = Source::new(memory, absent);
         let was_tracked = log.is_some();
-        let result = self.make(&slots, &source, &mut log, last);
+        let is_tracked = tracks || self.request.track;
+        let result = self.make(&slots, &source, &mut log, last, is_tracked);
         // What was harvested for a point that there is not is still to be in the next one.
-        let goes_on = if result.is_ok() { tracks || self.request.track } else { was_tracked };
+        let goes_on = if result.is_ok() { is_tracked } else { was_tracked };
         if !goes_on {
             log = stopped(log);
         }
@@ -246,6 +247,7 @@ impl Worker {
         source: &Source,
         log: &mut Option<DirtyLog>,
         last: Option<LastPoint>,
+        is_tracked: bool,
     ) -> Result<MadePoint, SnapshotError> {
         let parent = match &self.request.kind {
             PointKind::Full => None,
@@ -280,10 +282,8 @@ impl Worker {
         self.figures.sync_us = microseconds(copied);
         self.figures.total_us = microseconds(self.started);
         let files = self.request.files.clone();
-        let point = match log {
-            Some(_) => Some(Arc::new(Point::open(&files.memory, &header)?)),
-            None => None,
-        };
+        // The point is there, whether or not it can be opened now: its next increment opens it again, and says why not.
+        let point = is_tracked.then(|| Point::open(&files.memory, &header).map(Arc::new)).and_then(Result::ok);
         Ok(MadePoint { last: LastPoint { files, header, point }, figures: self.figures.clone() })
     }
 
