@@ -31,4 +31,4 @@ pub use gsi::Gsi;
 pub use memory::{GuestAddress, GuestMemory};
 pub use topology::{ThreadsPerCore, VcpuCount, VcpuIndex};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{acpi, boot, clock, cpu_identity, cpu_template, cpuid, layout, mp, msrs, vcpu, vm};
+pub use x86_64::{acpi, boot, cache::prefetch, clock, cpu_identity, cpu_template, cpuid, layout, mp, msrs, vcpu, vm};

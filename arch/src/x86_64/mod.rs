@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub(crate) mod cache;
 pub mod clock;
 pub mod cpu_identity;
 pub mod cpu_template;

@@ -119,6 +119,28 @@ impl DescriptorTable {
     pub(super) fn new(ring: Ring, len: u16, indirect: bool) -> Self {
         Self { ring, len, indirect }
     }
+
+    /// Begins to fetch a chain's first descriptor. The driver's index may be anything.
+    pub(super) fn prefetch(&self, head: u16) {
+        if let Some(descriptor) = self.descriptor(head) {
+            arch::prefetch(descriptor.ptr_guard().as_ptr().expose_provenance());
+        }
+    }
+
+    /// Begins to fetch what a chain's first descriptor points to. The address that is read for it is a hint and nothing else:
+    /// the walk reads its own and checks it.
+    pub(super) fn prefetch_buffer(&self, map: &mut MemoryMap, head: u16) {
+        if let Some(descriptor) = self.descriptor(head)
+            && let Some(Mapped { host, .. }) = map.find(Descriptor::load(&descriptor, 0).address)
+        {
+            arch::prefetch(host);
+        }
+    }
+
+    fn descriptor(&self, index: u16) -> Option<VolatileSlice<'_, impl BitmapSlice>> {
+        let offset = usize::from(index) * DESCRIPTOR_BYTES;
+        (index < self.len).then(|| self.ring.slice(offset, DESCRIPTOR_BYTES))
+    }
 }
 
 /// A descriptor, copied out of guest memory.
