@@ -26,8 +26,8 @@ pub(crate) fn choose(
     choose_on(&Ground::of_cpus()?, placement, &names, home)
 }
 
-/// As [`choose`], on a host of this shape. vCPUs come first, node by node, isolated CPUs first among them; the other threads
-/// share what is left there that is not isolated, or else the CPUs of the vCPUs' cores.
+/// As [`choose`], on a host of this shape. vCPUs come first, node by node, isolated CPUs first among them, on no CPU of
+/// another vCPU's list; the other threads share what is left there that is not isolated, or else the CPUs of the vCPUs' cores.
 fn choose_on(
     ground: &Ground,
     placement: &ThreadPlacement,
@@ -41,8 +41,9 @@ fn choose_on(
             groups.entry((home(*vcpu).map(|nodes| nodes.to_string()), siblings)).or_default().push(*vcpu);
         }
     }
+    let listed = listed_vcpus(placement, names);
     let mut chosen = placement.clone();
-    let (mut taken, mut others) = (Vec::<u16>::new(), Vec::<u16>::new());
+    let (mut taken, mut others) = (listed.clone(), Vec::<u16>::new());
     for ((_, siblings), vcpus) in &groups {
         let nodes = vcpus.first().and_then(|vcpu| home(*vcpu));
         let cores = cores_for(ground, nodes.as_ref(), &taken, vcpus.len(), *siblings)?;
@@ -60,8 +61,7 @@ fn choose_on(
         taken.extend(promised.iter());
     }
     if groups.is_empty() {
-        let cores = ground.cores_of(home(0).as_ref());
-        others.extend(Cores::new(&cores, Overcommit::NONE).spare().iter());
+        others = beside_lists(ground, home(0).as_ref(), &listed);
     }
     let others: IdList = others.into_iter().collect();
     for name in names {
@@ -84,6 +84,38 @@ fn with_cpus(placement: &ThreadPlacement, name: &ThreadName, cpus: IdList) -> cr
     crate::config::ThreadTerms { cpus: Some(Cpus::List(cpus)), ..placement.of(name) }
 }
 
+/// The CPUs of vCPUs that have a list.
+fn listed_vcpus(placement: &ThreadPlacement, names: &[&ThreadName]) -> Vec<u16> {
+    let vcpus = names.iter().filter(|name| matches!(name, ThreadName::Vcpu(_)));
+    let lists = vcpus.filter_map(|name| placement.of(name).cpus?.list().cloned());
+    lists.flat_map(|list| list.iter().collect::<Vec<_>>()).collect()
+}
+
+/// CPUs for the other threads where no vCPU is `auto`: what is spare on the memory's nodes, or else anywhere; or else the
+/// vCPUs' own, or any.
+fn beside_lists(ground: &Ground, home: Option<&IdList>, listed: &[u16]) -> Vec<u16> {
+    let spare = |nodes: Option<&IdList>| -> Vec<u16> {
+        let cores = free_cores(ground, nodes, listed, Siblings::Idle);
+        Cores::new(&cores, Overcommit::NONE).spare().iter().collect()
+    };
+    let all = || ground.cores_of(None).into_iter().flat_map(|core| core.cpus).collect();
+    [spare(home), spare(None), listed.to_vec()].into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_else(all)
+}
+
+/// The cores of some nodes, or of all, without what is taken: whole cores for those who keep siblings idle.
+fn free_cores(ground: &Ground, nodes: Option<&IdList>, taken: &[u16], siblings: Siblings) -> Vec<Core> {
+    let mut cores = ground.cores_of(nodes);
+    for core in &mut cores {
+        let threads = core.cpus.len();
+        core.cpus.retain(|cpu| !taken.contains(cpu));
+        if siblings == Siblings::Idle && core.cpus.len() < threads {
+            core.cpus.clear();
+        }
+    }
+    cores.retain(|core| !core.cpus.is_empty());
+    cores
+}
+
 fn promise(cores: &[Core], vcpus: usize, siblings: Siblings) -> Choice<'_> {
     Cores::new(cores, Overcommit::NONE).choose(u32::try_from(vcpus).unwrap_or(u32::MAX), siblings)
 }
@@ -96,11 +128,7 @@ fn cores_for(
     vcpus: usize,
     siblings: Siblings,
 ) -> Result<Vec<Core>, ThreadError> {
-    let free = |nodes: Option<&IdList>| {
-        let mut cores = ground.cores_of(nodes);
-        cores.retain(|core| !core.cpus.iter().any(|cpu| taken.contains(cpu)));
-        cores
-    };
+    let free = |nodes: Option<&IdList>| free_cores(ground, nodes, taken, siblings);
     let found = |cores: &[Core]| promise(cores, vcpus, siblings).picks.len();
     if nodes.is_none() {
         let alone = ground.node_ids().map(|id| free(Some(&IdList::from_iter([id]))));

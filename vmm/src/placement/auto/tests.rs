@@ -40,10 +40,18 @@ fn threads_get_cpus_of_their_memorys_node_isolated_ones_first_and_siblings_only_
         // A list goes before.
         (&SINGLE, &[("vcpu", "auto"), ("vcpu3", "7")], FOUR, vec![], ["0", "1", "2", "7"]),
         (&TWO_SOCKETS, &ALL, TWO_AND_IO, vec!["0"; 2], ["4", "5", "0-3,32-35", "0-3,32-35"]),
+        // The list of another vCPU is nobody else's, and its sibling is not either where cores are not shared.
+        (&SINGLE, &[("vcpu", "auto"), ("vcpu0", "0")], FOUR, vec![], ["0", "1", "2", "3"]),
+        (&TWO_SOCKETS, &[("vcpu", "auto"), ("vcpu0", "36")], FOUR, vec!["0"; 4], ["36", "5", "6", "7"]),
+        (&TWO_SOCKETS, &[("vcpu", "auto:shared"), ("vcpu0", "36")], FOUR, vec!["0"; 4], ["36", "4", "5", "37"]),
         // Nobody's CPUs are left of the vCPUs' own node but those that are not promised.
         (&SINGLE, &ALL, TWO_AND_IO, vec![], ["0", "1", "2-7", "2-7"]),
         // The threads of others alone.
         (&TWO_SOCKETS, &[("io", "auto")], TWO_AND_IO, vec!["1"], ["", "", "16-19,48-51", ""]),
+        // Beside vCPUs that have lists, and where their memory's node has no CPUs.
+        (&SINGLE, &[("io", "auto"), ("vcpu", "0-3")], TWO_AND_IO, vec![], ["0-3", "0-3", "4-7", ""]),
+        (&SINGLE, &[("io", "auto"), ("vcpu", "0-7")], TWO_AND_IO, vec![], ["0-7", "0-7", "0-7", ""]),
+        (&UNEVEN_NODES, &[("io", "auto"), ("vcpu", "0")], TWO_AND_IO, vec!["2"], ["0", "0", "1-7", ""]),
     ] {
         let found = chosen(sketch, asked, &names, &homes).unwrap();
         assert_eq!(found, expected, "{asked:?} {homes:?}");
