@@ -90,8 +90,8 @@ fn a_pool_that_is_too_small_is_refused_with_the_shortfall_unless_the_best_effort
     vm.describe("check=serial end=poweroff");
     vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" } })).done();
     let start = json!({ "action_type": "InstanceStart" });
-    let mend = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-    vm.put("/actions", &start).refused(&["32 HugePages of 2M are needed", &format!("{short} short"), mend]);
+    let mend = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+    vm.put("/actions", &start).refused(&["32 HugePages of 2M are needed on node 0", &format!("{short} short"), mend]);
     assert_eq!(vm.state(), "Not started");
     vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" }, "best_effort": true })).done();
     vm.put("/actions", &start).done();

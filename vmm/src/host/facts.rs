@@ -186,6 +186,13 @@ impl PoolFacts {
     pub fn available(&self) -> u64 {
         self.free.saturating_sub(self.reserved.unwrap_or(0))
     }
+
+    /// Those, and what the pool may grow by on demand.
+    #[must_use]
+    pub fn grown(&self) -> u64 {
+        let growth = self.overcommit.unwrap_or(0).saturating_sub(self.surplus.unwrap_or(0));
+        self.available().saturating_add(growth)
+    }
 }
 
 /// Memory.

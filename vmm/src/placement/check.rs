@@ -1,10 +1,12 @@
 //! What the host can honour, before anything is made. Pure: the host's part is a value.
 
-use std::collections::BTreeMap;
+mod pool;
 
 use arch::layout;
 use thiserror::Error;
 use vm_memory::GuestAddress;
+
+pub use pool::PoolShortage;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 use crate::host::{self, IdList, Limit, NodeFacts, PoolFacts};
@@ -55,17 +57,13 @@ pub enum PlacementError {
         available: Vec<u64>,
     },
     /// A pool has too few pages.
-    #[error("memory: pages: {needed} HugePages of {pages} are needed{place} and {free} are free: {} short: {mend}", needed - free)]
+    #[error("memory: pages: {}: {mend}", pool::sentence(*pages, shortages))]
     PoolTooSmall {
         /// What was asked.
         pages: Pages,
-        /// How many.
-        needed: u64,
-        /// How many can be had there.
-        free: u64,
-        /// Where, as ` on node 0`; empty for the whole host.
-        place: String,
-        /// The command that adds them.
+        /// Where, and how many.
+        shortages: Vec<PoolShortage>,
+        /// The commands that add them.
         mend: String,
     },
     /// A node that is not there.
@@ -203,7 +201,7 @@ fn check(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
         }
     }
     if let Some(page_bytes) = placement.pages.pool_page_bytes() {
-        check_pool(placement.pages, parts, page_bytes, host)?;
+        pool::check(placement.pages, page_bytes, parts, host)?;
     }
     let bytes = parts.iter().map(|part| part.bytes).sum();
     // What is touched by and by may never be all of it; what shall be there at once would have the kernel end husk.
@@ -242,59 +240,6 @@ fn check_nodes(bytes: u64, asked: &HostNodes, pages: Pages, host: &HostMemory) -
     // A pool's pages are counted, and need no guess.
     if asked.policy == NodePolicy::Bind && pages.pool_page_bytes().is_none() && has < bytes {
         return Err(PlacementError::NodesTooSmall { nodes: asked.nodes.clone(), has, needed: bytes });
-    }
-    Ok(())
-}
-
-fn check_pool(pages: Pages, parts: &[MemoryPart], page_bytes: u64, host: &HostMemory) -> Result<(), PlacementError> {
-    let needed = parts.iter().map(|part| part.bytes).sum::<u64>() / page_bytes;
-    let Some(pool) = host.pools.iter().find(|pool| pool.page_bytes == page_bytes) else {
-        let available = host.pools.iter().map(|pool| pool.page_bytes).collect();
-        return Err(PlacementError::NoSuchPages { pages, available });
-    };
-    let file = format!("hugepages/hugepages-{}kB/nr_hugepages", page_bytes / 1024);
-    if pool.available() < needed {
-        let total = pool.total + (needed - pool.available());
-        let mend = format!("echo {total} > /sys/kernel/mm/{file}");
-        return Err(PlacementError::PoolTooSmall { pages, needed, free: pool.available(), place: String::new(), mend });
-    }
-    let of_node = |node: &NodeFacts| node.pools.iter().find(|pool| pool.page_bytes == page_bytes).cloned();
-    let mut free: BTreeMap<u16, u64> =
-        host.nodes.iter().map(|node| (node.id, of_node(node).map_or(0, |pool| pool.free))).collect();
-    // Who has the least choice goes first.
-    let mut bound: Vec<(u64, &HostNodes)> =
-        parts.iter().filter_map(|part| Some((part.bytes / page_bytes, part.nodes.as_ref()?))).collect();
-    bound.sort_by_key(|(_, nodes)| nodes.nodes.len());
-    for (needed, HostNodes { nodes, policy }) in bound {
-        let shares = match policy {
-            NodePolicy::Preferred => continue,
-            NodePolicy::Bind => vec![(nodes.clone(), needed)],
-            NodePolicy::Interleave => {
-                let share = needed.div_ceil(u64::try_from(nodes.len()).expect("at most 65536"));
-                nodes.iter().map(|node| (IdList::from_iter([node]), share)).collect()
-            }
-        };
-        for (nodes, needed) in shares {
-            let there: u64 = nodes.iter().filter_map(|node| free.get(&node)).sum();
-            if there < needed {
-                let first = nodes.iter().next().expect("validate() wants a node");
-                let total = host.node(first).and_then(of_node).map_or(0, |pool| pool.total) + (needed - there);
-                let mend = format!("echo {total} > /sys/devices/system/node/node{first}/{file}");
-                return Err(PlacementError::PoolTooSmall {
-                    pages,
-                    needed,
-                    free: there,
-                    place: format!(" on node {nodes}"),
-                    mend,
-                });
-            }
-            let mut wanted = needed;
-            for node in nodes.iter() {
-                let left = free.entry(node).or_default();
-                let taken = wanted.min(*left);
-                (*left, wanted) = (*left - taken, wanted - taken);
-            }
-        }
     }
     Ok(())
 }

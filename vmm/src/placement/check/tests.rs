@@ -69,7 +69,7 @@ fn what_the_host_has_is_granted_as_it_was_asked() {
 fn a_pool_that_is_too_small_is_refused_with_the_shortfall_and_the_command() {
     assert_eq!(
         refused(asked(3, Pages::Huge2M, "", NodePolicy::Bind)),
-        "memory: pages: 768 HugePages of 2M are needed and 600 are free: 168 short: \
+        "memory: pages: 768 HugePages of 2M are needed on any node and 600 are free: 168 short: \
          echo 868 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(
@@ -82,6 +82,17 @@ fn a_pool_that_is_too_small_is_refused_with_the_shortfall_and_the_command() {
         refused(asked(1, Pages::Huge2M, "0-1", NodePolicy::Interleave)),
         "memory: pages: 128 HugePages of 2M are needed on node 1 and 100 are free: 28 short: \
          echo 128 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    assert_eq!(
+        refused(asked(2, Pages::Huge2M, "1", NodePolicy::Bind)),
+        "memory: pages: 512 HugePages of 2M are needed on node 1 and 100 are free: 412 short: \
+         echo 512 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    assert_eq!(
+        refused(asked(5, Pages::Huge2M, "1", NodePolicy::Bind)),
+        "memory: pages: 1280 HugePages of 2M are needed on node 1 and 100 are free: 1180 short: \
+         echo 1280 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
+        "too small on the node, and in all"
     );
     assert_eq!(
         refused(asked(2, Pages::Huge1G, "", NodePolicy::Bind)),
@@ -146,11 +157,53 @@ fn guest_nodes_share_what_their_host_nodes_have() {
     // 512 and 100 pages: 256 and 256 fit on node 0, but not beside a third of them on node 1.
     two(bind(1, "0"), bind(1, "0")).unwrap();
     two(bind(1, "0-1"), bind(1, "0")).unwrap();
-    let short = two(bind(1, "0"), bind(1, "1")).unwrap_err().to_string();
+    let refused = |first, second| two(first, second).unwrap_err().to_string();
+    let short = refused(bind(1, "0"), bind(1, "1"));
     assert!(short.contains("256 HugePages of 2M are needed on node 1 and 100 are free"), "{short}");
     // Each would fit alone.
-    let twice = two(bind(1, "0"), bind(2, "0")).unwrap_err().to_string();
-    assert!(twice.contains("768 HugePages of 2M are needed and 600 are free"), "{twice}");
+    let twice = refused(bind(1, "0"), bind(2, "0"));
+    assert!(twice.contains("768 HugePages of 2M are needed on node 0 and 512 are free: 256 short"), "{twice}");
+    assert_eq!(
+        refused(bind(3, "0"), bind(1, "1")),
+        "memory: pages: 768 HugePages of 2M are needed on node 0 and 512 are free, 256 on node 1 and 100 are free: \
+         256 and 156 short: echo 856 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages; \
+         echo 256 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
+        "every node that is short"
+    );
+    assert_eq!(
+        refused(bind(2, "0"), part(1, "", NodePolicy::Bind)),
+        "memory: pages: 256 HugePages of 2M are needed on any node and 88 are free: 168 short: \
+         echo 868 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+        "what is bound comes first"
+    );
+    // All there is free, 12 of them promised to somebody.
+    let promised = settle(
+        Settled::as_asked(
+            &MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() },
+            vec![MemoryPart { bytes: 612 * (2 << 20), ..bind(1, "0-1") }],
+        ),
+        &host(),
+    );
+    let promised = promised.unwrap_err().to_string();
+    assert!(promised.contains("612 HugePages of 2M are needed on node 0-1 and 600 are free: 12 short"), "{promised}");
+}
+
+#[test]
+fn a_last_round_of_interleaved_pages_and_a_pool_that_grows_are_counted() {
+    let settle = |pages: u64, nodes, policy, host: &HostMemory| {
+        let placement = MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() };
+        let part = MemoryPart { bytes: pages * (2 << 20), ..part(1, nodes, policy) };
+        settle(Settled::as_asked(&placement, vec![part]), host)
+    };
+    settle(201, "0-1", NodePolicy::Interleave, &host()).unwrap();
+    let uneven = settle(202, "0-1", NodePolicy::Interleave, &host()).unwrap_err().to_string();
+    assert!(uneven.contains("101 HugePages of 2M are needed on node 1 and 100 are free: 1 short"), "{uneven}");
+    let mut grows = host();
+    (grows.pools[0].overcommit, grows.pools[0].surplus) = (Some(30), Some(10));
+    settle(620, "", NodePolicy::Bind, &grows).unwrap();
+    settle(621, "", NodePolicy::Bind, &grows).unwrap_err();
+    // On which node it grows is the kernel's choice.
+    settle(513, "0", NodePolicy::Bind, &grows).unwrap_err();
 }
 
 #[test]
