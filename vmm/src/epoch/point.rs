@@ -182,6 +182,30 @@ pub enum PointError {
 }
 
 impl PointError {
+    /// Whether the host failed, where no other name or parent would have helped.
+    #[must_use]
+    pub fn is_the_hosts(&self) -> bool {
+        use io::ErrorKind::{
+            AlreadyExists, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+            ReadOnlyFilesystem,
+        };
+        match self {
+            Self::File(FileError { source, .. }) => !matches!(
+                source.kind(),
+                AlreadyExists
+                    | InvalidFilename
+                    | InvalidInput
+                    | IsADirectory
+                    | NotADirectory
+                    | NotFound
+                    | PermissionDenied
+                    | ReadOnlyFilesystem
+            ),
+            Self::Random(_) | Self::Unfinished => true,
+            _ => false,
+        }
+    }
+
     pub(super) const fn read(path: PathBuf, source: io::Error) -> Self {
         Self::File(FileError { attempt: "read", path, source })
     }

@@ -77,7 +77,11 @@ impl SnapshotError {
     /// Whether another request would do.
     #[must_use]
     pub fn is_the_requests(&self) -> bool {
-        matches!(self, Self::NotTracked | Self::OtherParent { .. } | Self::Config(_) | Self::Point(_))
+        match self {
+            Self::NotTracked | Self::OtherParent { .. } | Self::Config(_) => true,
+            Self::Point(error) => !error.is_the_hosts(),
+            _ => false,
+        }
     }
 }
 
