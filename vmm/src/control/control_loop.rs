@@ -101,6 +101,15 @@ pub enum Entrance {
 struct Stopping {
     job: JobId,
     deadline: Instant,
+    button: Button,
+}
+
+/// The power button of a guest that was asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Button {
+    Pressed,
+    /// A snapshot holds the machine: it is pressed when that goes on.
+    Due,
 }
 
 /// Where the console's next bytes come from.
@@ -258,14 +267,29 @@ impl<'a> ControlLoop<'a> {
 
     /// Presses the power button and gives the guest `grace`, or finds that it would not help.
     fn begin_stop(&mut self, grace: Duration) -> Option<JobId> {
-        if grace.is_zero() || self.machine.state() != State::Running || !self.machine.power_button_is_enabled() {
+        let is_held = self.snapshot.as_ref().is_some_and(Snapshot::holds_a_running_machine);
+        let runs = self.machine.state() == State::Running || is_held;
+        if grace.is_zero() || !runs || !self.machine.power_button_is_enabled() {
             return None;
         }
-        self.machine.apply(Action::PowerButton).ok()?;
+        let button = if is_held { Button::Due } else { Button::Pressed };
+        if button == Button::Pressed {
+            self.machine.apply(Action::PowerButton).ok()?;
+        }
         let job = self.plane.begin(JobKind::Stop, Extent::Time(grace));
         self.plane.tell_status("The guest was asked to end");
-        self.stopping = Some(Stopping { job, deadline: Instant::now() + grace });
+        self.stopping = Some(Stopping { job, deadline: Instant::now() + grace, button });
         Some(job)
+    }
+
+    /// Presses the power button if that had to wait for a snapshot.
+    pub(super) fn press_due_button(&mut self) {
+        let Some(stopping) = &mut self.stopping else { return };
+        if std::mem::replace(&mut stopping.button, Button::Pressed) == Button::Due
+            && let Err(error) = self.machine.apply(Action::PowerButton)
+        {
+            log::error!("the guest cannot be asked to end: {error}");
+        }
     }
 
     /// Carries out what clients ask; whether the machine ends.

@@ -68,6 +68,11 @@ impl Snapshot {
         None
     }
 
+    /// Whether the machine is paused for this only.
+    pub(super) fn holds_a_running_machine(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.then == Then::Run)
+    }
+
     pub(super) fn cancel(&self) {
         self.maker.cancel();
     }
@@ -182,6 +187,7 @@ impl ControlLoop<'_> {
         {
             log::error!("the machine does not go on after its snapshot: {error}");
         }
+        self.press_due_button();
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.pause = since.elapsed();
         }
