@@ -156,9 +156,9 @@ impl From<CommandError> for Fault {
             CommandError::Refused(_) => Code::State,
             CommandError::NoSuchJob(_) => Code::NoSuchJob,
             CommandError::JobEnded(_) => Code::JobEnded,
-            CommandError::Disk(DiskChangeError::Unknown(_)) | CommandError::Net(NetChangeError::Unknown(_)) => {
-                Code::NoSuchDevice
-            }
+            CommandError::Disk(DiskChangeError::Unknown(_))
+            | CommandError::Net(NetChangeError::Unknown(_))
+            | CommandError::NothingToLimit(_) => Code::NoSuchDevice,
             CommandError::Start(_)
             | CommandError::File { .. }
             | CommandError::Body(_)

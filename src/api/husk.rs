@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use vmm::config::ConfigReport;
+use serde::{Deserialize, Deserializer, Serialize};
 use vmm::config::extension::Placement;
 use vmm::config::firecracker::Change;
+use vmm::config::{BucketError, ConfigReport, DeviceLimits};
 use vmm::control::{Command, DiskChange, Event, JobId, JobReport, NetChange, Reply, State};
 use vmm::machine::{DeviceReport, LinkState};
 use vmm::metrics::{ProcessFigures, prometheus};
@@ -54,17 +54,28 @@ struct Stop {
     grace_ms: Option<u64>,
 }
 
-/// What changes of a device in use: exactly one of these.
+/// What changes of a device in use: exactly one of these, and none is null.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 struct DevicePart {
     /// A disk's size in bytes, which its file or device must have already.
+    #[serde(deserialize_with = "present")]
     #[schemars(with = "u64")]
     size_bytes: Option<u64>,
     /// A network's cable.
+    #[serde(deserialize_with = "present")]
     #[schemars(with = "Link")]
     link: Option<Link>,
+    /// What a disk or a network, and with it all of its group, is held to from now on, in the place of what it was.
+    #[serde(deserialize_with = "present")]
+    #[schemars(with = "DeviceLimits")]
+    limits: Option<DeviceLimits>,
+}
+
+/// What may be absent, and null not.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A network's cable.
@@ -228,16 +239,21 @@ fn stop(_: &Context, request: &Request) -> Result<Plan, Fault> {
 
 fn patch_device(_: &Context, request: &Request) -> Result<Plan, Fault> {
     let id = request.argument.to_owned();
-    let command = match request.parse()? {
-        DevicePart { size_bytes: Some(bytes), link: None } => Command::Disk(id, Box::new(DiskChange::Resize(bytes))),
-        DevicePart { size_bytes: None, link: Some(link) } => {
+    let DevicePart { size_bytes, link, limits } = request.parse()?;
+    let command = match (size_bytes, link, limits) {
+        (Some(bytes), None, None) => Command::Disk(id, Box::new(DiskChange::Resize(bytes))),
+        (None, Some(link), None) => {
             let state = match link {
                 Link::Up => LinkState::Up,
                 Link::Down => LinkState::Down,
             };
             Command::Net(id, Box::new(NetChange::Link(state)))
         }
-        DevicePart { .. } => return Err(Fault::bad("give one thing to change: size_bytes or link")),
+        (None, None, Some(limits)) => {
+            let refused = |error: BucketError| Fault::field("limits", format!("limits.{error}"));
+            Command::Limit(id, Box::new(limits.try_into().map_err(refused)?))
+        }
+        _ => return Err(Fault::bad("give one thing to change: size_bytes, link or limits")),
     };
     Ok(Plan::Ask(command, |_, _| no_content()))
 }

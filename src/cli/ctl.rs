@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use vmm::config::parse_size;
+use vmm::config::{DeviceLimits, parse_size};
 
+use super::limit::{LimitWord, limits};
 use super::restore::RestoreWords;
 use crate::client::{Client, ClientError};
 use crate::exit::ExitStatus;
@@ -60,6 +61,15 @@ enum Verb {
     /// A network in use.
     #[command(subcommand)]
     Net(NetVerb),
+    /// Hold a disk or a network in use to other limits; what is not named has none.
+    Limit {
+        /// The disk or network.
+        id: String,
+        /// bps=N, iops=N of all; rd_bps, rd_iops, or rx_bps, rx_pps, of what the guest gets; wr_bps, wr_iops, or tx_bps,
+        /// tx_pps, of what it gives: N a second, or N+BURST.
+        #[arg(value_name = "WORD=N", value_delimiter = ',')]
+        words: Vec<LimitWord>,
+    },
     /// Write it to a folder; it may run. Prints what that took.
     Snapshot {
         /// The folder, which is made if it is not there.
@@ -159,6 +169,10 @@ impl CtlArgs {
                     Link::Down => "down",
                 };
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&json!({ "link": link })))?;
+            }
+            Verb::Limit { id, words } => {
+                let body = json!({ "limits": DeviceLimits::from(limits(&words)) });
+                client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&body))?;
             }
             Verb::Snapshot { folder, parent, track } => {
                 let body = json!({ "path": super::absolute(folder)?, "parent": parent.map(super::absolute).transpose()?, "track": track });

@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use thiserror::Error;
 use vmm::config::{
-    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, IoThreads, OnEnospc, Rate, RootDevice,
-    SizeError, parse_size,
+    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, IoThreads, OnEnospc, RootDevice, SizeError,
 };
+
+use super::words::{byte_rate, operation_rate};
 
 /// One `--disk` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,12 +51,17 @@ pub(crate) enum DiskArgError {
         allowed: &'static str,
     },
     /// A rate is none.
-    #[error("bps: {0}")]
-    Rate(#[from] SizeError),
+    #[error("{word}: {source}")]
+    Rate {
+        /// The word.
+        word: &'static str,
+        /// Why.
+        source: SizeError,
+    },
 }
 
 /// The words that have a value.
-const WORDS: [&str; 14] = [
+const WORDS: [&str; 18] = [
     "id",
     "engine",
     "cache",
@@ -68,6 +74,10 @@ const WORDS: [&str; 14] = [
     "poll_us",
     "bps",
     "iops",
+    "rd_bps",
+    "rd_iops",
+    "wr_bps",
+    "wr_iops",
     "limit_group",
     "on_enospc",
 ];
@@ -137,6 +147,8 @@ impl DiskArg {
         let refuse = |allowed| DiskArgError::Value { word, value: value.to_owned(), allowed };
         let number = || value.parse::<u32>().map_err(|_| refuse("a whole number"));
         let count = || value.parse::<usize>().map_err(|_| refuse("a whole number"));
+        let bytes = || byte_rate(value).map_err(|source| DiskArgError::Rate { word, source });
+        let requests = || operation_rate(value).map_err(|_| refuse("a whole number, or two as 1000+5000"));
         let tuning = &mut self.tuning;
         match word {
             "ro" => self.read_only = true,
@@ -153,8 +165,12 @@ impl DiskArg {
             "iothread" => tuning.threads = IoThreads::Shared(value.to_owned()),
             "iothreads" => tuning.threads = IoThreads::Own(count()?),
             "poll_us" => tuning.poll_us = number()?,
-            "bps" => tuning.limits.total.bytes = Rate::per_second(parse_size(value)?),
-            "iops" => tuning.limits.total.operations = Rate::per_second(number()?.into()),
+            "bps" => tuning.limits.total.bytes = bytes()?,
+            "iops" => tuning.limits.total.operations = requests()?,
+            "rd_bps" => tuning.limits.inward.bytes = bytes()?,
+            "rd_iops" => tuning.limits.inward.operations = requests()?,
+            "wr_bps" => tuning.limits.outward.bytes = bytes()?,
+            "wr_iops" => tuning.limits.outward.operations = requests()?,
             "limit_group" => tuning.limit_group = Some(value.to_owned()),
             "on_enospc" => {
                 tuning.on_enospc = named(value, ON_ENOSPC).ok_or_else(|| refuse("report or stop"))?;
@@ -183,7 +199,7 @@ fn named<T: Copy>(name: &str, choices: &[(&str, T)]) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::config::{LimiterConfig, Limits};
+    use vmm::config::{LimiterConfig, Limits, Rate};
 
     #[test]
     fn a_path_alone_is_a_writable_disk_named_after_its_place() {
@@ -229,9 +245,13 @@ mod tests {
     #[test]
     fn every_word_reaches_the_configuration() {
         let text = "x,engine=sync,cache=direct,queues=4,queue_size=128,block=4096,serial=S 1,iothreads=2,poll_us=50,\
-                    bps=10M,iops=1000,limit_group=g,on_enospc=stop";
+                    bps=10M,iops=1000+7,rd_bps=5M,rd_iops=500,wr_bps=4M+1M,wr_iops=400,limit_group=g,on_enospc=stop";
         let tuning = text.parse::<DiskArg>().unwrap().into_config(0).tuning;
-        let total = Limits { bytes: Rate::per_second(10 << 20), operations: Rate::per_second(1000) };
+        let limits = LimiterConfig {
+            total: Limits { bytes: Rate::per_second(10 << 20), operations: Rate::new(1000, 7, 1000) },
+            inward: Limits { bytes: Rate::per_second(5 << 20), operations: Rate::per_second(500) },
+            outward: Limits { bytes: Rate::new(4 << 20, 1 << 20, 1000), operations: Rate::per_second(400) },
+        };
         let expected = DiskTuning {
             engine: DiskEngine::Sync,
             cache: Some(CacheMode::Direct),
@@ -241,7 +261,7 @@ mod tests {
             queue_size: 128,
             threads: IoThreads::Own(2),
             poll_us: 50,
-            limits: LimiterConfig { total, ..LimiterConfig::default() },
+            limits,
             limit_group: Some("g".to_owned()),
             on_enospc: OnEnospc::Stop,
         };

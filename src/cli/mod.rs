@@ -7,6 +7,7 @@ mod disk;
 mod firecracker;
 mod host;
 mod hotplug;
+mod limit;
 mod log;
 mod memory;
 mod net;

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{ConfigError, IoThreads, NetConfig, NetFilter, NetSource, NetTuning, Rate, SizeError, parse_size};
+use vmm::config::{ConfigError, IoThreads, NetConfig, NetFilter, NetSource, NetTuning, SizeError};
+
+use super::words::{byte_rate, operation_rate};
 
 /// One `--net` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,8 +143,8 @@ impl Words {
     /// Takes one word with its value. Numbers are held against their limits where all of the VM's are.
     fn take(&mut self, word: &'static str, value: &str) -> Result<(), NetArgError> {
         let refuse = |allowed| NetArgError::Value { word, value: value.to_owned(), allowed };
-        let bytes = || parse_size(value).map(Rate::per_second).map_err(|source| NetArgError::Rate { word, source });
-        let frames = || value.parse().map(Rate::per_second).map_err(|_| refuse("a whole number"));
+        let bytes = || byte_rate(value).map_err(|source| NetArgError::Rate { word, source });
+        let frames = || operation_rate(value).map_err(|_| refuse("a whole number, or two as 1000+5000"));
         let tuning = &mut self.tuning;
         match word {
             "tap" => self.source = Some(NetSource::Tap(value.to_owned())),
@@ -196,7 +198,7 @@ impl NetArg {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::config::{LimiterConfig, Limits, MacAddressError};
+    use vmm::config::{LimiterConfig, Limits, MacAddressError, Rate};
 
     #[test]
     fn options_come_in_any_order_and_a_device_is_named_after_its_place() {
@@ -259,7 +261,7 @@ mod tests {
         assert_eq!(refused("mac=02:00:00:00:00:01"), NetArgError::NoSource);
         assert_eq!(refused("fd=x").to_string(), "fd=x: use the number of a descriptor, or of several as 5,,6");
         assert_eq!(refused("tap=t0,mtu=65536").to_string(), "mtu=65536: use 68 to 65535");
-        assert_eq!(refused("tap=t0,rx_pps=-1").to_string(), "rx_pps=-1: use a whole number");
+        assert_eq!(refused("tap=t0,rx_pps=-1").to_string(), "rx_pps=-1: use a whole number, or two as 1000+5000");
         assert!(refused("tap=t0,tx_bps=fast").to_string().starts_with("tx_bps: `fast` is not a size"));
         assert_eq!(refused("t0"), NetArgError::UnknownWord { word: "t0".to_owned() });
         assert_eq!(refused("tap=t0,"), NetArgError::UnknownWord { word: String::new() });

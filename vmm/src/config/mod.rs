@@ -8,6 +8,7 @@ pub mod extension;
 pub mod firecracker;
 mod host;
 mod hotplug;
+mod limits;
 mod memory;
 mod net;
 mod numa;
@@ -38,6 +39,7 @@ pub use balloon::{BALLOON_ID, BalloonConfig};
 pub use disk::{BlockSize, CacheMode, DiskEngine, DiskTuning, OnEnospc};
 pub use host::HostFacts;
 pub use hotplug::{BLOCK_BYTES_DEFAULT, HOTPLUG_ID, HotplugConfig, HotplugError, SLOT_BYTES_DEFAULT};
+pub use limits::{BucketError, DeviceLimits};
 pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
@@ -465,6 +467,15 @@ impl VmConfig {
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),
+        }
+    }
+
+    /// Gives all devices of a group these limits, which are the group's own buckets.
+    pub(crate) fn share_limits(&mut self, group: &str, limits: LimiterConfig) {
+        let disks = self.disks.iter_mut().map(|disk| (&disk.tuning.limit_group, &mut disk.tuning.limits));
+        let nets = self.nets.iter_mut().map(|net| (&net.tuning.limit_group, &mut net.tuning.limits));
+        for (_, own) in disks.chain(nets).filter(|(its, _)| its.as_deref() == Some(group)) {
+            *own = limits;
         }
     }
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::limits::BucketLimits;
 use super::{
-    BootEntry, CacheMode, DiskConfig, DiskEngine, DiskSource, HardwareTables, IoThreads, KernelSource, LimiterConfig,
-    Limits, MemoryBacking, NetConfig, NetTuning, Rate, SerialTarget, ThreadsPerCore, VmConfig,
+    BootEntry, CacheMode, DeviceLimits, DiskConfig, DiskEngine, DiskSource, HardwareTables, IoThreads, KernelSource,
+    MemoryBacking, NetConfig, NetTuning, SerialTarget, ThreadsPerCore, VmConfig,
 };
 
 /// The whole VM, defaults filled in.
@@ -35,7 +36,7 @@ pub struct ConfigReport {
     /// `stdio`, `pty`, `null` or the path of a file.
     serial: String,
     /// What its output is held to, in bytes.
-    serial_limit: Option<BucketReport>,
+    serial_limit: Option<BucketLimits>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -55,7 +56,7 @@ struct DiskReport {
     /// Threads of its own.
     iothreads: Option<usize>,
     poll_us: u32,
-    limits: LimitsReport,
+    limits: DeviceLimits,
     limit_group: Option<String>,
 }
 
@@ -73,39 +74,12 @@ struct NetReport {
     poll_us: u32,
     /// What the guest is told, in bytes.
     mtu: Option<u16>,
-    limits: LimitsReport,
+    limits: DeviceLimits,
     limit_group: Option<String>,
     /// `off`, `mac` or `mac+ip`.
     filter: &'static str,
     /// The addresses from which `mac+ip` lets packets go.
     ip: Vec<IpAddr>,
-}
-
-/// What a device is held to at present.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-struct LimitsReport {
-    /// Both ways together.
-    total: BucketsReport,
-    to_guest: BucketsReport,
-    from_guest: BucketsReport,
-}
-
-/// Null where there is no limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-struct BucketsReport {
-    bytes: Option<BucketReport>,
-    /// Requests, or frames.
-    operations: Option<BucketReport>,
-}
-
-/// A token bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-struct BucketReport {
-    size: u64,
-    /// Tokens beside it, once.
-    burst: u64,
-    /// The time in which it fills.
-    refill_ms: u64,
 }
 
 impl From<&VmConfig> for ConfigReport {
@@ -148,7 +122,7 @@ impl From<&VmConfig> for ConfigReport {
                 SerialTarget::Null => "null".to_owned(),
                 SerialTarget::File(path) => path.display().to_string(),
             },
-            serial_limit: config.serial_limit.map(BucketReport::from),
+            serial_limit: config.serial_limit.map(BucketLimits::from),
         }
     }
 }
@@ -204,26 +178,6 @@ impl From<&NetConfig> for NetReport {
             filter: filter.name(),
             ip: filter.addresses().to_vec(),
         }
-    }
-}
-
-impl From<LimiterConfig> for LimitsReport {
-    fn from(limits: LimiterConfig) -> Self {
-        let LimiterConfig { total, inward, outward } = limits;
-        Self { total: total.into(), to_guest: inward.into(), from_guest: outward.into() }
-    }
-}
-
-impl From<Limits> for BucketsReport {
-    fn from(limits: Limits) -> Self {
-        let Limits { bytes, operations } = limits;
-        Self { bytes: bytes.map(BucketReport::from), operations: operations.map(BucketReport::from) }
-    }
-}
-
-impl From<Rate> for BucketReport {
-    fn from(rate: Rate) -> Self {
-        Self { size: rate.size(), burst: rate.burst(), refill_ms: rate.refill_ms() }
     }
 }
 

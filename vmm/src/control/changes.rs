@@ -8,7 +8,7 @@ use devices::virtio::balloon::{BALLOON_PAGE_BYTES, HintingStatus};
 use super::command::{BalloonAsk, CommandError, DiskChange, HotplugAsk, NetChange, Reply};
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
-use crate::config::{DiskSource, MIB, VmConfig};
+use crate::config::{DiskSource, LimiterConfig, MIB, VmConfig};
 use crate::machine::{DiskChangeError, Machine, NetChangeError};
 
 /// Changes a disk, and says in what.
@@ -35,12 +35,38 @@ pub(super) fn disk(
             if let Some(limits) = limits {
                 let mut changed = disk.tuning.limits;
                 changed.total = limits.onto(changed.total);
-                machine.limit_disk(id, changed)?;
-                disk.tuning.limits = changed;
+                self::limits(machine, config, id, changed)?;
             }
             Ok(what)
         }
     }
+}
+
+/// Holds a disk or a network to other limits. Those of a group are one set of buckets, so all of it has them.
+pub(super) fn limits(
+    machine: &Machine,
+    config: &mut VmConfig,
+    id: &str,
+    limits: LimiterConfig,
+) -> Result<(), CommandError> {
+    let disk = config.disks.iter_mut().find(|disk| disk.id == id);
+    let net = config.nets.iter_mut().find(|net| net.id == id);
+    let (own, group) = match (disk, net) {
+        (Some(disk), _) => {
+            machine.limit_disk(id, limits)?;
+            (&mut disk.tuning.limits, disk.tuning.limit_group.clone())
+        }
+        (None, Some(net)) => {
+            machine.limit_net(id, limits)?;
+            (&mut net.tuning.limits, net.tuning.limit_group.clone())
+        }
+        (None, None) => return Err(CommandError::NothingToLimit(id.to_owned())),
+    };
+    *own = limits;
+    if let Some(group) = group {
+        config.share_limits(&group, limits);
+    }
+    Ok(())
 }
 
 /// Looks at the balloon, or changes it; whether that was a change.
@@ -124,8 +150,7 @@ pub(super) fn net(
             let mut changed = net.tuning.limits;
             changed.inward = receive.unwrap_or_default().onto(changed.inward);
             changed.outward = transmit.unwrap_or_default().onto(changed.outward);
-            machine.limit_net(id, changed)?;
-            net.tuning.limits = changed;
+            limits(machine, config, id, changed)?;
             Ok("limits")
         }
     }

@@ -15,11 +15,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::jobs::{JobId, JobReport};
 use super::snapshots::AnswerWhen;
 use super::{Refusal, State};
-use crate::config::VmConfig;
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
 use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::firecracker::{BodyError, Change};
+use crate::config::{LimiterConfig, VmConfig};
 use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
 use crate::metrics::{FirecrackerFile, Snapshot};
 use crate::placement::PlacementSource;
@@ -52,6 +52,8 @@ pub enum Command {
     Disk(String, Box<DiskChange>),
     /// Change a network in use.
     Net(String, Box<NetChange>),
+    /// Hold a disk or a network in use, and with it all of its group, to these limits.
+    Limit(String, Box<LimiterConfig>),
     /// Look at the balloon, or change it.
     Balloon(BalloonAsk),
     /// Look at the memory that can be plugged, or have it plugged.
@@ -203,6 +205,9 @@ pub enum CommandError {
     /// A network does not take the change.
     #[error(transparent)]
     Net(#[from] NetChangeError),
+    /// Nothing of that name moves bytes.
+    #[error("there is no disk and no network `{0}`")]
+    NothingToLimit(String),
     /// There is no balloon.
     #[error("balloon: the machine has none: PUT /balloon before the start")]
     NoBalloon,

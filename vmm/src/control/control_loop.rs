@@ -364,6 +364,11 @@ impl<'a> ControlLoop<'a> {
                 let what = changes::net(&self.machine, self.config, &id, *change)?;
                 return Ok(self.tell_change(id, what));
             }
+            Command::Limit(id, limits) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                changes::limits(&self.machine, self.config, &id, *limits)?;
+                return Ok(self.tell_change(id, "limits"));
+            }
             Command::Balloon(ask) => {
                 self.machine.state().accepts(Action::ChangeDevice)?;
                 let (reply, what) = changes::balloon(&self.machine, self.config, ask)?;

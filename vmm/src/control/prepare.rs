@@ -161,7 +161,7 @@ impl ControlPlane {
                 let status = config.hotplug.as_ref().map(|hotplug| MemoryHotplugStatus::new(hotplug, 0));
                 Step::GoOn(status.map(Reply::Hotplug).ok_or(CommandError::NoHotplug))
             }
-            Command::Disk(..) | Command::Net(..) | Command::Balloon(_) | Command::Hotplug(_) => {
+            Command::Disk(..) | Command::Net(..) | Command::Limit(..) | Command::Balloon(_) | Command::Hotplug(_) => {
                 refuse(Action::ChangeDevice)
             }
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),

@@ -87,6 +87,7 @@ fn changes_the_machine(command: &Command) -> bool {
         | Command::Nmi
         | Command::Disk(..)
         | Command::Net(..)
+        | Command::Limit(..)
         | Command::Balloon(_)
         | Command::Hotplug(_) => true,
         Command::Configure(_)
