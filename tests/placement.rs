@@ -233,6 +233,7 @@ fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
         (["--thread", "vcpu0,cpus=0:4000"], "vcpu0: CPU 4000 is not online: the host's are 0"),
         (["--thread", "vcpu7,cpus=0"], "there is no thread vcpu7: the machine has vcpu0"),
         (["--thread", "io:nothing,cpus=0"], "there is no thread io:nothing"),
+        (["--thread", "vcpu0,cpus="], "vcpu0: the list of CPUs is empty"),
         // This kernel has no core scheduling.
         (["--core-scheduling", "vm"], "CONFIG_SCHED_CORE"),
     ] {
@@ -243,6 +244,26 @@ fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
         );
         assert_eq!(message.lines().count(), 1, "{message}");
     }
+    // Before anything is made: the kernel is not even opened.
+    let early = husk(["run", "--kernel", "/nothing", "--thread", "vcpu0,cpus=4000"]).end();
+    assert!(early.code() == Some(1) && early.message().contains("CPU 4000 is not online"), "{early}");
+}
+
+#[test]
+fn a_thread_of_each_device_is_known_by_its_name_before_the_device_is_there() {
+    let folder = common::folder::Folder::new();
+    let disk = |name: &str| {
+        let path = folder.at(name);
+        std::fs::write(&path, [0; 4096]).unwrap_or_else(|error| panic!("{path}: {error}"));
+        path
+    };
+    let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", "64M"];
+    let mut husk = husk(run).args(["--disk", &format!("{},id=two,queues=2,iothreads=2", disk("a"))]);
+    for (path, id) in [(disk("b"), "three"), (disk("c"), "four")] {
+        husk = husk.args(["--disk", &format!("{path},id={id},iothread=both")]);
+    }
+    let names = ["two-0", "two-1", "both", "rng"].map(|name| format!("io:{name},cpus=0"));
+    names.iter().fold(husk, |husk, name| husk.args(["--thread", name])).end().went_well();
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl LimitFacts {
             cpus_allowed: list("Cpus_allowed_list"),
             mems_allowed: list("Mems_allowed_list"),
             memlock_bytes: memlock(tree),
-            cpuset_cpus: groups.list("cpuset", "cpuset.cpus.effective", "cpuset.effective_cpus"),
+            cpuset_cpus: groups.cpuset_cpus(),
             cpuset_mems: groups.list("cpuset", "cpuset.mems.effective", "cpuset.effective_mems"),
             memory_bytes: groups.memory(),
             cpu_millis: groups.least("cpu", "cpu.max", "cpu.cfs_quota_us", |folder, text| match text.split_once(' ') {
@@ -95,6 +95,11 @@ impl LimitFacts {
     /// The limit on memory alone.
     pub(super) fn memory_limit(tree: &Tree) -> Option<Limit> {
         Groups::read(tree).memory()
+    }
+
+    /// The cpuset's CPUs alone.
+    pub(super) fn cpuset_cpus(tree: &Tree) -> Option<IdList> {
+        Groups::read(tree).cpuset_cpus()
     }
 }
 
@@ -173,6 +178,10 @@ impl<'a> Groups<'a> {
             Some(Limit { value: parse(folder, &self.tree.text(&file)?)?, file })
         });
         limits.min_by_key(|limit| limit.value)
+    }
+
+    fn cpuset_cpus(&self) -> Option<IdList> {
+        self.list("cpuset", "cpuset.cpus.effective", "cpuset.effective_cpus")
     }
 
     fn memory(&self) -> Option<Limit> {

@@ -42,5 +42,7 @@ pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
 pub use measure::{
     DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
 };
-pub(crate) use read::{allowed_memory_nodes, cpus_and_limits, memory_limit, nodes_and_pools, online_cpus};
+pub(crate) use read::{
+    allowed_cpus, allowed_memory_nodes, cpus_and_limits, memory_limit, nodes_and_pools, online_cpus,
+};
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

@@ -82,6 +82,11 @@ pub(crate) fn online_cpus() -> Option<IdList> {
     Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))
 }
 
+/// The CPUs of husk's cpuset.
+pub(crate) fn allowed_cpus() -> Option<IdList> {
+    LimitFacts::cpuset_cpus(&Tree::at(Path::new("/")))
+}
+
 fn misc_devices(tree: &Tree) -> BTreeMap<String, u32> {
     let text = tree.text("proc/misc").unwrap_or_default();
     let device = |line: &str| {

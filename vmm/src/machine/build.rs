@@ -29,7 +29,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 
-use super::devices::{DeviceError, Devices};
+use super::devices::{self, DeviceError, Devices};
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, MachineMemory, MemoryError};
@@ -43,7 +43,8 @@ use crate::epoch::{DirtyLogError, PointError};
 use crate::host::IdList;
 use crate::pager::PagerError;
 use crate::placement::{
-    self, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, Thread, ThreadError, Watch,
+    self, HostCpus, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, SettledThreads, Thread,
+    ThreadError, Watch,
 };
 use crate::snapshot::Restore;
 use crate::vcpu::{
@@ -173,6 +174,7 @@ impl Machine {
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
         let settled = settle(config)?;
+        let settled_threads = settle_threads(config, &settled)?;
         let memory = MachineMemory::map(&config.memory, config.hotplug.as_ref(), &settled)?;
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
@@ -221,7 +223,7 @@ impl Machine {
                 vcpus
             }
         };
-        let threads = place_threads(config, &settled, &vcpus, &devices)?;
+        let threads = place_threads(settled_threads, &vcpus, &devices)?;
         let placement = PlacementSource::new(&memory.ram, settled, threads);
         let watch = watch(&placement, &events)?;
         tracking.begin(config.memory.track_dirty_pages, &slots)?;
@@ -280,15 +282,29 @@ fn home_of(config: &VmConfig, settled: &Settled, vcpu: u8) -> Option<IdList> {
     part.nodes.as_ref().map(|nodes| nodes.nodes.clone())
 }
 
+/// Holds the threads' placement against the host, which is asked only where there is one.
+fn settle_threads(config: &VmConfig, settled: &Settled) -> Result<SettledThreads, ThreadError> {
+    if !config.threads.asks() {
+        return Ok(SettledThreads::default());
+    }
+    let vcpus = (0..=u8::MAX).zip(0..config.cpus).map(|(index, _)| ThreadName::Vcpu(index));
+    let io = devices::io_thread_names(config).into_iter().map(ThreadName::Io);
+    let api = placement::thread_named(API_THREAD).map(|_| ThreadName::Api);
+    let names: Vec<ThreadName> = vcpus.chain(io).chain(api).chain([ThreadName::Main]).collect();
+    let home = |vcpu| home_of(config, settled, vcpu);
+    placement::settle_threads(&config.threads, &names, &HostCpus::read(), |asked| placement::choose_cpus(asked, home))
+}
+
+/// The server of the control socket, which is there before the machine.
+const API_THREAD: &str = "husk-api";
+
 /// Gives husk's threads their places, this one last.
 fn place_threads(
-    config: &VmConfig,
-    settled: &Settled,
+    settled: SettledThreads,
     vcpus: &[VcpuHandle],
     devices: &Devices,
 ) -> Result<(Vec<PlacedThread>, Vec<ThreadError>), BuildError> {
-    let placement = &config.threads;
-    if !placement.asks() {
+    if settled.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
     let mut threads = Vec::new();
@@ -300,10 +316,9 @@ fn place_threads(
         let name = thread.name().strip_prefix("husk-io-").unwrap_or(thread.name()).to_owned();
         add(ThreadName::Io(name), thread.id().ok());
     }
-    add(ThreadName::Api, placement::thread_named("husk-api"));
+    add(ThreadName::Api, placement::thread_named(API_THREAD));
     add(ThreadName::Main, i32::try_from(std::process::id()).ok());
-    let placement = &placement::choose_cpus(placement, &threads, |vcpu| home_of(config, settled, vcpu))?;
-    let (placed, differences) = placement::place_threads(placement, &threads)?;
+    let (placed, differences) = placement::place_threads(settled, &threads)?;
     for difference in &differences {
         log::warn!("best effort: {difference}");
     }

@@ -1,5 +1,6 @@
 //! The machine's devices: made, put on their buses, bound to their interrupts and doorbells, paused and ended in order.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -163,6 +164,23 @@ pub(super) struct Devices {
     nets: Vec<Network>,
     io_threads: Vec<IoThread>,
     pluggable: Option<Arc<PluggableMemory>>,
+}
+
+/// The names of the threads that will serve the queues of a machine's devices.
+pub(super) fn io_thread_names(config: &VmConfig) -> Vec<String> {
+    let disks = config.disks.iter().map(|disk| super::pool::names(&disk.id, &disk.tuning.threads));
+    let nets = config.nets.iter().map(|net| super::pool::names(&net.id, &net.tuning.threads));
+    let mut names: Vec<String> = disks.chain(nets).flatten().collect();
+    let others = [
+        (config.has_entropy(), ENTROPY_ID),
+        (config.balloon.is_some(), BALLOON_ID),
+        (config.hotplug.is_some(), HOTPLUG_ID),
+    ];
+    names.extend(others.iter().filter(|(is_there, _)| *is_there).map(|(_, id)| (*id).to_owned()));
+    // Where several devices share a thread it is one.
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
 }
 
 /// What cannot be done to a disk that is in use.

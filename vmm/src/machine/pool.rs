@@ -32,8 +32,7 @@ impl IoPool {
         poll: Duration,
     ) -> Result<Vec<IoThreadHandle>, DeviceError> {
         match threads {
-            IoThreads::Own(1) => Ok(vec![self.spawn(id, poll)?]),
-            IoThreads::Own(count) => (0..*count).map(|index| self.spawn(&format!("{id}-{index}"), poll)).collect(),
+            IoThreads::Own(_) => names(id, threads).iter().map(|name| self.spawn(name, poll)).collect(),
             IoThreads::Shared(name) => {
                 let known = self.shared_threads.get(name).cloned();
                 let handle = known.map_or_else(|| self.spawn(name, poll), Ok)?;
@@ -59,5 +58,14 @@ impl IoPool {
             None => Limiter::new(limits),
             Some(group) => Arc::clone(self.groups.entry(group.to_owned()).or_insert_with(|| Limiter::new(limits))),
         }
+    }
+}
+
+/// What the threads of the device `id` are called; one that is shared is so for each device that shares it.
+pub(super) fn names(id: &str, threads: &IoThreads) -> Vec<String> {
+    match threads {
+        IoThreads::Own(1) => vec![id.to_owned()],
+        IoThreads::Own(count) => (0..*count).map(|index| format!("{id}-{index}")).collect(),
+        IoThreads::Shared(name) => vec![name.clone()],
     }
 }

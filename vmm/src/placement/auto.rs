@@ -2,28 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use super::threads::{Thread, ThreadError};
+use super::threads::ThreadError;
 use crate::config::{Cpus, Siblings, ThreadName, ThreadPlacement};
 use crate::host::IdList;
 use crate::plan::cores::{Choice, Cores};
 use crate::plan::{Core, Ground, Overcommit};
 
-/// `placement` with a list in the place of each `auto`, for `threads`. `home` has the host's nodes of a vCPU's memory, if
-/// that has some. The host is asked only where there is an `auto`.
+/// `placement`, which has terms for each thread by its name, with a list in the place of each `auto`. `home` has the host's
+/// nodes of a vCPU's memory, if that has some. The host is asked only where there is an `auto`.
 ///
 /// # Errors
 /// It has too few CPUs.
 pub(crate) fn choose(
     placement: &ThreadPlacement,
-    threads: &[Thread],
     home: impl Fn(u8) -> Option<IdList>,
 ) -> Result<ThreadPlacement, ThreadError> {
-    let auto = |thread: &Thread| matches!(placement.of(&thread.name).cpus, Some(Cpus::Auto(_)));
-    if !threads.iter().any(auto) {
+    if !placement.terms.values().any(|terms| matches!(terms.cpus, Some(Cpus::Auto(_)))) {
         return Ok(placement.clone());
     }
-    let names: Vec<&ThreadName> = threads.iter().map(|thread| &thread.name).collect();
-    choose_on(&Ground::of_cpus()?, placement, &names, home)
+    choose_on(&Ground::of_cpus()?, placement, home)
 }
 
 /// As [`choose`], on a host of this shape. vCPUs come first, node by node, isolated CPUs first among them, on no CPU of
@@ -31,17 +28,16 @@ pub(crate) fn choose(
 fn choose_on(
     ground: &Ground,
     placement: &ThreadPlacement,
-    names: &[&ThreadName],
     home: impl Fn(u8) -> Option<IdList>,
 ) -> Result<ThreadPlacement, ThreadError> {
     // Those that have the same home and the same siblings are placed together.
     let mut groups: BTreeMap<(Option<String>, Siblings), Vec<u8>> = BTreeMap::new();
-    for name in names {
-        if let (ThreadName::Vcpu(vcpu), Some(Cpus::Auto(siblings))) = (name, placement.of(name).cpus) {
-            groups.entry((home(*vcpu).map(|nodes| nodes.to_string()), siblings)).or_default().push(*vcpu);
+    for (name, terms) in &placement.terms {
+        if let (ThreadName::Vcpu(vcpu), Some(Cpus::Auto(siblings))) = (name, &terms.cpus) {
+            groups.entry((home(*vcpu).map(|nodes| nodes.to_string()), *siblings)).or_default().push(*vcpu);
         }
     }
-    let listed = listed_vcpus(placement, names);
+    let listed = listed_vcpus(placement);
     let mut chosen = placement.clone();
     let (mut taken, mut others) = (listed.clone(), Vec::<u16>::new());
     for ((_, siblings), vcpus) in &groups {
@@ -49,9 +45,8 @@ fn choose_on(
         let cores = cores_for(ground, nodes.as_ref(), &taken, vcpus.len(), *siblings)?;
         let choice = promise(&cores, vcpus.len(), *siblings);
         for (vcpu, pick) in vcpus.iter().zip(&choice.picks) {
-            let cpu = choice.after.cpu(*pick);
-            let name = ThreadName::Vcpu(*vcpu);
-            chosen.terms.insert(name.clone(), with_cpus(placement, &name, IdList::from_iter([cpu])));
+            let cpus = IdList::from_iter([choice.after.cpu(*pick)]);
+            chosen.terms.entry(ThreadName::Vcpu(*vcpu)).or_default().cpus = Some(Cpus::List(cpus));
         }
         let spare = choice.after.spare();
         let beside = if spare.is_empty() { choice.after.own(&choice.picks) } else { spare };
@@ -64,31 +59,19 @@ fn choose_on(
         others = beside_lists(ground, home(0).as_ref(), &listed);
     }
     let others: IdList = others.into_iter().collect();
-    for name in names {
-        if !matches!(name, ThreadName::Vcpu(_)) && matches!(placement.of(name).cpus, Some(Cpus::Auto(_))) {
-            chosen.terms.insert((*name).clone(), with_cpus(placement, name, others.clone()));
-        }
-    }
-    // Each thread has its own terms now.
-    for kind in [ThreadName::Vcpus, ThreadName::Ios] {
-        if let Some(terms) = chosen.terms.get_mut(&kind)
-            && matches!(terms.cpus, Some(Cpus::Auto(_)))
-        {
-            terms.cpus = None;
+    for (name, terms) in &mut chosen.terms {
+        if !matches!(name, ThreadName::Vcpu(_)) && matches!(terms.cpus, Some(Cpus::Auto(_))) {
+            terms.cpus = Some(Cpus::List(others.clone()));
         }
     }
     Ok(chosen)
 }
 
-fn with_cpus(placement: &ThreadPlacement, name: &ThreadName, cpus: IdList) -> crate::config::ThreadTerms {
-    crate::config::ThreadTerms { cpus: Some(Cpus::List(cpus)), ..placement.of(name) }
-}
-
 /// The CPUs of vCPUs that have a list.
-fn listed_vcpus(placement: &ThreadPlacement, names: &[&ThreadName]) -> Vec<u16> {
-    let vcpus = names.iter().filter(|name| matches!(name, ThreadName::Vcpu(_)));
-    let lists = vcpus.filter_map(|name| placement.of(name).cpus?.list().cloned());
-    lists.flat_map(|list| list.iter().collect::<Vec<_>>()).collect()
+fn listed_vcpus(placement: &ThreadPlacement) -> Vec<u16> {
+    let vcpus = placement.terms.iter().filter(|(name, _)| matches!(name, ThreadName::Vcpu(_)));
+    let lists = vcpus.filter_map(|(_, terms)| terms.cpus.as_ref()?.list());
+    lists.flat_map(IdList::iter).collect()
 }
 
 /// CPUs for the other threads where no vCPU is `auto`: what is spare on the memory's nodes, or else anywhere; or else the

@@ -25,6 +25,9 @@ pub(crate) use auto::choose as choose_cpus;
 pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, PoolShortage, Settled};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
-pub(crate) use threads::{PlacedThread, Thread, named as thread_named, place as place_threads, set_affinity};
+pub(crate) use threads::{
+    HostCpus, PlacedThread, SettledThreads, Thread, named as thread_named, place as place_threads, set_affinity,
+    settle as settle_threads,
+};
 pub use threads::{ThreadError, ThreadReport};
 pub(crate) use watch::{EVERY as WATCH_EVERY, Watch};

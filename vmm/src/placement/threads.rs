@@ -61,13 +61,15 @@ pub enum ThreadError {
         name: ThreadName,
     },
     /// The cpuset has not all of the CPUs.
-    #[error("threads: {name}: of the CPUs {asked} husk may use {allowed}: widen cpuset.cpus of its cgroup")]
+    #[error(
+        "threads: {name}: husk may not use CPU {forbidden}: its cpuset allows {allowed}: widen cpuset.cpus of its cgroup"
+    )]
     Forbidden {
         /// The thread.
         name: ThreadName,
-        /// What was asked.
-        asked: IdList,
-        /// What is left of it.
+        /// What was asked of others.
+        forbidden: IdList,
+        /// What it may use.
         allowed: IdList,
     },
     /// The kernel does not do it.
@@ -121,15 +123,106 @@ pub struct ThreadReport {
     wait_ms: Option<u64>,
 }
 
-/// Gives threads their places. Returns what could not be done where that is allowed.
+/// What the host has for threads. What it does not tell is not held against them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostCpus {
+    /// CPUs that are online.
+    online: Option<IdList>,
+    /// CPUs of husk's cpuset.
+    allowed: Option<IdList>,
+}
+
+impl HostCpus {
+    /// Asks the running host.
+    pub(crate) fn read() -> Self {
+        Self { online: host::online_cpus(), allowed: host::allowed_cpus() }
+    }
+
+    /// Whether `cpus` can be had for the thread `name`.
+    fn check(&self, name: &ThreadName, cpus: &IdList) -> Result<(), ThreadError> {
+        if cpus.is_empty() {
+            return Err(ThreadError::NoCpus { name: name.clone() });
+        }
+        if let Some(online) = &self.online
+            && let Some(cpu) = cpus.without(online).iter().next()
+        {
+            return Err(ThreadError::CpuOffline { name: name.clone(), cpu, online: online.clone() });
+        }
+        match &self.allowed {
+            Some(allowed) if !cpus.without(allowed).is_empty() => Err(ThreadError::Forbidden {
+                name: name.clone(),
+                forbidden: cpus.without(allowed),
+                allowed: allowed.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Threads that the host has a place for.
+#[derive(Debug, Default)]
+pub(crate) struct SettledThreads {
+    /// The terms of each, with a list for every `auto`.
+    placement: ThreadPlacement,
+    /// What differs from what was asked, where that is allowed.
+    differences: Vec<ThreadError>,
+}
+
+impl SettledThreads {
+    /// Whether nothing is to be done, and nothing to be told.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.placement.asks() && self.differences.is_empty()
+    }
+}
+
+/// Holds what is asked for the threads `names` against the host, before there are any. `choose` gives those a list that
+/// leave the choice. With [`Honour::BestEffort`] what the host cannot do is left out.
+///
+/// # Errors
+/// The first thing that it cannot.
+pub(crate) fn settle(
+    asked: &ThreadPlacement,
+    names: &[ThreadName],
+    host: &HostCpus,
+    choose: impl FnOnce(&ThreadPlacement) -> Result<ThreadPlacement, ThreadError>,
+) -> Result<SettledThreads, ThreadError> {
+    let mut differences = Vec::new();
+    let mut is_done = |done: Result<(), ThreadError>| match (done, asked.honour) {
+        (Ok(()), _) => Ok(true),
+        (Err(error), Honour::BestEffort) => {
+            differences.push(error);
+            Ok(false)
+        }
+        (Err(error), Honour::Strictly) => Err(error),
+    };
+    is_done(check_names(asked, names))?;
+    let own = names.iter().map(|name| (name.clone(), asked.of(name)));
+    let mut placement = ThreadPlacement { terms: own.collect(), ..asked.clone() };
+    for (name, terms) in &mut placement.terms {
+        if let Some(Cpus::List(cpus)) = &terms.cpus
+            && !is_done(host.check(name, cpus))?
+        {
+            terms.cpus = None;
+        }
+    }
+    let chosen = choose(&placement).map(|chosen| placement = chosen);
+    if !is_done(chosen)? {
+        let auto = placement.terms.values_mut().filter(|terms| matches!(terms.cpus, Some(Cpus::Auto(_))));
+        auto.for_each(|terms| terms.cpus = None);
+    }
+    placement.terms.retain(|_, terms| *terms != ThreadTerms::default());
+    Ok(SettledThreads { placement, differences })
+}
+
+/// Gives threads their places. Returns, beside what was settled without, what could not be done where that is allowed.
 pub(crate) fn place(
-    placement: &ThreadPlacement,
+    settled: SettledThreads,
     threads: &[Thread],
 ) -> Result<(Vec<PlacedThread>, Vec<ThreadError>), ThreadError> {
+    let SettledThreads { placement, mut differences } = settled;
     if !placement.asks() {
-        return Ok((Vec::new(), Vec::new()));
+        return Ok((Vec::new(), differences));
     }
-    let mut differences = Vec::new();
     let mut or_tell = |done: Result<(), ThreadError>| match (done, placement.honour) {
         (Err(error), Honour::BestEffort) => {
             differences.push(error);
@@ -137,21 +230,17 @@ pub(crate) fn place(
         }
         (done, _) => done,
     };
-    or_tell(check_names(placement, threads))?;
+    let names: Vec<ThreadName> = threads.iter().map(|thread| thread.name.clone()).collect();
+    or_tell(check_names(&placement, &names))?;
     // What the process had before any thread got a place: a thread that is made by one with a place does not keep it.
     static INITIAL: OnceLock<Option<IdList>> = OnceLock::new();
     let initial = INITIAL.get_or_init(|| affinity(SELF).ok());
-    let online = host::online_cpus();
     let mut placed = Vec::with_capacity(threads.len());
     for thread in threads {
         let terms = placement.of(&thread.name);
-        match terms.cpus.as_ref().and_then(Cpus::list) {
-            Some(cpus) => or_tell(pin(thread, cpus, online.as_ref()))?,
-            None => {
-                if let Some(initial) = initial {
-                    or_tell(pin(thread, initial, online.as_ref()))?;
-                }
-            }
+        match (terms.cpus.as_ref().and_then(Cpus::list), initial) {
+            (Some(cpus), _) | (None, Some(cpus)) => or_tell(pin(thread, cpus))?,
+            (None, None) => {}
         }
         if let Some(priority) = terms.priority {
             or_tell(prioritise(thread, priority))?;
@@ -164,40 +253,27 @@ pub(crate) fn place(
     Ok((placed, differences))
 }
 
-fn check_names(placement: &ThreadPlacement, threads: &[Thread]) -> Result<(), ThreadError> {
-    let there = |name: &ThreadName| match name {
-        ThreadName::Vcpus | ThreadName::Ios => true,
-        name => threads.iter().any(|thread| thread.name == *name),
-    };
+fn check_names(placement: &ThreadPlacement, names: &[ThreadName]) -> Result<(), ThreadError> {
+    let there = |name: &ThreadName| matches!(name, ThreadName::Vcpus | ThreadName::Ios) || names.contains(name);
     match placement.terms.keys().find(|name| !there(name)) {
         None => Ok(()),
         Some(name) => {
-            let present: Vec<_> = threads.iter().map(|thread| thread.name.to_string()).collect();
+            let present: Vec<_> = names.iter().map(ToString::to_string).collect();
             Err(ThreadError::NoSuchThread { name: name.clone(), present: present.join(", ") })
         }
     }
 }
 
-/// `online` is what the host has, if it tells.
-fn pin(thread: &Thread, cpus: &IdList, online: Option<&IdList>) -> Result<(), ThreadError> {
-    let name = || thread.name.clone();
-    if cpus.is_empty() {
-        return Err(ThreadError::NoCpus { name: name() });
-    }
-    if let Some(online) = online
-        && let Some(cpu) = cpus.iter().find(|cpu| !online.contains(*cpu))
-    {
-        return Err(ThreadError::CpuOffline { name: name(), cpu, online: online.clone() });
-    }
+fn pin(thread: &Thread, cpus: &IdList) -> Result<(), ThreadError> {
     let host = |what: &str, cause| {
         let hint = "check its cgroup's cpuset.cpus";
-        ThreadError::Host { name: name(), what: format!("{what} {cpus}"), cause, hint }
+        ThreadError::Host { name: thread.name.clone(), what: format!("{what} {cpus}"), cause, hint }
     };
     set_affinity(thread.id, cpus).map_err(|cause| host("run on the CPUs", cause))?;
     let allowed = affinity(thread.id).map_err(|cause| host("tell whether it runs on the CPUs", cause))?;
-    match allowed == *cpus {
-        true => Ok(()),
-        false => Err(ThreadError::Forbidden { name: name(), asked: cpus.clone(), allowed }),
+    match cpus.without(&allowed) {
+        forbidden if forbidden.is_empty() => Ok(()),
+        forbidden => Err(ThreadError::Forbidden { name: thread.name.clone(), forbidden, allowed }),
     }
 }
 
@@ -368,6 +444,7 @@ fn priority(policy: Option<i64>, real_time: Option<i64>, nice: Option<i64>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Siblings;
 
     fn me() -> Thread {
         let link = fs::read_link("/proc/thread-self").unwrap();
@@ -380,14 +457,24 @@ mod tests {
         ThreadPlacement { terms: [(ThreadName::Main, terms)].into(), ..ThreadPlacement::default() }
     }
 
+    fn settled(placement: &ThreadPlacement, host: &HostCpus) -> Result<SettledThreads, ThreadError> {
+        settle(placement, &[ThreadName::Main], host, |placement| Ok(placement.clone()))
+    }
+
+    /// A host of four CPUs, of which husk may use two.
+    fn host() -> HostCpus {
+        HostCpus { online: "0-3".parse().ok(), allowed: "0-1".parse().ok() }
+    }
+
     fn refused(placement: &ThreadPlacement) -> String {
-        place(placement, &[me()]).unwrap_err().to_string()
+        settled(placement, &host()).unwrap_err().to_string()
     }
 
     #[test]
     fn a_thread_is_where_it_was_asked_to_be_and_a_change_from_outside_is_seen() {
         std::thread::spawn(|| {
-            let (placed, differences) = place(&terms("0", Some(Priority::Nice(3))), &[me()]).unwrap();
+            let settled = settled(&terms("0", Some(Priority::Nice(3))), &HostCpus::read()).unwrap();
+            let (placed, differences) = place(settled, &[me()]).unwrap();
             assert!(differences.is_empty(), "{differences:?}");
             let own = |placed: &[PlacedThread]| {
                 let report = reports(placed).into_iter().find(|report| report.tid == me().id).unwrap();
@@ -404,30 +491,42 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_named_with_what_can() {
-        std::thread::spawn(|| {
-            assert!(
-                refused(&terms("0,4000", None)).starts_with("threads: main: CPU 4000 is not online: the host's are 0")
+    fn what_cannot_be_is_named_with_what_can_before_there_is_a_thread() {
+        assert_eq!(refused(&terms("0,4000", None)), "threads: main: CPU 4000 is not online: the host's are 0-3");
+        assert_eq!(refused(&terms("", None)), "threads: main: the list of CPUs is empty: name one, such as 0");
+        for (asked, forbidden) in [("2-3", "2-3"), ("0-2", "2")] {
+            let expected = format!(
+                "threads: main: husk may not use CPU {forbidden}: its cpuset allows 0-1: widen cpuset.cpus of its cgroup"
             );
-            assert_eq!(refused(&terms("", None)), "threads: main: the list of CPUs is empty: name one, such as 0");
-            let mut other = terms("0", None);
-            other.terms.insert(ThreadName::Io("x".to_owned()), ThreadTerms::default());
-            assert_eq!(refused(&other), "threads: there is no thread io:x: the machine has main");
-        })
-        .join()
-        .unwrap();
+            assert_eq!(refused(&terms(asked, None)), expected);
+        }
+        let mut other = terms("0", None);
+        other.terms.insert(ThreadName::Io("x".to_owned()), ThreadTerms::default());
+        assert_eq!(refused(&other), "threads: there is no thread io:x: the machine has main");
+        settled(&terms("4000", None), &HostCpus::default()).expect("a host that tells nothing refuses nothing yet");
     }
 
     #[test]
     fn the_best_effort_tells_what_was_left_out() {
         std::thread::spawn(|| {
             let placement = ThreadPlacement { honour: Honour::BestEffort, ..terms("4000", Some(Priority::Nice(1))) };
-            let (placed, differences) = place(&placement, &[me()]).unwrap();
+            let (placed, differences) = place(settled(&placement, &host()).unwrap(), &[me()]).unwrap();
             assert_eq!((placed.len(), differences.len()), (1, 1));
             let report = reports(&placed).into_iter().find(|report| report.tid == me().id).unwrap();
-            assert_eq!(report.priority.as_deref(), Some("nice:1"));
+            assert_eq!((report.priority.as_deref(), report.asked_cpus), (Some("nice:1"), None));
         })
         .join()
         .unwrap();
+        let auto = ThreadTerms { cpus: Some(Cpus::Auto(Siblings::Idle)), priority: None };
+        let auto = |honour| ThreadPlacement {
+            terms: [(ThreadName::Vcpus, auto.clone())].into(),
+            honour,
+            ..ThreadPlacement::default()
+        };
+        let none = |_: &ThreadPlacement| Err(ThreadError::Ground(GroundError::NoCpu));
+        let names = [ThreadName::Vcpu(0)];
+        settle(&auto(Honour::Strictly), &names, &host(), none).unwrap_err();
+        let settled = settle(&auto(Honour::BestEffort), &names, &host(), none).unwrap();
+        assert_eq!((settled.placement.asks(), settled.differences.len()), (false, 1));
     }
 }

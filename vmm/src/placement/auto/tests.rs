@@ -13,7 +13,8 @@ fn chosen(sketch: &Sketch, asked: &[(&str, &str)], names: &[&str], homes: &[&str
     };
     let names: Vec<ThreadName> = names.iter().map(name).collect();
     let home = |vcpu: u8| homes.get(usize::from(vcpu)).map(|nodes| nodes.parse().unwrap());
-    let chosen = choose_on(&ground, &placement, &names.iter().collect::<Vec<_>>(), home);
+    let own = names.iter().map(|name| (name.clone(), placement.of(name))).collect();
+    let chosen = choose_on(&ground, &ThreadPlacement { terms: own, ..placement }, home);
     let chosen = chosen.map_err(|error| error.to_string())?;
     Ok(names.iter().map(|name| chosen.of(name).cpus.map_or_else(String::new, |cpus| cpus.to_string())).collect())
 }
@@ -81,9 +82,8 @@ fn too_few_cpus_are_named_with_what_would_do() {
 fn priorities_stay_beside_the_cpus_that_are_chosen() {
     let ground = Ground::of(&SINGLE.facts()).unwrap();
     let terms = ThreadTerms { cpus: Some(Cpus::Auto(Siblings::Idle)), priority: Some(Priority::Fifo(3)) };
-    let placement = ThreadPlacement { terms: [(ThreadName::Vcpus, terms)].into(), ..ThreadPlacement::default() };
-    let names = [&ThreadName::Vcpu(0), &ThreadName::Main];
-    let chosen = choose_on(&ground, &placement, &names, |_| None).unwrap();
+    let placement = ThreadPlacement { terms: [(ThreadName::Vcpu(0), terms)].into(), ..ThreadPlacement::default() };
+    let chosen = choose_on(&ground, &placement, |_| None).unwrap();
     let list = Cpus::List(IdList::from_iter([0]));
     assert_eq!(chosen.of(&ThreadName::Vcpu(0)), ThreadTerms { cpus: Some(list), priority: Some(Priority::Fifo(3)) });
     assert_eq!(chosen.of(&ThreadName::Main), ThreadTerms::default());
