@@ -44,7 +44,7 @@ mod verify;
 #[cfg(test)]
 #[allow(unfulfilled_lint_expectations, reason = "a unit test may unwrap, those that this is shared with may not")]
 #[path = "../../../tests/common/pool.rs"]
-mod pool;
+pub(crate) mod pool;
 #[cfg(test)]
 mod tests;
 

@@ -113,12 +113,16 @@ impl MemorySlots {
         Ok(())
     }
 
-    /// The guest has it no more.
+    /// The guest has it no more, if it had it.
     ///
     /// # Errors
     /// KVM refuses it.
     pub(crate) fn remove(&self, slot: Slot) -> Result<(), MemoryError> {
         let mut state = self.lock();
+        // KVM refuses to delete a slot that it has not.
+        if !state.present[place(slot)] {
+            return Ok(());
+        }
         // A slot of no size is none (KVM api: KVM_SET_USER_MEMORY_REGION).
         self.set(slot, 0, 0)?;
         state.present[place(slot)] = false;

@@ -3,7 +3,8 @@ use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
 use super::*;
-use crate::config::{MIB, MemoryBacking, MemoryPart};
+use crate::config::{MIB, MemoryBacking, MemoryPart, Pages};
+use crate::epoch::pool::Pool;
 use crate::placement::Settled;
 
 const BLOCK: u64 = 2 * MIB;
@@ -61,6 +62,12 @@ impl Bench {
         let first = bytes[0];
         assert!(bytes.iter().all(|&byte| byte == first) && (first == 0 || first == 7));
         first == 7
+    }
+
+    /// Whether a block can be reached from here. A system call answers where an access of our own would be a signal.
+    fn reach(&self, block: u64) -> bool {
+        let (mut end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        self.memory.write_volatile_to(self.at(block), &mut end, 1).is_ok()
     }
 
     /// How much of the pluggable memory is there, in bytes.
@@ -126,15 +133,28 @@ fn memory_that_is_there_from_the_start_is_there_when_it_is_plugged() {
 fn what_is_not_plugged_cannot_be_reached_from_here() {
     let bench = bench(|_| {});
     bench.plug(0, 1);
-    let reach = |block: u64| {
-        // A system call answers where an access of our own would be a signal.
-        let (mut end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        bench.memory.write_volatile_to(bench.at(block), &mut end, 1)
-    };
-    reach(0).unwrap();
-    reach(64).unwrap_err();
+    assert!(bench.reach(0) && !bench.reach(64));
     bench.unplug(0, 1);
-    reach(0).unwrap_err();
+    assert!(!bench.reach(0));
+}
+
+#[test]
+fn what_a_dry_pool_cannot_plug_leaves_nothing_behind_of_hugepages() {
+    // RAM has 8 of them.
+    let pool = Pool::of_2m(8 + 4);
+    let bench = bench(|config| config.placement.pages = Pages::Huge2M);
+    let before = pool.free();
+    // Of a slot, and across two.
+    for block in [0, 60] {
+        bench.store.plug(bench.at(block), 8 * BLOCK).unwrap_err();
+        assert_eq!((pool.free(), bench.present()), (before, vec![]));
+        assert!(!bench.reach(block) && !bench.reach(64));
+    }
+    bench.plug(60, 4);
+    bench.store.plug(bench.at(64), BLOCK).unwrap_err();
+    assert_eq!((pool.free(), bench.present()), (before - 4, vec![0]));
+    bench.unplug(60, 4);
+    assert_eq!((pool.free(), bench.present()), (before, vec![]));
 }
 
 #[test]
