@@ -92,6 +92,7 @@ fn a_huge_page_goes_whole_and_a_driver_waits_for_one_that_an_empty_pool_cannot_g
     let reclaim = Reclaim::new(Arc::clone(&memory), Some(HUGE));
     let options = BalloonOptions { hinting: true, reporting: true, ..BalloonOptions::default() };
     let balloon = Balloon::new("balloon", &options, reclaim, on_exhausted, thread.handle()).expect("a balloon");
+    let control = balloon.control();
     let transport = MmioTransport::new("balloon", Box::new(balloon), Arc::clone(&memory)).expect("a transport");
     let mut driver = FakeDriver::new(transport, Arc::clone(&memory));
     // MUST_TELL_HOST, and neither hinting nor reporting.
@@ -116,10 +117,12 @@ fn a_huge_page_goes_whole_and_a_driver_waits_for_one_that_an_empty_pool_cannot_g
     driver.queues[1].add(&[some]);
     driver.kick(1);
     let deadline = Instant::now() + DEADLINE;
-    while exhausted.load(Ordering::Relaxed) == 0 {
+    while control.counters().exhausted.load(Ordering::Relaxed) < 100 {
         assert!(Instant::now() < deadline, "the pool is not found empty");
+        driver.kick(1);
         std::thread::sleep(Duration::from_millis(1));
     }
+    assert_eq!(exhausted.load(Ordering::Relaxed), 1, "its owner hears of it once");
     assert_eq!(driver.queues[1].device_used_index(), 0, "the driver waits");
     drop(other);
     driver.wait_used(1);

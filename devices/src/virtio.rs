@@ -11,6 +11,7 @@ pub mod balloon;
 pub mod blk;
 mod buffers;
 mod counters;
+mod exhaustion;
 mod features;
 mod linger;
 pub mod mem;

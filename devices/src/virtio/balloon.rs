@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::huge::Ledger;
 use self::worker::{BalloonWorker, Queues};
+use super::exhaustion::Exhaustion;
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
 use super::worker::{AttachError, Attachment, IoThreadHandle};
@@ -30,6 +31,7 @@ use crate::state::SaveState;
 
 pub use self::state::BalloonState;
 pub use self::statistics::Statistics;
+pub use super::exhaustion::OnExhausted;
 
 /// The size of what is counted in the balloon, in bytes: a page of the specification, whatever the memory is made of.
 pub const BALLOON_PAGE_BYTES: u64 = 4096;
@@ -53,16 +55,12 @@ pub struct BalloonOptions {
     pub reporting: bool,
 }
 
-/// Called when a HugePage pool has no page for a driver that wants one back: the driver waits until it has.
-pub type OnExhausted = Arc<dyn Fn() + Send + Sync>;
-
 /// A virtio balloon.
 pub struct Balloon {
     log: FaultLog,
     identity: Identity,
     thread: IoThreadHandle,
     reclaim: Reclaim,
-    on_exhausted: OnExhausted,
     shared: Arc<Shared>,
     /// Of memory of a pool, while nobody serves the queues.
     ledger: Option<Ledger>,
@@ -87,6 +85,8 @@ struct Shared {
     /// Wakes the worker for another interval.
     ask: EventFd,
     voice: ConfigVoice,
+    /// Of the pool that a driver wants pages back of.
+    exhaustion: Exhaustion,
     counters: BalloonCounters,
 }
 
@@ -178,13 +178,14 @@ impl Balloon {
             interval_ms: AtomicU64::new(options.statistics.map_or(0, milliseconds)),
             ask: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             voice: ConfigVoice::new(),
+            exhaustion: Exhaustion::new(on_exhausted),
             counters: BalloonCounters::default(),
         };
         let identity =
             Identity { device_type: DeviceType::Balloon, features, queue_sizes: vec![QUEUE_SIZE; 2 + optional] };
         let (log, shared) = (FaultLog::new(id), Arc::new(shared));
         let ledger = Ledger::of(&reclaim);
-        Ok(Self { log, identity, thread, reclaim, on_exhausted, shared, ledger, run: None })
+        Ok(Self { log, identity, thread, reclaim, shared, ledger, run: None })
     }
 
     /// What its owner holds it by.
@@ -230,7 +231,6 @@ impl VirtioDevice for Balloon {
             activation.interrupt,
             Arc::clone(&self.shared),
             self.reclaim.clone(),
-            Arc::clone(&self.on_exhausted),
             self.log.clone(),
         );
         let worker = worker.map_err(StartError::Attach)?.with_ledger(self.ledger.take());

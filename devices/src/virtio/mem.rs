@@ -18,6 +18,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::blocks::Blocks;
 use self::worker::MemoryWorker;
+use super::exhaustion::Exhaustion;
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
 use super::worker::{AttachError, Attachment, IoThreadHandle};
@@ -26,6 +27,7 @@ use crate::fault::FaultLog;
 use crate::state::SaveState;
 
 pub use self::state::MemoryState;
+pub use super::exhaustion::OnExhausted;
 
 const QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -63,16 +65,12 @@ pub trait BlockStore: Send + Sync {
     fn unplug(&self, start: GuestAddress, bytes: u64) -> io::Result<()>;
 }
 
-/// Called when the host has no memory for blocks that a driver plugs: it tries again later.
-pub type OnExhausted = Arc<dyn Fn() + Send + Sync>;
-
 /// A virtio memory device.
 pub struct MemoryDevice {
     log: FaultLog,
     identity: Identity,
     thread: IoThreadHandle,
     store: Arc<dyn BlockStore>,
-    on_exhausted: OnExhausted,
     shared: Arc<Shared>,
     run: Option<Attachment<MemoryWorker>>,
 }
@@ -87,6 +85,8 @@ struct Shared {
     plugged: AtomicU64,
     blocks: Mutex<Blocks>,
     voice: ConfigVoice,
+    /// Of the host, until the guest has all that it shall have.
+    exhaustion: Exhaustion,
     counters: MemoryCounters,
 }
 
@@ -156,10 +156,11 @@ impl MemoryDevice {
             plugged: AtomicU64::new(0),
             blocks: Mutex::new(Blocks::new(area)),
             voice: ConfigVoice::new(),
+            exhaustion: Exhaustion::new(on_exhausted),
             counters: MemoryCounters::default(),
         };
         let (log, shared) = (FaultLog::new(id), Arc::new(shared));
-        Ok(Self { log, identity, thread, store, on_exhausted, shared, run: None })
+        Ok(Self { log, identity, thread, store, shared, run: None })
     }
 
     /// What its owner holds it by.
@@ -212,7 +213,6 @@ impl VirtioDevice for MemoryDevice {
             activation.interrupt,
             Arc::clone(&self.shared),
             Arc::clone(&self.store),
-            Arc::clone(&self.on_exhausted),
             self.log.clone(),
         );
         let attached = self.thread.attach(worker);
@@ -276,6 +276,8 @@ impl MemoryDeviceControl {
             true => Changed::No,
             false => Changed::Yes,
         });
+        // What is asked anew may be refused anew.
+        self.shared.exhaustion.end();
         Ok(())
     }
 

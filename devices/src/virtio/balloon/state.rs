@@ -33,7 +33,7 @@ impl SaveState for Balloon {
     type Error = RestoreError;
 
     fn save(&self) -> BalloonState {
-        let Self { log: _, identity: _, thread: _, reclaim: _, on_exhausted: _, shared, ledger, run: _ } = self;
+        let Self { log: _, identity: _, thread: _, reclaim: _, shared, ledger, run: _ } = self;
         let Shared {
             features: _,
             target,
@@ -45,6 +45,7 @@ impl SaveState for Balloon {
             interval_ms,
             ask: _,
             voice,
+            exhaustion: _,
             counters: _,
         } = &**shared;
         let Statistics(statistics) = lock(statistics).clone();

@@ -12,7 +12,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::huge::Ledger;
 use super::pages::{Run, for_each_run};
 use super::statistics::Statistics;
-use super::{DONE, HINTING, OnExhausted, REPORTING, STATISTICS, STOP, Shared};
+use super::{DONE, HINTING, REPORTING, STATISTICS, STOP, Shared};
 use crate::backend::memory::Reclaim;
 use crate::bus::lock;
 use crate::fault::FaultLog;
@@ -75,7 +75,6 @@ pub(super) struct BalloonWorker {
     shared: Arc<Shared>,
     reclaim: Reclaim,
     ledger: Option<Ledger>,
-    on_exhausted: OnExhausted,
     chain: Chain,
     /// The driver's buffer for statistics, which goes back to it when new ones are wanted.
     statistics_head: Option<u16>,
@@ -92,7 +91,6 @@ impl BalloonWorker {
         interrupt: Arc<Interrupt>,
         shared: Arc<Shared>,
         reclaim: Reclaim,
-        on_exhausted: OnExhausted,
         log: FaultLog,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -101,7 +99,6 @@ impl BalloonWorker {
             shared,
             reclaim,
             ledger: None,
-            on_exhausted,
             chain: Chain::new(),
             statistics_head: None,
             statistics_timer: TimerFd::new()?,
@@ -163,7 +160,7 @@ impl BalloonWorker {
     }
 
     fn serve_deflate(&mut self) -> Result<Progress, QueueError> {
-        let Self { queues, chain, shared, reclaim, ledger, log, retry_timer, on_exhausted, .. } = self;
+        let Self { queues, chain, shared, reclaim, ledger, log, retry_timer, .. } = self;
         each_chain(&mut queues.deflate, chain, |queue, chain| {
             let counters = &shared.counters;
             let (mut dry, mut pages) = (false, 0_u64);
@@ -185,9 +182,10 @@ impl BalloonWorker {
                 // The driver hears nothing of its pages before they are there.
                 add(&counters.exhausted, 1);
                 retry_timer.reset(RETRY, None).expect("a timer takes any time");
-                on_exhausted();
+                shared.exhaustion.begin();
                 return Served::Later;
             }
+            shared.exhaustion.end();
             add(&counters.deflated_pages, pages);
             if listed.is_err() {
                 add(&counters.errors, 1);

@@ -30,8 +30,8 @@ impl SaveState for MemoryDevice {
     type Error = RestoreError;
 
     fn save(&self) -> MemoryState {
-        let Self { log: _, identity: _, thread: _, store: _, on_exhausted: _, shared, run: _ } = self;
-        let Shared { area, requested, plugged: _, blocks, voice, counters: _ } = &**shared;
+        let Self { log: _, identity: _, thread: _, store: _, shared, run: _ } = self;
+        let Shared { area, requested, plugged: _, blocks, voice, exhaustion: _, counters: _ } = &**shared;
         let MemoryArea { start, bytes, block_bytes, node: _ } = *area;
         MemoryState {
             start: start.0,

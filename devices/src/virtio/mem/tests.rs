@@ -193,6 +193,23 @@ fn a_host_without_memory_is_busy_and_its_owner_hears_of_it() {
 }
 
 #[test]
+fn an_owner_hears_once_that_the_host_has_no_memory_however_often_a_driver_asks() {
+    let mut bench = bench(4, 2);
+    let told = |bench: &Bench| bench.exhausted.load(Ordering::Relaxed);
+    for _ in 0..1000 {
+        assert_eq!(bench.ask(PLUG, 0, 3), (BUSY, 0));
+        assert_eq!(bench.ask(PLUG, 0, 2), (ACK, 0));
+        assert_eq!(bench.ask(UNPLUG, 0, 2), (ACK, 0));
+    }
+    bench.driver.initialize(u64::MAX, &[16]);
+    assert_eq!((bench.ask(PLUG, 0, 3), told(&bench)), ((BUSY, 0), 1));
+    assert_eq!(bench.count(|all| &all.exhausted), 1001);
+    // Another size is another matter.
+    bench.control.request(3 * BLOCK).unwrap();
+    assert_eq!((bench.ask(PLUG, 0, 3), told(&bench)), ((BUSY, 0), 2));
+}
+
+#[test]
 fn what_makes_no_sense_is_an_error_and_changes_nothing() {
     let mut bench = bench(100, 100);
     assert_eq!(bench.ask(PLUG, 10, 5), (ACK, 0));

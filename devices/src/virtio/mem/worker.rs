@@ -8,7 +8,7 @@ use arch::GuestAddress;
 
 use super::blocks::{BlockRun, BlockState, Blocks};
 use super::request::{ANSWER_BYTES, Answer, Request, read, write};
-use super::{BlockStore, OnExhausted, Shared};
+use super::{BlockStore, Shared};
 use crate::bus::lock;
 use crate::fault::FaultLog;
 use crate::virtio::ActiveQueue;
@@ -22,7 +22,6 @@ pub(super) struct MemoryWorker {
     interrupt: Arc<Interrupt>,
     shared: Arc<Shared>,
     store: Arc<dyn BlockStore>,
-    on_exhausted: OnExhausted,
     chain: Chain,
     log: FaultLog,
 }
@@ -33,10 +32,9 @@ impl MemoryWorker {
         interrupt: Arc<Interrupt>,
         shared: Arc<Shared>,
         store: Arc<dyn BlockStore>,
-        on_exhausted: OnExhausted,
         log: FaultLog,
     ) -> Self {
-        Self { queue, interrupt, shared, store, on_exhausted, chain: Chain::new(), log }
+        Self { queue, interrupt, shared, store, chain: Chain::new(), log }
     }
 
     pub(super) fn into_state(self) -> QueueState {
@@ -100,16 +98,21 @@ impl MemoryWorker {
     /// virtio 1.3 §5.15.6.1: no more than the host asks for.
     fn plug(&self, blocks: &mut Blocks, run: BlockRun) -> Answer {
         let (start, bytes) = self.range(run);
-        if blocks.plugged_bytes() + bytes > self.shared.requested.load(Ordering::Acquire) {
+        let requested = self.shared.requested.load(Ordering::Acquire);
+        if blocks.plugged_bytes() + bytes > requested {
             return Answer::Nack;
         }
         if let Err(error) = self.store.plug(start, bytes) {
             add(&self.shared.counters.exhausted, 1);
             self.log.report(format_args!("no memory for {bytes} bytes at {:#x}: {error}", start.0));
-            (self.on_exhausted)();
+            self.shared.exhaustion.begin();
             return Answer::Busy;
         }
         blocks.plug(run);
+        // Less a driver could take and give back as often as it likes.
+        if blocks.plugged_bytes() == requested {
+            self.shared.exhaustion.end();
+        }
         add(&self.shared.counters.plugged_bytes, bytes);
         Answer::Ack
     }
