@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{HostNodes, MIB, MemoryConfig};
+use super::{HostNodes, MIB, MemoryConfig, Pages};
 use crate::host::IdList;
 
 /// A NUMA node of the guest. The nodes take guest memory in turn, from its start to its end.
@@ -89,7 +89,7 @@ pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) ->
     if nodes.len() > GUEST_NODES_MAX {
         return Err(NumaError::TooMany(nodes.len()));
     }
-    let unit = memory.placement.pages.pool_page_bytes().unwrap_or(MIB);
+    let pages = memory.placement.pages;
     for (number, node) in nodes.iter().enumerate() {
         if let Some(cpu) = node.cpus.iter().find(|cpu| u64::from(*cpu) >= cpus) {
             return Err(NumaError::NoSuchCpu { node: number, cpu, last: cpus.saturating_sub(1) });
@@ -99,6 +99,8 @@ pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) ->
                 return Err(NumaError::CpuTwice { cpu, first, second: number });
             }
         }
+        let followed = number + 1 < nodes.len();
+        let unit = pages.pool_page_bytes().unwrap_or(if followed { of_followed(pages) } else { MIB });
         if node.bytes == 0 || !node.bytes.is_multiple_of(unit) {
             return Err(NumaError::Memory { node: number, bytes: node.bytes, unit: unit / MIB });
         }
@@ -111,6 +113,14 @@ pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) ->
     }
     let sum = nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(node.bytes));
     if sum == memory.size_bytes { Ok(()) } else { Err(NumaError::Sum { nodes: sum, memory: memory.size_bytes }) }
+}
+
+/// What the memory of a node is a multiple of that another node's follows, in bytes: no huge page forms where one begins within it.
+const fn of_followed(pages: Pages) -> u64 {
+    match pages {
+        Pages::Transparent => 2 * MIB,
+        Pages::HostsChoice | Pages::Huge2M | Pages::Huge1G => MIB,
+    }
 }
 
 /// ACPI 6.5 §5.2.17: 10 is here, 0 to 9 mean nothing, 255 cannot be reached.
@@ -151,6 +161,18 @@ mod tests {
         assert_eq!(validate(&[node("0-3", 64, &[])], 4, &memory), Ok(()));
         assert_eq!(validate(&[node("0,2", 24, &[10, 11]), node("1,3", 40, &[255, 10])], 4, &memory), Ok(()));
         assert_eq!(validate(&[node("0-3", 24, &[]), node("", 40, &[])], 4, &memory), Ok(()), "memory alone");
+    }
+
+    #[test]
+    fn a_node_begins_where_a_transparent_huge_page_can() {
+        let mut memory = MemoryConfig::new(64 * MIB);
+        let odd = [node("0-1", 33, &[]), node("2-3", 31, &[])];
+        assert_eq!(validate(&odd, 4, &memory), Ok(()));
+        memory.placement.pages = Pages::Transparent;
+        let error = validate(&odd, 4, &memory).unwrap_err().to_string();
+        assert_eq!(error, "node 0: 34603008 bytes of memory are not a whole number of 2 MiB, and more than none");
+        memory.size_bytes = 65 * MIB;
+        assert_eq!(validate(&[node("0-1", 32, &[]), node("2-3", 33, &[])], 4, &memory), Ok(()), "nothing follows it");
     }
 
     #[test]
