@@ -319,6 +319,50 @@ fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machine
     assert!(ended.stderr.contains("guest memory is lost: the page fault handler on"), "{ended}");
 }
 
+/// What the kernel was told of guest memory: the flags of its mapping (proc(5), VmFlags).
+fn flags_of(husk: &Husk) -> Vec<String> {
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", husk.pid())).unwrap();
+    let size = format!("{} kB", MEMORY_BYTES >> 10);
+    let of_memory = |line: &&str| line.strip_prefix("Size:").is_some_and(|value| value.trim() == size);
+    let mut lines = smaps.lines().skip_while(|line| !of_memory(line));
+    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).unwrap_or_else(|| panic!("{smaps}"));
+    flags.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_restored_machine_has_its_memory_as_it_asked_for_it() {
+    for (words, wanted) in [("64M", &["dd"][..]), ("64M,pages=transparent", &["dd", "hg"]), ("64M,lock", &["dd", "lo"])]
+    {
+        let folder = Folder::new();
+        let run = ["run", "--kernel", PROBE, "--cmdline", "check=count end=poweroff", "--memory", words];
+        let husk = husk(run).args(["--api-sock", &folder.at("s")]).start();
+        let client = Connection::open(folder.at("s"));
+        let mut vm = Vm { folder, husk, client };
+        vm.husk.wait_for("TICK 5 ");
+        let holds = |vm: &Vm, what: &str| {
+            let flags = flags_of(&vm.husk);
+            assert!(wanted.iter().all(|wanted| flags.iter().any(|flag| flag == wanted)), "{words}, {what}: {flags:?}");
+        };
+        holds(&vm, "at first");
+        let point = vm.folder.path().join("point");
+        assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+        let tick = vm.husk.last_tick();
+        let mut clone = restored(&point, &[]);
+        clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+        holds(&clone, "restored");
+        if words.ends_with("lock") {
+            let memory = clone.get("/husk/v1/placement")["memory"].clone();
+            assert_eq!(memory["locked_bytes"], MEMORY_BYTES, "{memory}");
+            let backend = json!({ "backend_type": "Uffd", "backend_path": vm.folder.at("handler") });
+            let load = json!({ "snapshot_path": point.join("state"), "mem_backend": backend });
+            Vm::new().put("/snapshot/load", &load).refused(&["memory that is locked", "cannot come as it is wanted"]);
+        }
+        if words.ends_with("transparent") {
+            assert!(refusal(&point, &["--memory", "map"]).contains("it is on transparent pages"));
+        }
+    }
+}
+
 #[test]
 fn a_snapshot_that_is_given_up_or_does_not_fit_leaves_nothing_and_the_machine_runs_on() {
     let mut vm = counting();

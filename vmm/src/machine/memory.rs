@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arch::memory::{GuestRegionMmap, MmapRegion};
 use arch::{GuestAddress, GuestMemory};
 use thiserror::Error;
-use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegionError;
+use vm_memory::{FileOffset, GuestMemoryBackend};
 
 use super::hotplug::Arrival;
 use crate::config::{HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
@@ -165,6 +165,18 @@ fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryEr
         regions.push(region);
     }
     Ok(GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart"))
+}
+
+/// Says of all memory again what [`map`] said of it: its mappings are new.
+///
+/// # Errors
+/// The kernel does not take it.
+pub(crate) fn advise_anew(memory: &GuestMemory, settled: &Settled) -> Result<(), MemoryError> {
+    let regions = memory.iter().zip(settled.ranges());
+    let advise = |(region, (.., nodes)): (&GuestRegionMmap, (_, _, Option<&HostNodes>))| {
+        placement::advise(region, &settled.placement, nodes)
+    };
+    Ok(regions.into_iter().try_for_each(advise)?)
 }
 
 /// Brings all into memory that shall be there from the start, and holds it there if it shall be held.

@@ -55,7 +55,10 @@ pub(super) fn bring(
     };
     let mut thread = None;
     match mode {
-        MemoryMode::Map => map_files(ram, &point)?,
+        MemoryMode::Map => {
+            map_files(ram, &point)?;
+            memory::advise_anew(ram, settled)?;
+        }
         MemoryMode::Lazy => {
             let pager = Pager::start(ram, page_bytes, Arc::clone(&point), record, events.clone())?;
             thread = Some(MemoryThread::Pager(pager));

@@ -133,6 +133,7 @@ impl Restore {
         change(&mut config, overrides)?;
         config.validate_restored(HostFacts::read())?;
         let memory = match memory {
+            MemorySource::Handler(_) if config.memory.placement.lock => return Err(RestoreError::NotLazy),
             MemorySource::Handler(path) => RestoredMemory::Handler(path),
             MemorySource::File { path, mode } => {
                 let point = Point::open(&path, &header)?;
@@ -171,15 +172,21 @@ fn settle_mode(asked: Option<MemoryMode>, config: &VmConfig, point: &Point) -> R
         (Some(MemoryMode::Lazy), _) => lazy,
         (Some(MemoryMode::Copy), _) if !point.has_index() => Err(RestoreError::NoIndex),
         (Some(MemoryMode::Copy), _) => Ok(MemoryMode::Copy),
+        (None, Some(_)) if is_prefaulted(config) => settle_mode(Some(MemoryMode::Copy), config, point),
         (None, Some(_)) => lazy.or_else(|_| settle_mode(Some(MemoryMode::Copy), config, point)),
     }
+}
+
+/// Whether a part of memory shall be there before the guest goes on.
+fn is_prefaulted(config: &VmConfig) -> bool {
+    config.memory_parts().iter().any(|part| config.memory.placement.is_prefaulted(part.nodes.as_ref()))
 }
 
 fn unmapped(config: &VmConfig, point: &Point) -> Option<Unmapped> {
     let placement = &config.memory.placement;
     let runs = || point.run_count();
     match placement.pages {
-        pages @ (Pages::Huge2M | Pages::Huge1G) => Some(Unmapped::Pages(pages)),
+        pages @ (Pages::Transparent | Pages::Huge2M | Pages::Huge1G) => Some(Unmapped::Pages(pages)),
         _ if placement.nodes.is_some() || config.numa.iter().any(|node| node.host.is_some()) => Some(Unmapped::Nodes),
         _ if placement.prefault || placement.lock => Some(Unmapped::Present),
         _ if config.memory.backing == MemoryBacking::Memfd => Some(Unmapped::Shared),
