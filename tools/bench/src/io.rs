@@ -16,7 +16,7 @@ pub(crate) use floor::{FLOOR, main as floor_main};
 use crate::report::Row;
 use crate::stats::median;
 use crate::{BenchError, Wanted};
-use contender::{Contender, Place};
+use contender::{Contender, Place, Role};
 use session::Figures;
 
 const ROUNDS: usize = 5;
@@ -26,8 +26,27 @@ const RUN_MS: u64 = 250;
 /// A row's name, and what the guest is told to do.
 type Work = (&'static str, &'static str);
 
-/// A kind of row: the end of its name, its unit, and its figure.
-type Kind = (&'static str, &'static str, fn(&Figures) -> f64);
+/// A kind of row.
+struct Kind {
+    /// The end of its name.
+    suffix: &'static str,
+    unit: &'static str,
+    figure: fn(&Figures) -> Option<f64>,
+    better: Better,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Better {
+    More,
+    Less,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { suffix: "", unit: "1/s", figure: |figures| Some(figures.rate), better: Better::More },
+    Kind { suffix: "-percpu", unit: "1/cpu-s", figure: |figures| Some(figures.per_cpu_second), better: Better::More },
+    Kind { suffix: "-p50", unit: "us", figure: |figures| figures.median_us, better: Better::Less },
+    Kind { suffix: "-p99", unit: "us", figure: |figures| figures.p99_us, better: Better::Less },
+];
 
 /// Runs that one machine does one after the other.
 struct Set {
@@ -41,14 +60,18 @@ const DISK: &[Work] = &[
     ("blk-read-4k-qd4", "blk-read:depth=4"),
     ("blk-read-4k-qd32", "blk-read:depth=32"),
     ("blk-write-4k-qd1", "blk-write:depth=1"),
+    ("blk-write-4k-qd4", "blk-write:depth=4"),
     ("blk-write-4k-qd32", "blk-write:depth=32"),
     ("blk-read-1m", "blk-read:size=1048576:depth=4"),
     ("blk-write-1m", "blk-write:size=1048576:depth=4"),
     ("blk-flush", "blk-flush"),
+    // A doorbell for nothing; a request that is waited for by its interrupt.
+    ("notify", "notify"),
+    ("blk-read-4k-qd1-sleep", "blk-read:depth=1:wait=sleep"),
 ];
 
-/// Without flushes, which are the same as in the other set.
-const DISK_DIRECT: &[Work] = DISK.split_at(DISK.len() - 1).0;
+/// Without what is the same as in the other set.
+const DISK_DIRECT: &[Work] = DISK.split_at(DISK.len() - 3).0;
 
 const DISK_POLLED: &[Work] = &[("blk-read-4k-qd1", "blk-read:depth=1"), ("blk-read-4k-qd32", "blk-read:depth=32")];
 
@@ -81,7 +104,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
     Ok(rows)
 }
 
-/// Two rows for each work.
+/// A row of each kind for each work, as far as there is a figure.
 fn measure(place: &Place, contenders: Vec<Contender>, works: &[(String, &str)]) -> Result<Vec<Row>, BenchError> {
     let words: Vec<String> = works.iter().map(|(_, run)| format!("run={run}:ms={RUN_MS}")).collect();
     let mut seen: Vec<Vec<Vec<Figures>>> = vec![vec![Vec::new(); works.len()]; contenders.len()];
@@ -91,22 +114,30 @@ fn measure(place: &Place, contenders: Vec<Contender>, works: &[(String, &str)]) 
             seen.iter_mut().zip(figures).for_each(|(seen, figures)| seen.extend(figures));
         }
     }
-    let figure = |contender: usize, work: usize, what: fn(&Figures) -> f64| {
-        median(seen[contender][work].iter().map(what).collect())
-    };
     let mut rows = Vec::new();
     for (work, (name, _)) in works.iter().enumerate() {
-        let kinds: [Kind; 2] =
-            [("", "1/s", |figures| figures.rate), ("-percpu", "1/cpu-s", |figures| figures.per_cpu_second)];
-        for (suffix, unit, what) in kinds {
-            let named = |role| {
-                let of_role = contenders.iter().enumerate().filter(move |(_, contender)| contender.role == role);
-                of_role.filter_map(|(index, contender)| Some((contender.name, figure(index, work, what)?)))
+        for Kind { suffix, unit, figure, better } in &KINDS {
+            let best = |role| {
+                let of_role = contenders.iter().zip(&seen).filter(|(contender, _)| contender.role == role);
+                let figures = of_role.filter_map(|(contender, seen)| {
+                    let figures: Vec<f64> = seen[work].iter().filter_map(figure).collect();
+                    Some((contender.name, median(figures)?))
+                });
+                figures.max_by(|(_, one), (_, other)| match better {
+                    Better::More => one.total_cmp(other),
+                    Better::Less => other.total_cmp(one),
+                })
             };
-            let best = |role| named(role).max_by(|a: &(_, f64), b| a.1.total_cmp(&b.1));
-            let husk = best(contender::Role::Husk).map(|(_, figure)| figure);
-            let floor = best(contender::Role::Floor).map(|(_, figure)| figure);
-            rows.push(Row::more_is_better(format!("{name}{suffix}"), unit, husk, best(contender::Role::Peer), floor));
+            let [husk, floor] = [Role::Husk, Role::Floor].map(|role| best(role).map(|(_, figure)| figure));
+            let peer = best(Role::Peer);
+            if husk.or(floor).or(peer.map(|(_, figure)| figure)).is_none() {
+                continue;
+            }
+            let row = match better {
+                Better::More => Row::more_is_better,
+                Better::Less => Row::less_is_better,
+            };
+            rows.push(row(format!("{name}{suffix}"), unit, husk, peer, floor));
         }
     }
     Ok(rows)

@@ -3,12 +3,12 @@
 //! It prints the guest's lines around the same quiet, so it is measured as a monitor is. Disk requests are plain calls,
 //! or an io_uring's where more than one is in flight, except for writes to the page cache, which a ring would hand to a
 //! kernel thread; frames are one call each, as the tap wants it.
-#![expect(unsafe_code, reason = "an io_uring's entries carry addresses")]
+#![expect(unsafe_code, reason = "an io_uring's entries carry addresses; an eventfd")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Error, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,9 @@ fn parse(word: &str) -> io::Result<Run<'_>> {
     let mut parts = word.strip_prefix("run=").unwrap_or(word).split(':');
     let mut run = Run { name: parts.next().unwrap_or_default(), size: 4096, depth: 1, time: Duration::ZERO };
     for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+        if key == "wait" {
+            continue;
+        }
         let number: u32 = value.parse().map_err(Error::other)?;
         match key {
             "size" => run.size = number.into(),
@@ -87,6 +90,7 @@ fn perform(file: &File, cache: Cache, run: &Run) -> io::Result<u32> {
             file.write_all_at(buffer, at)?;
             file.sync_data()
         }),
+        "notify" => ring(run),
         "net-tx" => transmit(run),
         "net-rx" => receive(run),
         other => Err(Error::other(format!("no run {other}"))),
@@ -163,6 +167,23 @@ fn transmit(run: &Run) -> io::Result<u32> {
     let (start, mut done) = (Instant::now(), 0);
     while start.elapsed() < run.time {
         tap.write_all(&frame)?;
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// A doorbell is an eventfd's write.
+fn ring(run: &Run) -> io::Result<u32> {
+    // SAFETY: eventfd takes two numbers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let mut bell = unsafe { File::from_raw_fd(fd) };
+    let (start, mut done) = (Instant::now(), 0);
+    while start.elapsed() < run.time {
+        bell.write_all(&1_u64.to_ne_bytes())?;
         done += 1;
     }
     Ok(done)

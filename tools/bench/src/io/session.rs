@@ -21,6 +21,9 @@ const FAILED: &str = "BENCH-FAIL ";
 pub(super) struct Figures {
     pub(super) rate: f64,
     pub(super) per_cpu_second: f64,
+    /// How long a request takes, as the guest sees it; of disks only, and not of the floor.
+    pub(super) median_us: Option<f64>,
+    pub(super) p99_us: Option<f64>,
 }
 
 /// Does so many runs; a run that the monitor cannot do has no figures.
@@ -82,7 +85,13 @@ impl Session {
         if fact("failed") != 0.0 || fact("wrong") != 0.0 {
             return Err(self.silent("a run without failures", &line));
         }
-        Ok(Some(Figures { rate: fact("rate"), per_cpu_second: fact("requests") * 1e9 / cpu_ns }))
+        let latency_us = |name: &str| Some(fact(name) / 1000.0).filter(|us| us.is_finite());
+        Ok(Some(Figures {
+            rate: fact("rate"),
+            per_cpu_second: fact("requests") * 1e9 / cpu_ns,
+            median_us: latency_us("p50_ns"),
+            p99_us: latency_us("p99_ns"),
+        }))
     }
 
     /// Lets the machine power off. One that is killed may hold its disk's lock for a while after.
