@@ -94,7 +94,7 @@ fn refuse_twice(disks: &[DiskConfig], images: &[DiskImage], disk: &DiskConfig) -
     let DiskSource::Path(path) = &disk.source else { return Ok(()) };
     // What cannot be found here cannot be opened either, and that says why.
     let Ok(identity) = FileIdentity::at(path) else { return Ok(()) };
-    let is_same = |image: &DiskImage| image.identity().is_ok_and(|other| other == identity);
+    let is_same = |image: &DiskImage| image.identity() == identity;
     let twin = disks.iter().zip(images).find(|(other, image)| is_same(image) && !(other.read_only && disk.read_only));
     match twin {
         Some((first, _)) => {

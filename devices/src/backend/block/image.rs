@@ -63,6 +63,7 @@ impl BlockSize {
 #[derive(Debug)]
 pub struct DiskImage {
     file: File,
+    identity: FileIdentity,
     geometry: DiskGeometry,
     kind: Kind,
     direct: Option<Alignment>,
@@ -131,8 +132,8 @@ impl DiskImage {
         options: DiskOptions,
     ) -> Result<Self, DiskImageError> {
         let file = open_file(path, access)?;
-        let identity = |file: &File| FileIdentity::of(file).map_err(host(path, "examine"));
-        if identity(&file)? == identity(&current.file)? && access == current.geometry.access {
+        let identity = FileIdentity::of(&file).map_err(host(path, "examine"))?;
+        if identity == current.identity && access == current.geometry.access {
             return current.again(path, options);
         }
         Self::from_file(file, path, access, options)
@@ -149,12 +150,9 @@ impl DiskImage {
         Ok(Self { lost: Arc::clone(&self.lost), ..image })
     }
 
-    /// Which file it is.
-    ///
-    /// # Errors
-    /// That of the host.
-    pub fn identity(&self) -> io::Result<FileIdentity> {
-        FileIdentity::of(&self.file)
+    /// Which file it is, by what was found when it was opened: its host may not answer any more.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// Makes a disk of an open file and locks it. `path` is for messages only.
@@ -184,6 +182,7 @@ impl DiskImage {
         access: DiskAccess,
         options: DiskOptions,
     ) -> Result<Self, DiskImageError> {
+        let identity = FileIdentity::of(&file).map_err(host(path, "examine"))?;
         let bytes = size(&file, kind).map_err(host(path, "get the size of"))?;
         if bytes == 0 {
             return Err(DiskImageError::Empty(path.to_owned()));
@@ -218,7 +217,7 @@ impl DiskImage {
             cache: options.cache,
             discard,
         };
-        Ok(Self { file, geometry, kind, direct, lost: Arc::default() })
+        Ok(Self { file, identity, geometry, kind, direct, lost: Arc::default() })
     }
 
     /// How large the backing is now, in whole blocks, in sectors.
