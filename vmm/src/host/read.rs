@@ -60,6 +60,11 @@ pub(crate) fn nodes_and_pools() -> (Vec<NodeFacts>, Vec<PoolFacts>) {
     (topology::nodes(&tree), pools(&tree, POOLS))
 }
 
+/// `MemAvailable`, in bytes.
+pub(crate) fn available_memory() -> Option<u64> {
+    field_bytes(&Tree::at(Path::new("/")).text("proc/meminfo")?, "MemAvailable")
+}
+
 /// The nodes that this process may have memory of.
 pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
     let status = Tree::at(Path::new("/")).text("proc/self/status")?;

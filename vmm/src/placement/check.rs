@@ -1,14 +1,19 @@
 //! What the host can honour, before anything is made. Pure: the host's part is a value.
 
+mod error;
 mod pool;
+mod shortage;
+
+use std::collections::BTreeMap;
 
 use arch::layout;
-use thiserror::Error;
 use vm_memory::GuestAddress;
 
-pub use pool::PoolShortage;
+pub use error::PlacementError;
+pub use shortage::Shortage;
+use shortage::shortages;
 
-use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, NodePolicy, Pages};
+use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, Pages};
 use crate::host::{self, IdList, Limit, NodeFacts, PoolFacts};
 
 /// The host's memory, as far as a placement asks for it.
@@ -20,6 +25,8 @@ pub struct HostMemory {
     pub allowed_nodes: Option<IdList>,
     /// The HugePage pools of the whole host.
     pub pools: Vec<PoolFacts>,
+    /// What can be had of the whole host's memory now, in bytes; `None` if the kernel does not tell.
+    pub available_bytes: Option<u64>,
     /// How much this process may lock, in bytes; `None` for any amount.
     pub lockable_bytes: Option<u64>,
     /// The least limit on memory of the control groups that this process is in; none of them counts a pool's pages.
@@ -35,95 +42,21 @@ impl HostMemory {
             nodes,
             allowed_nodes: host::allowed_memory_nodes(),
             pools,
+            available_bytes: host::available_memory(),
             lockable_bytes: super::apply::lockable_bytes(),
             group_limit: host::memory_limit(),
         }
+    }
+
+    /// What `of` says of each node, in MiB; a node of which it knows nothing has any amount.
+    fn mib_by_node(&self, of: impl Fn(&NodeFacts) -> Option<u64>) -> BTreeMap<u16, u64> {
+        self.nodes.iter().map(|node| (node.id, of(node).map_or(u64::MAX, |bytes| bytes / MIB))).collect()
     }
 
     fn node(&self, id: u16) -> Option<&NodeFacts> {
         self.nodes.iter().find(|node| node.id == id)
     }
 }
-
-/// A placement that the host cannot honour, with what would do.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PlacementError {
-    /// The host has no such pages.
-    #[error("memory: pages: this host has no HugePages of {pages}: it has {}", sizes(available))]
-    NoSuchPages {
-        /// What was asked.
-        pages: Pages,
-        /// The sizes that there are, in bytes.
-        available: Vec<u64>,
-    },
-    /// A pool has too few pages.
-    #[error("memory: pages: {}: {mend}", pool::sentence(*pages, shortages))]
-    PoolTooSmall {
-        /// What was asked.
-        pages: Pages,
-        /// Where, and how many.
-        shortages: Vec<PoolShortage>,
-        /// The commands that add them.
-        mend: String,
-    },
-    /// A node that is not there.
-    #[error("memory: nodes: the host has no node {node}: its nodes are {online}")]
-    NoSuchNode {
-        /// What was asked.
-        node: u16,
-        /// What there is.
-        online: IdList,
-    },
-    /// A node without memory.
-    #[error("memory: nodes: node {node} has no memory: use {with_memory}")]
-    NodeWithoutMemory {
-        /// What was asked.
-        node: u16,
-        /// The nodes that have some.
-        with_memory: IdList,
-    },
-    /// A node that this process may not use.
-    #[error(
-        "memory: nodes: husk may not use node {node}: its cpuset allows {allowed}: widen cpuset.mems of its cgroup"
-    )]
-    NodeForbidden {
-        /// What was asked.
-        node: u16,
-        /// What it may use.
-        allowed: IdList,
-    },
-    /// Nodes that are smaller than the guest.
-    #[error("memory: nodes: node {nodes} has {} MiB and the guest needs {}: give it less, or more nodes", has / MIB, needed / MIB)]
-    NodesTooSmall {
-        /// What was asked.
-        nodes: IdList,
-        /// Their memory, in bytes.
-        has: u64,
-        /// The guest's, in bytes.
-        needed: u64,
-    },
-    /// More memory at once than the control group may have.
-    #[error("memory: prefault: husk's control group may have {} MiB ({file}) and the guest has {}: give it less, or: echo {} > {file}", limit / MIB, needed / MIB, needed + GROUP_SPARE_BYTES)]
-    GroupLimit {
-        /// The limit, in bytes.
-        limit: u64,
-        /// Where it is set.
-        file: String,
-        /// The guest's memory, in bytes.
-        needed: u64,
-    },
-    /// More memory than this process may lock.
-    #[error("memory: lock: husk may lock {} KiB (RLIMIT_MEMLOCK) and the guest has {}: ulimit -l {}", limit / 1024, needed / 1024, needed / 1024)]
-    LockLimit {
-        /// The limit, in bytes.
-        limit: u64,
-        /// The guest's memory, in bytes.
-        needed: u64,
-    },
-}
-
-/// What husk and the kernel need beside guest memory, roughly, where a limit is suggested.
-const GROUP_SPARE_BYTES: u64 = 64 * MIB;
 
 /// A placement that the host can honour now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +73,30 @@ impl Settled {
     /// What was asked, of a host that has no say in it.
     pub(crate) fn as_asked(placement: &MemoryPlacement, parts: Vec<MemoryPart>) -> Self {
         Self { placement: placement.clone(), parts, differences: Vec::new() }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+    }
+
+    /// Whether it is so; where the best effort is enough, what is not so is noted.
+    fn has(&mut self, checked: Result<(), PlacementError>) -> Result<bool, PlacementError> {
+        match (checked, self.placement.honour) {
+            (Ok(()), _) => Ok(true),
+            (Err(error), Honour::Strictly) => Err(error),
+            (Err(error), Honour::BestEffort) => {
+                self.differences.push(error);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lets a part be on any node.
+    fn release(&mut self, part: usize) {
+        let nodes = self.parts[part].nodes.take();
+        if nodes == self.placement.nodes {
+            self.placement.nodes = None;
+        }
     }
 
     /// The ranges of guest memory in the order of their addresses, each in one part, with that part's nodes.
@@ -167,59 +124,55 @@ impl Settled {
 /// The first thing that it cannot.
 pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, PlacementError> {
     let mut settled = asked;
-    while let Err(error) = check(&settled, host) {
-        if settled.placement.honour == Honour::Strictly {
-            return Err(error);
+    for index in 0..settled.parts.len() {
+        let nodes = settled.parts[index].nodes.as_ref();
+        if !settled.has(nodes.map_or(Ok(()), |nodes| check_nodes(nodes, host)))? {
+            settled.release(index);
         }
-        match &error {
-            PlacementError::NoSuchPages { .. } | PlacementError::PoolTooSmall { .. } => {
-                settled.placement.pages = Pages::Transparent;
-            }
-            PlacementError::NoSuchNode { .. }
-            | PlacementError::NodeWithoutMemory { .. }
-            | PlacementError::NodeForbidden { .. }
-            | PlacementError::NodesTooSmall { .. } => {
-                settled.placement.nodes = None;
-                settled.parts.iter_mut().for_each(|part| part.nodes = None);
-            }
-            PlacementError::GroupLimit { .. } => {
-                settled.placement.prefault = false;
-                settled.placement.lock = false;
-            }
-            PlacementError::LockLimit { .. } => settled.placement.lock = false,
-        }
-        settled.differences.push(error);
+    }
+    if let Some(page_bytes) = settled.placement.pages.pool_page_bytes()
+        && !settled.has(pool::check(settled.placement.pages, page_bytes, &settled.parts, host))?
+    {
+        settled.placement.pages = Pages::Transparent;
+    }
+    // A pool's pages are counted, no control group's limit on memory is on them, and they need no guess.
+    if settled.placement.pages.pool_page_bytes().is_none() {
+        settle_small_pages(&mut settled, host)?;
+    }
+    let needed = settled.bytes();
+    let may_lock = match host.lockable_bytes {
+        Some(limit) if settled.placement.lock && limit < needed => Err(PlacementError::LockLimit { limit, needed }),
+        _ => Ok(()),
+    };
+    if !settled.has(may_lock)? {
+        settled.placement.lock = false;
     }
     Ok(settled)
 }
 
-fn check(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
-    let (placement, parts) = (&settled.placement, &settled.parts);
-    for part in parts {
-        if let Some(nodes) = &part.nodes {
-            check_nodes(part.bytes, nodes, placement.pages, host)?;
+fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), PlacementError> {
+    let total = |node: &NodeFacts| node.total_bytes;
+    for Shortage { nodes, needed, free } in shortages(&settled.parts, MIB, &host.mib_by_node(total), None) {
+        let Some(nodes) = nodes else { continue };
+        let (has, needed) = (free * MIB, needed * MIB);
+        if !settled.has(Err(PlacementError::NodesTooSmall { nodes: nodes.clone(), has, needed }))? {
+            for index in 0..settled.parts.len() {
+                if settled.parts[index].strict_nodes().is_some_and(|asked| nodes.without(asked).is_empty()) {
+                    settled.release(index);
+                }
+            }
         }
     }
-    if let Some(page_bytes) = placement.pages.pool_page_bytes() {
-        pool::check(placement.pages, page_bytes, parts, host)?;
+    if !settled.has(check_free(settled, host))? {
+        (settled.placement.prefault, settled.placement.lock) = (false, false);
     }
-    let bytes = parts.iter().map(|part| part.bytes).sum();
-    // What is touched by and by may never be all of it; what shall be there at once would have the kernel end husk.
-    if let Some(Limit { value: limit, file }) = &host.group_limit
-        && placement.pages.pool_page_bytes().is_none()
-        && (placement.prefault || placement.lock)
-        && *limit < bytes
-    {
-        return Err(PlacementError::GroupLimit { limit: *limit, file: file.clone(), needed: bytes });
+    if !settled.has(check_group(settled, host))? {
+        (settled.placement.prefault, settled.placement.lock) = (false, false);
     }
-    match host.lockable_bytes {
-        Some(limit) if placement.lock && limit < bytes => Err(PlacementError::LockLimit { limit, needed: bytes }),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
-fn check_nodes(bytes: u64, asked: &HostNodes, pages: Pages, host: &HostMemory) -> Result<(), PlacementError> {
-    let mut has = 0_u64;
+fn check_nodes(asked: &HostNodes, host: &HostMemory) -> Result<(), PlacementError> {
     for id in asked.nodes.iter() {
         let Some(node) = host.node(id) else {
             let online = host.nodes.iter().map(|node| node.id).collect();
@@ -235,20 +188,37 @@ fn check_nodes(bytes: u64, asked: &HostNodes, pages: Pages, host: &HostMemory) -
         {
             return Err(PlacementError::NodeForbidden { node: id, allowed: allowed.clone() });
         }
-        has = has.saturating_add(node.total_bytes.unwrap_or(u64::MAX));
-    }
-    // A pool's pages are counted, and need no guess.
-    if asked.policy == NodePolicy::Bind && pages.pool_page_bytes().is_none() && has < bytes {
-        return Err(PlacementError::NodesTooSmall { nodes: asked.nodes.clone(), has, needed: bytes });
     }
     Ok(())
 }
 
-fn sizes(bytes: &[u64]) -> String {
-    if bytes.is_empty() {
-        return "none".to_owned();
+/// What shall be there at once is free now: the kernel would end husk, or another, for what is not.
+fn check_free(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
+    if !settled.placement.prefault && !settled.placement.lock {
+        return Ok(());
     }
-    bytes.iter().map(|bytes| format!("{}M", bytes / MIB)).collect::<Vec<_>>().join(" and ")
+    let free = |node: &NodeFacts| node.free_bytes.map(|_| node.available_bytes());
+    let whole = host.available_bytes.map(|bytes| bytes / MIB);
+    let shortages = shortages(&settled.parts, MIB, &host.mib_by_node(free), whole);
+    if shortages.is_empty() { Ok(()) } else { Err(PlacementError::NotFree { shortages }) }
+}
+
+/// A guest that touches all of its memory is not ended for it.
+fn check_group(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
+    let needed = group_bytes(settled.bytes());
+    match &host.group_limit {
+        Some(Limit { value: limit, file }) if *limit < needed => {
+            Err(PlacementError::GroupLimit { limit: *limit, file: file.clone(), needed })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a control group is charged for a guest: its memory, three tables that map it by entries of 8 bytes a page (husk's,
+/// KVM's, and KVM's way back), and husk itself.
+fn group_bytes(guest_bytes: u64) -> u64 {
+    let tables = (guest_bytes / 512).saturating_mul(3);
+    guest_bytes.saturating_add(tables).saturating_add(64 * MIB)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub use apply::ApplyError;
 pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use auto::choose as choose_cpus;
 pub(crate) use check::settle;
-pub use check::{HostMemory, PlacementError, PoolShortage, Settled};
+pub use check::{HostMemory, PlacementError, Settled, Shortage};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{
     HostCpus, PlacedThread, SettledThreads, Thread, named as thread_named, place as place_threads, set_affinity,

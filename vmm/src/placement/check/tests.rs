@@ -1,6 +1,6 @@
-use std::collections::BTreeMap;
-
 use super::*;
+use crate::config::NodePolicy;
+use crate::host::PoolFacts;
 
 const GIB: u64 = 1 << 30;
 
@@ -31,6 +31,7 @@ fn host() -> HostMemory {
         ],
         allowed_nodes: None,
         pools: vec![pool(small, 700, 612, Some(12))],
+        available_bytes: None,
         lockable_bytes: None,
         group_limit: None,
     }
@@ -206,30 +207,83 @@ fn a_last_round_of_interleaved_pages_and_a_pool_that_grows_are_counted() {
     settle(513, "0", NodePolicy::Bind, &grows).unwrap_err();
 }
 
+fn with(mut asked: Settled, change: impl FnOnce(&mut MemoryPlacement)) -> Settled {
+    change(&mut asked.placement);
+    asked
+}
+
 #[test]
-fn memory_that_shall_be_there_at_once_fits_under_the_control_groups_limit() {
+fn a_guest_fits_under_the_control_groups_limit_with_what_maps_it() {
     let limit = Limit { value: 4 * GIB, file: "/sys/fs/cgroup/vm/memory.max".to_owned() };
     let host = HostMemory { group_limit: Some(limit), ..host() };
-    let with = |gib_halves, pages, change: fn(&mut MemoryPlacement)| {
-        let mut asked = asked(gib_halves, pages, "", NodePolicy::Bind);
-        change(&mut asked.placement);
-        asked
-    };
-    let prefault: fn(&mut MemoryPlacement) = |placement| placement.prefault = true;
-    settle(with(8, Pages::HostsChoice, prefault), &host).unwrap();
-    settle(with(9, Pages::HostsChoice, |_| {}), &host).unwrap();
-    settle(with(2, Pages::Huge2M, prefault), &host).unwrap();
-    let refused = settle(with(9, Pages::Transparent, prefault), &host).unwrap_err().to_string();
-    assert_eq!(
-        refused,
-        "memory: prefault: husk's control group may have 4096 MiB (/sys/fs/cgroup/vm/memory.max) and the guest has 4608: \
-         give it less, or: echo 4898947072 > /sys/fs/cgroup/vm/memory.max"
-    );
-    settle(with(9, Pages::HostsChoice, |placement| placement.lock = true), &host).unwrap_err();
-    let settled = settle(
-        with(9, Pages::HostsChoice, |placement| (placement.prefault, placement.honour) = (true, Honour::BestEffort)),
-        &host,
-    );
-    let settled = settled.unwrap();
+    let asked = |gib_halves, pages| asked(gib_halves, pages, "", NodePolicy::Bind);
+    settle(asked(7, Pages::Transparent), &host).unwrap();
+    settle(with(asked(2, Pages::Huge2M), |placement| placement.prefault = true), &host).unwrap();
+    let pool = HostMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host.clone() };
+    settle(asked(9, Pages::Huge2M), &pool).expect("a pool's pages are no memory of the group");
+    for honours in [Pages::HostsChoice, Pages::Transparent] {
+        let refused = settle(asked(8, honours), &host).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "memory: husk's control group may have 4096 MiB (/sys/fs/cgroup/vm/memory.max) and the guest takes 4184 with \
+             what maps it: give it less, or: echo 4387241984 > /sys/fs/cgroup/vm/memory.max",
+            "the guest alone would fit, to the byte"
+        );
+    }
+    let enough = Limit { value: 4_387_241_984, file: String::new() };
+    settle(asked(8, Pages::HostsChoice), &HostMemory { group_limit: Some(enough), ..host.clone() }).unwrap();
+    let best = with(asked(9, Pages::HostsChoice), |placement| {
+        (placement.prefault, placement.honour) = (true, Honour::BestEffort);
+    });
+    let settled = settle(best, &host).unwrap();
     assert!(!settled.placement.prefault && settled.differences.len() == 1);
+}
+
+#[test]
+fn memory_that_shall_be_there_at_once_is_free_on_its_nodes() {
+    let mut host = HostMemory { available_bytes: Some(5 * GIB), ..host() };
+    for (node, (free, cache)) in host.nodes.iter_mut().zip([(GIB, 2 * GIB), (2 * GIB, GIB)]) {
+        (node.free_bytes, node.file_cache_bytes) = (Some(free), Some(cache));
+    }
+    let prefaulted = |gib_halves, nodes, policy| {
+        with(asked(gib_halves, Pages::HostsChoice, nodes, policy), |placement| placement.prefault = true)
+    };
+    for (gib_halves, nodes, policy, refusal) in [
+        (6, "0", NodePolicy::Bind, None),
+        (7, "0", NodePolicy::Bind, Some("3584 MiB are needed on node 0 and 3072 are free: 512 short")),
+        (10, "0-1", NodePolicy::Interleave, None),
+        (11, "0-1", NodePolicy::Interleave, Some("5632 MiB are needed on node 0-1 and 5120 are free: 512 short")),
+        (16, "0-1", NodePolicy::Interleave, Some("on node 0 and 3072 are free, 4096 on node 1 and 3072 are free")),
+        (10, "", NodePolicy::Bind, None),
+        (11, "0", NodePolicy::Preferred, Some("5632 MiB are needed on any node and 5120 are free: 512 short")),
+    ] {
+        let settled = settle(prefaulted(gib_halves, nodes, policy), &host).map_err(|error| error.to_string());
+        match (settled, refusal) {
+            (Ok(_), None) => {}
+            (Err(told), Some(part)) => {
+                assert!(told.starts_with("memory: prefault: ") && told.contains(part), "{told}");
+            }
+            (settled, _) => panic!("{gib_halves} {nodes} {policy:?}: {settled:?}"),
+        }
+        settle(asked(gib_halves, Pages::HostsChoice, nodes, policy), &host).expect("by and by it may fit");
+    }
+    let locked = with(asked(7, Pages::HostsChoice, "0", NodePolicy::Bind), |placement| placement.lock = true);
+    settle(locked, &host).unwrap_err();
+    let best = with(prefaulted(7, "0", NodePolicy::Bind), |placement| placement.honour = Honour::BestEffort);
+    let Settled { placement, parts, differences } = settle(best, &host).unwrap();
+    assert!(!placement.prefault && parts[0].nodes.is_some() && differences.len() == 1);
+}
+
+#[test]
+fn the_best_effort_leaves_out_the_nodes_of_that_part_alone_which_cannot_have_them() {
+    let bind = |nodes| part(1, nodes, NodePolicy::Bind);
+    let placement = MemoryPlacement { honour: Honour::BestEffort, ..MemoryPlacement::default() };
+    let asked = Settled::as_asked(&placement, vec![bind("0"), bind("7"), bind("0-1")]);
+    let settled = settle(asked, &host()).unwrap();
+    assert_eq!(settled.parts, [bind("0"), bind(""), bind("0-1")]);
+    assert_eq!(settled.differences.len(), 1);
+    let large = part(17, "1", NodePolicy::Bind);
+    let settled = settle(Settled::as_asked(&placement, vec![bind("0"), large]), &host()).unwrap();
+    assert_eq!(settled.parts, [bind("0"), part(17, "", NodePolicy::Bind)]);
+    assert!(settled.differences[0].to_string().contains("node 1 has 8192 MiB and the guest needs 8704"));
 }
