@@ -128,5 +128,10 @@ fn a_huge_page_goes_whole_and_a_driver_waits_for_one_that_an_empty_pool_cannot_g
     driver.wait_used(1);
     assert_eq!(pool.free(), before - 4, "it is there before the driver uses it");
     memory.write_obj(9_u8, GuestAddress(3 * HUGE + 7 * 4096)).expect("it is memory");
+    let both = chain(&mut driver, 7..9);
+    driver.run(0, &[both]);
+    assert_eq!(pool.free(), before - 3, "the host has it again");
+    driver.reset();
+    assert_eq!(pool.free(), before - 4, "the next driver may use all of memory");
     drop(driver);
 }

@@ -44,7 +44,7 @@ impl Reclaim {
     }
 
     /// Gives the whole pages inside a range back: the host has them now, and the guest finds zeros there when it comes
-    /// back. Returns the bytes given back.
+    /// back, or, in a private mapping of a file, what the file has. Returns the bytes given back.
     ///
     /// # Errors
     /// The range is no memory, or the host does not take it.

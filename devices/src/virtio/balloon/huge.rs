@@ -48,6 +48,20 @@ impl Ledger {
         self.put_in(run, |_| true);
     }
 
+    /// A driver's end: it has nothing inside any more. `populate` gets the number of each huge page that must come back; one
+    /// that does not is wanted again when the next driver takes a page of it out.
+    pub(super) fn empty(&mut self, mut populate: impl FnMut(u64) -> bool) {
+        self.inside.fill(0);
+        for (number, huge) in (0..).zip(&mut self.huge) {
+            *huge = Huge { inside: 0, gone: huge.gone && !populate(number) };
+        }
+    }
+
+    /// Whether a huge page is with the host that is not all inside: the pool had none to give for it.
+    pub(super) fn is_owed(&self) -> bool {
+        self.huge.iter().any(|huge| huge.gone && huge.inside < self.pages_per_huge)
+    }
+
     /// How many pages a ledger of this memory knows.
     pub(super) fn pages(&self) -> u32 {
         let huge = u32::try_from(self.huge.len()).expect("32 bits of pages");
@@ -70,7 +84,8 @@ impl Ledger {
             let Some(huge) = self.set(page, true) else { continue };
             let state = &mut self.huge[huge];
             state.inside += 1;
-            if state.inside == self.pages_per_huge && !state.gone {
+            // Also one that is owed: its guest may have touched it since.
+            if state.inside == self.pages_per_huge {
                 state.gone = discard(u64::try_from(huge).expect("64 bits fit"));
             }
         }
@@ -157,6 +172,22 @@ mod tests {
         // The host did not take it: it never went.
         ledger.put_in(run(0, 512), |_| false);
         assert!(ledger.take_out(run(0, 512), |_| unreachable!("it never went")));
+    }
+
+    #[test]
+    fn what_an_emptied_ledger_cannot_have_back_is_owed_until_it_comes() {
+        let mut ledger = Ledger::new(3 * HUGE, HUGE);
+        ledger.put_in(run(0, 1030), |_| true);
+        let mut asked = Vec::new();
+        ledger.empty(|huge| {
+            asked.push(huge);
+            huge != 1
+        });
+        assert_eq!((asked, ledger.runs(), ledger.is_owed()), (vec![0, 1], vec![], true));
+        ledger.put_in(run(512, 512), |huge| huge == 1);
+        assert!(!ledger.is_owed());
+        assert!(!ledger.take_out(run(512, 1), |_| false));
+        assert!(ledger.take_out(run(512, 1), |huge| huge == 1) && !ledger.is_owed());
     }
 
     #[test]

@@ -185,7 +185,10 @@ impl BalloonWorker {
                 shared.exhaustion.begin();
                 return Served::Later;
             }
-            shared.exhaustion.end();
+            // What is still owed a driver could be given and lose again as often as it likes.
+            if ledger.as_ref().is_none_or(|ledger| !ledger.is_owed()) {
+                shared.exhaustion.end();
+            }
             add(&counters.deflated_pages, pages);
             if listed.is_err() {
                 add(&counters.errors, 1);
