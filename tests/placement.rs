@@ -244,6 +244,8 @@ fn a_thread_that_cannot_be_placed_is_named_and_nothing_runs() {
         );
         assert_eq!(message.lines().count(), 1, "{message}");
     }
+    let (code, message) = run(&["--thread", "vcpu0,cpus=0", "--thread", "vcpu0,priority=nice:5"]);
+    assert!(code == Some(1) && message.contains("thread `vcpu0` is given twice"), "{message}");
     // Before anything is made: the kernel is not even opened.
     let early = husk(["run", "--kernel", "/nothing", "--thread", "vcpu0,cpus=4000"]).end();
     assert!(early.code() == Some(1) && early.message().contains("CPU 4000 is not online"), "{early}");

@@ -1,5 +1,6 @@
 //! `husk run`: a VM booted at once, its serial console on the terminal.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -100,11 +101,13 @@ impl RunArgs {
     fn into_config(mut self) -> Result<VmConfig, ConfigError> {
         self.memory.0.placement.hotplug_node = self.hotplug.and_then(|hotplug| hotplug.node);
         let honour = self.memory.0.placement.honour;
-        let threads = ThreadPlacement {
-            terms: self.thread.into_iter().map(|thread| (thread.name, thread.terms)).collect(),
-            core_scheduling: self.core_scheduling,
-            honour,
-        };
+        let mut terms = BTreeMap::new();
+        for ThreadArg { name, terms: of_thread } in self.thread {
+            if terms.insert(name.clone(), of_thread).is_some() {
+                return Err(ConfigError::ThreadTwice(name));
+            }
+        }
+        let threads = ThreadPlacement { terms, core_scheduling: self.core_scheduling, honour };
         let nets = self.net.into_iter().enumerate().map(|(index, net)| net.into_config(index));
         Ok(VmConfig {
             cpus: self.cpus,

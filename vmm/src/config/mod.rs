@@ -276,6 +276,9 @@ pub enum ConfigError {
         /// The id.
         id: String,
     },
+    /// A thread is placed twice.
+    #[error("thread `{0}` is given twice: say all of it in one")]
+    ThreadTwice(ThreadName),
     /// A device cannot be served in this way.
     #[error("device `{id}`: {problem}")]
     Tuning {
