@@ -1,6 +1,7 @@
 //! Policy, advice, prefault and lock on guest memory that is mapped and not touched yet.
 #![expect(unsafe_code, reason = "mbind, madvise and mlock have no safe interface in libc")]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,7 +148,7 @@ const STEP_BYTES: u64 = 64 * MIB;
 const THREADS_MAX: usize = 32;
 
 /// Brings every page in that shall be there from the start, with all CPUs that there are (MADV_POPULATE_WRITE: an empty pool is an error here, and no
-/// signal).
+/// signal). What has the least choice of nodes comes first: what has more would take its pages.
 ///
 /// # Errors
 /// The host has no page where one must come from.
@@ -156,16 +157,30 @@ pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled) -> Result<(), Ap
     let step = placement.pages.pool_page_bytes().unwrap_or(0).max(STEP_BYTES);
     let regions = memory.iter().zip(settled.ranges());
     let asked = regions.filter(|(_, (.., nodes))| placement.is_prefaulted(*nodes));
-    let spans: Vec<Span> = asked.flat_map(|(region, _)| steps(Span::of(region), step)).collect();
-    if spans.is_empty() {
-        return Ok(());
-    }
-    let total: u64 = spans.iter().map(|span| span.bytes).sum();
+    let by_choice = by_choice(asked.map(|(region, (.., nodes))| (Span::of(region), nodes)), step);
+    let total: u64 = by_choice.values().flatten().map(|span| span.bytes).sum();
     let hint = match placement.pages.pool_page_bytes() {
         Some(_) => "another process took pages of the pool: add some, and start again",
         None => "free memory on its nodes, or give the guest less",
     };
-    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let done = AtomicU64::new(0);
+    let tell_more = |bytes| tell(done.fetch_add(bytes, Ordering::Relaxed), bytes, total);
+    by_choice.values().try_for_each(|spans| populate(spans, hint, tell_more))
+}
+
+/// The steps of spans, by how many nodes they may come from.
+fn by_choice<'a>(spans: impl Iterator<Item = (Span, Option<&'a HostNodes>)>, step: u64) -> BTreeMap<usize, Vec<Span>> {
+    let mut by_choice: BTreeMap<usize, Vec<Span>> = BTreeMap::new();
+    for (span, nodes) in spans {
+        let choice = nodes.filter(|nodes| nodes.is_strict()).map_or(usize::MAX, |nodes| nodes.nodes.len());
+        by_choice.entry(choice).or_default().extend(steps(span, step));
+    }
+    by_choice
+}
+
+/// Populates spans, and gives `tell` the bytes of each.
+fn populate(spans: &[Span], hint: &'static str, tell: impl Fn(u64) + Sync) -> Result<(), ApplyError> {
+    let next = AtomicU64::new(0);
     let work = || -> Result<(), ApplyError> {
         loop {
             let index = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("far below 64 bits");
@@ -175,7 +190,7 @@ pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled) -> Result<(), Ap
                 next.store(u64::try_from(spans.len()).expect("far below 64 bits"), Ordering::Relaxed);
                 return Err(span.failed("prefault (MADV_POPULATE_WRITE)", hint)(error));
             }
-            tell(done.fetch_add(span.bytes, Ordering::Relaxed), span.bytes, total);
+            tell(span.bytes);
         }
     };
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX).min(spans.len());
@@ -228,6 +243,18 @@ mod tests {
         assert_eq!(mask("0"), [1]);
         assert_eq!(mask("0-1,63"), [3 | 1 << 63]);
         assert_eq!(mask("64,127"), [0, 1 | 1 << 63]);
+    }
+
+    #[test]
+    fn what_has_the_least_choice_of_nodes_is_populated_first() {
+        let on = |nodes: &str, policy| HostNodes { nodes: nodes.parse().unwrap(), policy };
+        let (any, two) = (on("0", NodePolicy::Preferred), on("0-1", NodePolicy::Bind));
+        let (one, both) = (on("0", NodePolicy::Bind), on("0-1", NodePolicy::Interleave));
+        let asked = [None, Some(&any), Some(&two), Some(&one), Some(&both)];
+        let spans = (0..).zip(asked).map(|(guest, nodes)| (Span { guest, host: 1 << 40, bytes: 1 }, nodes));
+        let order: Vec<Vec<u64>> =
+            by_choice(spans, 2).into_values().map(|steps| steps.iter().map(|step| step.guest).collect()).collect();
+        assert_eq!(order, [vec![3], vec![2, 4], vec![0, 1]]);
     }
 
     #[test]
