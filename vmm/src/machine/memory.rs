@@ -11,9 +11,9 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestMemoryBackend};
 
 use super::hotplug::Arrival;
-use crate::config::{HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
+use crate::config::{Honour, HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::memfd;
-use crate::placement::{self, ApplyError, Settled};
+use crate::placement::{self, ApplyError, Elsewhere, Settled};
 
 /// What keeps a machine from having its memory.
 #[derive(Debug, Error)]
@@ -47,6 +47,9 @@ pub enum MemoryError {
     /// It cannot be where it shall be.
     #[error(transparent)]
     Place(#[from] ApplyError),
+    /// It is not where it was bound to.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
     /// KVM does not take a region.
     #[error("cannot give KVM {} MiB of memory at guest address {address:#x} (slot {slot})", bytes / MIB)]
     Slot {
@@ -179,12 +182,18 @@ pub(crate) fn advise_anew(memory: &GuestMemory, settled: &Settled) -> Result<(),
     Ok(regions.into_iter().try_for_each(advise)?)
 }
 
-/// Brings all into memory that shall be there from the start, and holds it there if it shall be held.
+/// Brings all into memory that shall be there from the start, sees that it came from its nodes, and holds it there if it
+/// shall be held.
 ///
 /// # Errors
 /// The host cannot give it.
 pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled) -> Result<(), MemoryError> {
     placement::prefault(memory, settled)?;
+    match placement::verify(memory, settled) {
+        // How much it is now, /placement tells.
+        Err(error) if settled.placement.honour == Honour::BestEffort => log::warn!("best effort: {error}"),
+        verified => verified?,
+    }
     if settled.placement.lock {
         placement::lock(memory)?;
     }

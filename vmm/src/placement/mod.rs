@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `check` | what the host can honour, a pure function of its nodes and pools |
 //! | `apply` | policy, advice, prefault and lock on a mapping |
+//! | `verify` | bound memory against its nodes, before anything runs in it |
 //! | `residency` | the node and the kind of every page that is there |
 //! | `auto` | CPUs for threads that shall have some, a pure function of the host's cores |
 //! | `threads` | CPUs and priorities of husk's threads |
@@ -17,6 +18,7 @@ mod check;
 mod report;
 mod residency;
 mod threads;
+mod verify;
 mod watch;
 
 pub use apply::ApplyError;
@@ -30,4 +32,6 @@ pub(crate) use threads::{
     settle as settle_threads,
 };
 pub use threads::{ThreadError, ThreadReport};
+pub use verify::Elsewhere;
+pub(crate) use verify::verify;
 pub(crate) use watch::{EVERY as WATCH_EVERY, Watch};
