@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::time::{Duration, Instant};
 
 use common::ended::Ended;
+use common::http::Connection;
 use common::husk;
 use common::vm::Vm;
 use serde_json::{Value, json};
@@ -41,6 +42,74 @@ fn a_job_is_begun_with_its_place_and_told_of_as_an_event() {
     assert!(!events.contains(r#""seq":1,"#), "{events}");
     vm.husk.signal(libc::SIGTERM);
     follower.wait_for(r#""event":"ended","reason":"stopped""#);
+    assert_eq!(vm.husk.end().code(), Some(0));
+}
+
+/// The events of a machine whose end somebody follows from its beginning.
+fn followed(vm: &Vm) -> Connection {
+    let mut follower = vm.connect();
+    follower.send(common::http::request("GET", "/husk/v1/events", "").as_bytes());
+    follower.wait_for(r#""state":"running""#);
+    follower
+}
+
+#[test]
+fn a_guest_that_heeds_its_button_ends_the_job_that_waits_for_it() {
+    let mut vm = Vm::running("check=button end=poweroff");
+    vm.husk.wait_for("BUTTON WAIT");
+    let mut follower = followed(&vm);
+    let begun = vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 3600000}"#);
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let told = follower.wait_for(r#""event":"ended","reason":"powered_off""#);
+    assert!(told.contains(r#""kind":"stop","state":"done""#), "{told}");
+    assert_eq!(vm.husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_second_stop_ends_the_job_of_the_first() {
+    let mut vm = Vm::running("check=button end=halt");
+    vm.husk.wait_for("BUTTON WAIT");
+    let mut follower = followed(&vm);
+    let first = vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 3600000}"#);
+    vm.husk.wait_for("END halt");
+    let second = vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 3600000}"#);
+    assert_eq!((first.status, second.status), (202, 202));
+    let (first, second) = (first.json(), second.json());
+    assert_eq!(
+        (&first["id"], first["state"].as_str(), second["state"].as_str()),
+        (&second["id"], Some("running"), Some("done"))
+    );
+    follower.wait_for(r#""event":"ended","reason":"stopped""#);
+    assert_eq!(vm.husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_guest_that_stays_is_ended_when_its_grace_is_over() {
+    let mut vm = Vm::running("check=button end=halt");
+    vm.husk.wait_for("BUTTON WAIT");
+    let mut follower = followed(&vm);
+    let begun = Instant::now();
+    assert_eq!(vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 300}"#).status, 202);
+    follower.wait_for(r#""kind":"stop","state":"done""#);
+    follower.wait_for(r#""event":"ended","reason":"stopped""#);
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert_eq!(vm.husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_snapshot_that_the_guests_end_overtakes_has_an_end_too() {
+    let mut vm = Vm::running("check=count end=poweroff");
+    vm.husk.wait_for("TICK 5 ");
+    let mut follower = followed(&vm);
+    // The stop comes before its end or behind it: either way that is told.
+    let path = vm.folder.at("point");
+    assert_eq!(vm.client.ask("POST", "/husk/v1/snapshots", &json!({ "path": path }).to_string()).status, 202);
+    assert_eq!(vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 0}"#).status, 202);
+    let told = follower.wait_for(r#""event":"ended""#);
+    let state = told.rsplit_once(r#""kind":"snapshot","state":"#).map(|(_, rest)| rest);
+    assert!(state.is_some_and(|state| state.starts_with("\"done\"") || state.starts_with("\"cancelled\"")), "{told}");
+    let whole = vm.folder.path().join("point/state").exists();
+    assert_eq!(whole, told.contains(r#""kind":"snapshot","state":"done""#), "{told}");
     assert_eq!(vm.husk.end().code(), Some(0));
 }
 
@@ -170,7 +239,7 @@ fn a_machine_of_husk_run_has_the_socket_too() {
     let folder = common::folder::Folder::new();
     let husk = common::guest::echoing().args(["--api-sock", &folder.at("s"), "--id", "mine"]).start();
     husk.wait_for("SERIAL WAIT");
-    let mut client = common::http::Connection::open(folder.at("s"));
+    let mut client = Connection::open(folder.at("s"));
     assert_eq!(client.ask("GET", "/husk/v1/health", "").json()["id"], "mine");
     assert_eq!(client.ask("POST", "/husk/v1/stop", "").status, 202);
     assert_eq!(husk.end().code(), Some(0));

@@ -186,8 +186,8 @@ impl<'a> ControlLoop<'a> {
         starter.answer(Ok(reply));
         let outcome = self.wait();
         self.apply(Action::Stop)?;
-        // One whose last page is copied becomes whole; any other is given up.
-        drop(self.snapshot.take());
+        self.end_stopping();
+        self.abandon_snapshot();
         self.plane.write_metrics(|| self.machine.metrics());
         let outcome = outcome?;
         self.plane.news.tell(EventKind::Ended { reason: outcome.name() });
@@ -292,6 +292,13 @@ impl<'a> ControlLoop<'a> {
         }
     }
 
+    /// The guest ends, or nobody waits for that any more. Gives the job that did, if there was one.
+    fn end_stopping(&mut self) -> Option<JobId> {
+        let Stopping { job, .. } = self.stopping.take()?;
+        self.plane.end(job, JobEnd::Done(None));
+        Some(job)
+    }
+
     /// Carries out what clients ask; whether the machine ends.
     fn serve_commands(&mut self) -> bool {
         self.plane.hear();
@@ -325,8 +332,8 @@ impl<'a> ControlLoop<'a> {
 
     /// Begins to end the machine; whether that is at once.
     fn stop(&mut self, grace: Duration) -> (CommandResult, bool) {
-        if self.stopping.is_some() {
-            return (Ok(self.plane.done(JobKind::Stop)), true);
+        if let Some(job) = self.end_stopping() {
+            return (self.plane.job(job).map(Reply::Job).ok_or(CommandError::NoSuchJob(job)), true);
         }
         match self.begin_stop(grace).and_then(|job| self.plane.job(job)) {
             Some(job) => (Ok(Reply::Job(job)), false),

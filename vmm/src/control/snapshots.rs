@@ -200,6 +200,24 @@ impl ControlLoop<'_> {
 
     fn finish_snapshot(&mut self) {
         self.release();
+        self.end_snapshot();
+    }
+
+    /// The machine has ended: a snapshot whose last page is copied becomes whole, and any other is given up.
+    pub(super) fn abandon_snapshot(&mut self) {
+        let Some(snapshot) = &mut self.snapshot else { return };
+        snapshot.held = None;
+        let deferred = std::mem::take(&mut snapshot.deferred);
+        snapshot.maker.give_up();
+        for request in deferred {
+            let result = self.carry_out(request.command);
+            (request.reply)(result);
+        }
+        self.end_snapshot();
+    }
+
+    /// Waits for the maker, and tells what came of it.
+    fn end_snapshot(&mut self) {
         let Some(Snapshot { job, maker, waiter, pause, .. }) = self.snapshot.take() else { return };
         let made = maker.finish();
         let (log, result) = (made.log, made.result);

@@ -196,11 +196,17 @@ impl Maker {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// It will be told nothing more: it ends soon, with a point if all is copied.
+    pub(crate) fn give_up(&mut self) {
+        self.cancel();
+        self.orders = None;
+    }
+
     pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
 
-    /// What has come of it; the thread has said that it is finished.
+    /// What has come of it; the thread is finished, or given up.
     pub(crate) fn finish(mut self) -> Made {
         let thread = self.thread.take().expect("a maker is finished once");
         thread.join().expect("with panic = abort a thread returns or the process ends")
@@ -209,8 +215,7 @@ impl Maker {
 
 impl Drop for Maker {
     fn drop(&mut self) {
-        self.cancel();
-        self.orders = None;
+        self.give_up();
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
             assert!(ended.is_ok(), "the maker of a snapshot does not unwind");
