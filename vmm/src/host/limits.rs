@@ -21,18 +21,26 @@ pub struct LimitFacts {
     pub mems_allowed: Option<IdList>,
     /// RLIMIT_MEMLOCK, in bytes; null if there is none.
     pub memlock_bytes: Option<u64>,
+    /// Whether CAP_IPC_LOCK frees it of that.
+    pub ipc_lock: Option<bool>,
     /// CPUs of its control group.
     pub cpuset_cpus: Option<IdList>,
     /// Nodes of its control group.
     pub cpuset_mems: Option<IdList>,
     /// Memory, in bytes.
     pub memory_bytes: Option<Limit>,
+    /// Memory beyond which it is slowed down, in bytes.
+    pub memory_high_bytes: Option<Limit>,
+    /// Swap, in bytes; version 2's alone.
+    pub swap_bytes: Option<Limit>,
     /// CPU time, in thousandths of a CPU.
     pub cpu_millis: Option<Limit>,
     /// Tasks: processes and threads.
     pub tasks: Option<Limit>,
     /// HugePages, by size.
     pub hugetlb: Vec<HugetlbLimit>,
+    /// HugePages that may be reserved, which husk's are before they are touched, by size.
+    pub hugetlb_reserved: Vec<HugetlbLimit>,
     /// Disks.
     pub io: Vec<IoLimit>,
 }
@@ -77,15 +85,19 @@ impl LimitFacts {
             cpus_allowed: list("Cpus_allowed_list"),
             mems_allowed: list("Mems_allowed_list"),
             memlock_bytes: memlock(tree),
+            ipc_lock: has_capability(&status, CAP_IPC_LOCK),
             cpuset_cpus: groups.cpuset_cpus(),
             cpuset_mems: groups.list("cpuset", "cpuset.mems.effective", "cpuset.effective_mems"),
             memory_bytes: groups.memory(),
+            memory_high_bytes: groups.least("memory", "memory.high", "", |_, text| number(text)),
+            swap_bytes: groups.least("memory", "memory.swap.max", "", |_, text| number(text)),
             cpu_millis: groups.least("cpu", "cpu.max", "cpu.cfs_quota_us", |folder, text| match text.split_once(' ') {
                 Some((quota, period)) => millis(quota, period),
                 None => millis(text, &tree.text(&format!("{folder}/cpu.cfs_period_us"))?),
             }),
             tasks: groups.least("pids", "pids.max", "pids.max", |_, text| number(text)),
-            hugetlb: page_sizes.iter().filter_map(|&page_bytes| groups.hugetlb(page_bytes)).collect(),
+            hugetlb: groups.hugetlb(page_sizes, ""),
+            hugetlb_reserved: groups.hugetlb(page_sizes, ".rsvd"),
             io: groups.io(),
         }
     }
@@ -95,6 +107,18 @@ impl LimitFacts {
     /// The limit on memory alone.
     pub(super) fn memory_limit(tree: &Tree) -> Option<Limit> {
         Groups::read(tree).memory()
+    }
+
+    /// The limits on HugePages of one size alone, those that are held and those that are reserved.
+    pub(super) fn hugetlb_limits(tree: &Tree, page_bytes: u64) -> Vec<HugetlbLimit> {
+        let groups = Groups::read(tree);
+        [groups.hugetlb(&[page_bytes], ""), groups.hugetlb(&[page_bytes], ".rsvd")].concat()
+    }
+
+    /// How much this process may lock, in bytes; `None` for any amount.
+    pub(super) fn lockable_bytes(tree: &Tree) -> Option<u64> {
+        let status = tree.text("proc/self/status").unwrap_or_default();
+        if has_capability(&status, CAP_IPC_LOCK) == Some(true) { None } else { memlock(tree) }
     }
 
     /// The cpuset's CPUs alone.
@@ -112,6 +136,15 @@ fn number(text: &str) -> Option<u64> {
 fn millis(quota: &str, period: &str) -> Option<u64> {
     let (quota, period): (u64, u64) = (quota.parse().ok()?, period.trim().parse().ok()?);
     quota.checked_mul(1000)?.checked_div(period)
+}
+
+/// The bit of the capability to lock any amount (linux/capability.h).
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether /proc/self/status has the capability in force.
+fn has_capability(status: &str, bit: u32) -> Option<bool> {
+    let set = u64::from_str_radix(field(status, "CapEff")?, 16).ok()?;
+    Some(set & 1 << bit != 0)
 }
 
 /// The soft limit, in bytes.
@@ -188,15 +221,19 @@ impl<'a> Groups<'a> {
         self.least("memory", "memory.max", "memory.limit_in_bytes", |_, text| number(text))
     }
 
-    fn hugetlb(&self, page_bytes: u64) -> Option<HugetlbLimit> {
-        let size = match page_bytes {
-            large if large.is_multiple_of(1 << 30) => format!("{}GB", large >> 30),
-            large if large.is_multiple_of(1 << 20) => format!("{}MB", large >> 20),
-            small => format!("{}KB", small >> 10),
+    /// `kind` is between the size and the limit in the file's name.
+    fn hugetlb(&self, page_sizes: &[u64], kind: &str) -> Vec<HugetlbLimit> {
+        let of_size = |&page_bytes: &u64| {
+            let size = match page_bytes {
+                large if large.is_multiple_of(1 << 30) => format!("{}GB", large >> 30),
+                large if large.is_multiple_of(1 << 20) => format!("{}MB", large >> 20),
+                small => format!("{}KB", small >> 10),
+            };
+            let (v2, v1) = (format!("hugetlb.{size}{kind}.max"), format!("hugetlb.{size}{kind}.limit_in_bytes"));
+            let limit = self.least("hugetlb", &v2, &v1, |_, text| number(text))?;
+            Some(HugetlbLimit { page_bytes, limit })
         };
-        let (v2, v1) = (format!("hugetlb.{size}.max"), format!("hugetlb.{size}.limit_in_bytes"));
-        let limit = self.least("hugetlb", &v2, &v1, |_, text| number(text))?;
-        Some(HugetlbLimit { page_bytes, limit })
+        page_sizes.iter().filter_map(of_size).collect()
     }
 
     fn io(&self) -> Vec<IoLimit> {

@@ -43,6 +43,7 @@ pub use measure::{
     DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
 };
 pub(crate) use read::{
-    allowed_cpus, allowed_memory_nodes, available_memory, cpus_and_limits, memory_limit, nodes_and_pools, online_cpus,
+    allowed_cpus, allowed_memory_nodes, available_memory, cpus_and_limits, hugetlb_limits, lockable_bytes,
+    memory_limit, nodes_and_pools, online_cpus,
 };
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

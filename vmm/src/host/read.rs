@@ -9,7 +9,7 @@ use super::facts::{
     SeccompFacts, Virtualization,
 };
 use super::id_list::IdList;
-use super::limits::{Limit, LimitFacts};
+use super::limits::{HugetlbLimit, Limit, LimitFacts};
 use super::probe::Probes;
 use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
@@ -85,6 +85,16 @@ pub(crate) fn memory_limit() -> Option<Limit> {
 /// The CPUs that the scheduler uses.
 pub(crate) fn online_cpus() -> Option<IdList> {
     Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))
+}
+
+/// How much this process may lock, in bytes; `None` for any amount.
+pub(crate) fn lockable_bytes() -> Option<u64> {
+    LimitFacts::lockable_bytes(&Tree::at(Path::new("/")))
+}
+
+/// What this process may have of a pool, and what it may reserve.
+pub(crate) fn hugetlb_limits(page_bytes: u64) -> Vec<HugetlbLimit> {
+    LimitFacts::hugetlb_limits(&Tree::at(Path::new("/")), page_bytes)
 }
 
 /// The CPUs of husk's cpuset.

@@ -157,14 +157,14 @@ fn a_host_of_two_sockets_is_told_by_node() {
             (
                 "HugePages 2 MiB",
                 Level::Degraded,
-                "0 of 1024 free (node 0: 512 of 1024, node 1: 0 of 0)",
+                "0 of 1024 free (node 0: 512 of 1024, node 1: 0 of 0), 512 reserved",
                 "echo 1280 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
             ),
             // A guest that is bound to node 1 gets none.
             (
                 "HugePages 1 GiB",
                 Level::Degraded,
-                "32 of 64 free (node 0: 40 of 64, node 1: 0 of 0)",
+                "32 of 64 free (node 0: 40 of 64, node 1: 0 of 0), 8 reserved",
                 "echo 1 > /sys/devices/system/node/node1/hugepages/hugepages-1048576kB/nr_hugepages",
             ),
             // The switch of 2 MiB pages counts and not the one of all sizes.

@@ -132,16 +132,6 @@ pub(crate) fn lock(memory: &GuestMemory) -> Result<(), ApplyError> {
     Ok(())
 }
 
-/// How much this process may lock, in bytes; `None` for any amount.
-pub(super) fn lockable_bytes() -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit writes to the place it is given, which is of its type.
-    let failed = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } != 0;
-    // SAFETY: geteuid takes nothing and cannot fail. Root may lock any amount (CAP_IPC_LOCK).
-    let root = unsafe { libc::geteuid() } == 0;
-    (!failed && !root && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
-}
-
 /// What one step of a prefault populates: small enough that CPUs share the work evenly, a whole number of pages of any size.
 const STEP_BYTES: u64 = 64 * MIB;
 /// More threads than this wait for the memory, not for each other.

@@ -14,7 +14,7 @@ pub use shortage::Shortage;
 use shortage::shortages;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, Pages};
-use crate::host::{self, IdList, Limit, NodeFacts, PoolFacts};
+use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts};
 
 /// The host's memory, as far as a placement asks for it.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub struct HostMemory {
     pub allowed_nodes: Option<IdList>,
     /// The HugePage pools of the whole host.
     pub pools: Vec<PoolFacts>,
+    /// The least limits of those control groups on a pool's pages, held and reserved.
+    pub pool_limits: Vec<HugetlbLimit>,
     /// What can be had of the whole host's memory now, in bytes; `None` if the kernel does not tell.
     pub available_bytes: Option<u64>,
     /// How much this process may lock, in bytes; `None` for any amount.
@@ -41,9 +43,10 @@ impl HostMemory {
         Self {
             nodes,
             allowed_nodes: host::allowed_memory_nodes(),
+            pool_limits: pools.iter().flat_map(|pool| host::hugetlb_limits(pool.page_bytes)).collect(),
             pools,
             available_bytes: host::available_memory(),
-            lockable_bytes: super::apply::lockable_bytes(),
+            lockable_bytes: host::lockable_bytes(),
             group_limit: host::memory_limit(),
         }
     }

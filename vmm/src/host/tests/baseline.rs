@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::{Level, all_works, assert_rows, files, judged, line};
 use crate::host::devices::{AskedDisk, AskedError};
 use crate::host::facts::Facts;
+use crate::host::limits::LimitFacts;
 use crate::host::sketch::{EPYC_NPS4, OFFLINE_CPUS, SINGLE, TWO_SOCKETS, UNEVEN_NODES, record};
 use crate::host::verdicts::verdicts;
 
@@ -106,17 +107,43 @@ fn the_least_limit_on_the_way_up_is_the_one_in_force() {
                 "1 GiB",
                 "echo max > /sys/fs/cgroup/vms.slice/husk.service/hugetlb.2MB.max",
             ),
+            (
+                "HugePages 2 MiB reservation limit",
+                Level::Info,
+                "512 MiB",
+                "echo max > /sys/fs/cgroup/vms.slice/husk.service/hugetlb.2MB.rsvd.max",
+            ),
+            ("memory soft limit", Level::Info, "6 GiB", "echo max > /sys/fs/cgroup/vms.slice/memory.high"),
+            ("swap limit", Level::Info, "0 KiB", "echo max > /sys/fs/cgroup/vms.slice/memory.swap.max"),
             ("tasks limit", Level::Info, "1024", "echo max > /sys/fs/cgroup/vms.slice/husk.service/pids.max"),
-            ("locked memory limit", Level::Info, "8 MiB", "ulimit -l unlimited; root's husk is not held to it"),
+            ("locked memory limit", Level::Info, "8 MiB", "ulimit -l unlimited, or give husk CAP_IPC_LOCK"),
             (
                 "disk limits 8:0 of /sys/fs/cgroup/vms.slice/io.max",
                 Level::Info,
                 "wbps=1048576 wiops=120",
                 "echo 8:0 wbps=max wiops=max > /sys/fs/cgroup/vms.slice/io.max",
             ),
-            ("HugePages 2 MiB", Level::Ok, "512 of 512 free, 12 of them surplus, grows by 100 on demand", ""),
+            (
+                "HugePages 2 MiB",
+                Level::Ok,
+                "472 of 512 free, 40 reserved, 12 of them surplus, grows by 100 on demand",
+                "",
+            ),
         ],
     );
+}
+
+#[test]
+fn who_has_cap_ipc_lock_may_lock_any_amount_root_or_not() {
+    let bytes = |capabilities: &str| {
+        let held = HELD_V2.replace("0000000000003fff", capabilities);
+        let (_folder, tree) = record(files(&held));
+        let facts = LimitFacts::read(&tree, &[]);
+        (LimitFacts::lockable_bytes(&tree), facts.ipc_lock)
+    };
+    assert_eq!(bytes("0000000000003fff"), (Some(8 << 20), Some(false)));
+    assert_eq!(bytes("0000000000004000"), (None, Some(true)));
+    assert_eq!(bytes("no number"), (Some(8 << 20), None));
 }
 
 #[test]

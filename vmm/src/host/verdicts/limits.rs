@@ -12,8 +12,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Verdict> {
     let limits = &facts.limits;
     let mut verdicts = vec![affinity(facts), cpuset(facts), memory_nodes(facts), cpu_time(limits.cpu_millis.as_ref())];
     verdicts.push(memory(limits.memory_bytes.as_ref()));
-    for hugetlb in &limits.hugetlb {
-        let name = format!("HugePages {} limit", size(hugetlb.page_bytes));
+    for (name, limit) in [("memory soft limit", &limits.memory_high_bytes), ("swap limit", &limits.swap_bytes)] {
+        if let Some(limit) = limit {
+            verdicts.push(Line::new(Group::Limits, name, "guest memory").choice(size(limit.value), lift(limit)));
+        }
+    }
+    let reserved = limits.hugetlb_reserved.iter().map(|limit| (limit, "reservation limit"));
+    for (hugetlb, what) in limits.hugetlb.iter().map(|limit| (limit, "limit")).chain(reserved) {
+        let name = format!("HugePages {} {what}", size(hugetlb.page_bytes));
         let line = Line::new(Group::Limits, name, "guest memory that is never split");
         let found = size(hugetlb.limit.value);
         verdicts.push(if hugetlb.limit.value < hugetlb.page_bytes {
@@ -23,9 +29,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Verdict> {
         });
     }
     let line = Line::new(Group::Limits, "locked memory limit", "guest memory that is locked");
-    verdicts.push(match limits.memlock_bytes {
-        None => line.ok("none"),
-        Some(bytes) => line.choice(size(bytes), "ulimit -l unlimited; root's husk is not held to it"),
+    verdicts.push(match (limits.memlock_bytes, limits.ipc_lock) {
+        (None, _) => line.ok("none"),
+        (Some(bytes), Some(true)) => line.ok(format!("{}, and husk is not held to it (CAP_IPC_LOCK)", size(bytes))),
+        (Some(bytes), _) => line.choice(size(bytes), "ulimit -l unlimited, or give husk CAP_IPC_LOCK"),
     });
     let line = Line::new(Group::Limits, "tasks limit", "vCPU and I/O threads");
     verdicts.push(match &limits.tasks {
@@ -44,7 +51,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Verdict> {
 
 /// What the file takes for "no limit".
 fn lift(limit: &Limit) -> String {
-    let none = if limit.file.ends_with(".max") { "max" } else { "-1" };
+    let none = if [".max", ".high"].iter().any(|name| limit.file.ends_with(name)) { "max" } else { "-1" };
     format!("echo {none} > {}", limit.file)
 }
 

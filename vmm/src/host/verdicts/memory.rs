@@ -56,6 +56,9 @@ fn pool(whole: &PoolFacts, nodes: &[NodeFacts]) -> Verdict {
             shares().map(|(node, share)| format!("node {}: {} of {}", node.id, share.free, share.total)).collect();
         found = format!("{found} ({})", shares.join(", "));
     }
+    if let Some(reserved) = whole.reserved.filter(|pages| *pages > 0) {
+        found = format!("{found}, {reserved} reserved");
+    }
     if let Some(surplus) = whole.surplus.filter(|pages| *pages > 0) {
         found = format!("{found}, {surplus} of them surplus");
     }

@@ -27,6 +27,18 @@ pub enum PlacementError {
         /// The commands that add them.
         mend: String,
     },
+    /// More of a pool's pages than the control group may have.
+    #[error("memory: pages: husk's control group may have {} MiB of HugePages of {pages} ({file}) and the guest has {}: give it less, or: echo {needed} > {file}", limit / MIB, needed / MIB)]
+    PoolLimit {
+        /// What was asked.
+        pages: Pages,
+        /// The limit, in bytes.
+        limit: u64,
+        /// Where it is set.
+        file: String,
+        /// The guest's memory, in bytes.
+        needed: u64,
+    },
     /// A node that is not there.
     #[error("memory: nodes: the host has no node {node}: its nodes are {online}")]
     NoSuchNode {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{HostMemory, PlacementError, Shortage, shortages};
 use crate::config::{MemoryPart, Pages};
-use crate::host::{NodeFacts, PoolFacts};
+use crate::host::{Limit, NodeFacts, PoolFacts};
 
 /// Holds all parts against the pool.
 pub(super) fn check(
@@ -19,6 +19,11 @@ pub(super) fn check(
     };
     let free: BTreeMap<u16, u64> =
         host.nodes.iter().map(|node| (node.id, of_node(node, page_bytes).map_or(0, |pool| pool.free))).collect();
+    let needed = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
+    let limits = host.pool_limits.iter().filter(|limit| limit.page_bytes == page_bytes);
+    if let Some(Limit { value, file }) = limits.map(|limit| &limit.limit).find(|limit| limit.value < needed) {
+        return Err(PlacementError::PoolLimit { pages, limit: *value, file: file.clone(), needed });
+    }
     // Pages that are promised to somebody are told for the whole host alone, and so are those that come on demand.
     let shortages = shortages(parts, page_bytes, &free, Some(pool.grown()));
     if shortages.is_empty() {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::NodePolicy;
-use crate::host::PoolFacts;
+use crate::host::{HugetlbLimit, PoolFacts};
 
 const GIB: u64 = 1 << 30;
 
@@ -31,6 +31,7 @@ fn host() -> HostMemory {
         ],
         allowed_nodes: None,
         pools: vec![pool(small, 700, 612, Some(12))],
+        pool_limits: Vec::new(),
         available_bytes: None,
         lockable_bytes: None,
         group_limit: None,
@@ -286,4 +287,26 @@ fn the_best_effort_leaves_out_the_nodes_of_that_part_alone_which_cannot_have_the
     let settled = settle(Settled::as_asked(&placement, vec![bind("0"), large]), &host()).unwrap();
     assert_eq!(settled.parts, [bind("0"), part(17, "", NodePolicy::Bind)]);
     assert!(settled.differences[0].to_string().contains("node 1 has 8192 MiB and the guest needs 8704"));
+}
+
+#[test]
+fn a_pools_pages_are_held_against_what_the_control_group_may_have_of_them() {
+    for file in ["/g/hugetlb.2MB.max", "/g/hugetlb.2MB.rsvd.max"] {
+        let limit = Limit { value: GIB, file: file.to_owned() };
+        let host = HostMemory { pool_limits: vec![HugetlbLimit { page_bytes: 2 << 20, limit }], ..host() };
+        let host = HostMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host };
+        settle(asked(2, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap();
+        settle(asked(3, Pages::Transparent, "", NodePolicy::Bind), &host).unwrap();
+        let refused = settle(asked(3, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            format!(
+                "memory: pages: husk's control group may have 1024 MiB of HugePages of 2M ({file}) and the guest has 1536: \
+                 give it less, or: echo 1610612736 > {file}"
+            )
+        );
+        let best =
+            with(asked(3, Pages::Huge2M, "", NodePolicy::Bind), |placement| placement.honour = Honour::BestEffort);
+        assert_eq!(settle(best, &host).unwrap().placement.pages, Pages::Transparent);
+    }
 }
