@@ -254,7 +254,8 @@ enum First {
 
 /// Holds memory's placement against the host, which is asked only where it has a say.
 fn settle(config: &VmConfig) -> Result<Settled, PlacementError> {
-    let asked = Settled::as_asked(&config.memory.placement, config.memory_parts());
+    let mut asked = Settled::as_asked(&config.memory.placement, config.memory_parts());
+    asked.requested_bytes = config.hotplug.map_or(0, |hotplug| hotplug.requested_bytes);
     if !asked.needs_the_host() {
         return Ok(asked);
     }

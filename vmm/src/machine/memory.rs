@@ -103,8 +103,7 @@ impl MachineMemory {
             return Ok(Self { all: Arc::clone(&ram), ram, pluggable: None, pages });
         };
         // Where the host had no such nodes no part has any.
-        let node = settled.parts.get(usize::from(settled.placement.hotplug_node.unwrap_or(0)));
-        let nodes = node.and_then(|part| part.nodes.as_ref());
+        let nodes = settled.hotplug_nodes();
         let region = map_pluggable(config, hotplug, settled, nodes)?;
         let all = ram.insert_region(Arc::new(region)).expect("it lies above all RAM");
         let at_once = pages.pool_page_bytes().is_some() || settled.placement.is_prefaulted(nodes);

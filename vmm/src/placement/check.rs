@@ -68,6 +68,8 @@ pub struct Settled {
     pub placement: MemoryPlacement,
     /// Its parts in the order of their guest addresses, each with the host's nodes that it comes from.
     pub parts: Vec<MemoryPart>,
+    /// What the guest is asked to plug beside them at its start, in bytes.
+    pub requested_bytes: u64,
     /// What differs from what was asked, where that is allowed.
     pub differences: Vec<PlacementError>,
 }
@@ -75,11 +77,23 @@ pub struct Settled {
 impl Settled {
     /// What was asked, of a host that has no say in it.
     pub(crate) fn as_asked(placement: &MemoryPlacement, parts: Vec<MemoryPart>) -> Self {
-        Self { placement: placement.clone(), parts, differences: Vec::new() }
+        Self { placement: placement.clone(), parts, requested_bytes: 0, differences: Vec::new() }
     }
 
     fn bytes(&self) -> u64 {
-        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+        self.needed().iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+    }
+
+    /// The host's nodes that memory comes from which can be plugged.
+    pub(crate) fn hotplug_nodes(&self) -> Option<&HostNodes> {
+        let node = self.placement.hotplug_node.unwrap_or(0);
+        self.parts.get(usize::from(node)).and_then(|part| part.nodes.as_ref())
+    }
+
+    /// All that the guest can have soon after its start.
+    fn needed(&self) -> Vec<MemoryPart> {
+        let plugged = MemoryPart { bytes: self.requested_bytes, nodes: self.hotplug_nodes().cloned() };
+        self.parts.iter().cloned().chain((plugged.bytes > 0).then_some(plugged)).collect()
     }
 
     /// Whether it is so; where the best effort is enough, what is not so is noted.
@@ -134,7 +148,7 @@ pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, Place
         }
     }
     if let Some(page_bytes) = settled.placement.pages.pool_page_bytes()
-        && !settled.has(pool::check(settled.placement.pages, page_bytes, &settled.parts, host))?
+        && !settled.has(pool::check(settled.placement.pages, page_bytes, &settled.needed(), host))?
     {
         settled.placement.pages = Pages::Transparent;
     }
@@ -202,7 +216,7 @@ fn check_free(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError
     }
     let free = |node: &NodeFacts| node.free_bytes.map(|_| node.available_bytes());
     let whole = host.available_bytes.map(|bytes| bytes / MIB);
-    let shortages = shortages(&settled.parts, MIB, &host.mib_by_node(free), whole);
+    let shortages = shortages(&settled.needed(), MIB, &host.mib_by_node(free), whole);
     if shortages.is_empty() { Ok(()) } else { Err(PlacementError::NotFree { shortages }) }
 }
 

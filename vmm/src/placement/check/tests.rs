@@ -141,12 +141,23 @@ fn the_best_effort_leaves_out_what_cannot_be_and_tells_it() {
     config.placement.lock = true;
     config.placement.honour = Honour::BestEffort;
     let host = HostMemory { lockable_bytes: Some(0), ..host() };
-    let Settled { placement, parts, differences } = settle(config, &host).unwrap();
+    let Settled { placement, parts, requested_bytes: _, differences } = settle(config, &host).unwrap();
     assert_eq!((placement.pages, placement.nodes, placement.lock), (Pages::Transparent, None, false));
     assert_eq!(parts, [part(2, "", NodePolicy::Bind)]);
     let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 3);
     assert!(told[0].contains("node 7") && told[1].contains("1G") && told[2].contains("RLIMIT_MEMLOCK"), "{told:?}");
+}
+
+#[test]
+fn what_is_to_be_plugged_at_the_start_is_needed_as_well() {
+    let mut config = asked(2, Pages::Huge2M, "0", NodePolicy::Bind);
+    config.requested_bytes = 64 * MIB;
+    let error = refused(config.clone());
+    assert!(error.contains("544 HugePages of 2M are needed on node 0") && error.contains("32 short"), "{error}");
+    config.placement.hotplug_node = Some(1);
+    config.parts.push(MemoryPart { bytes: 0, ..part(0, "1", NodePolicy::Bind) });
+    assert_eq!(settle(config.clone(), &host()), Ok(config));
 }
 
 #[test]
@@ -271,7 +282,7 @@ fn memory_that_shall_be_there_at_once_is_free_on_its_nodes() {
     let locked = with(asked(7, Pages::HostsChoice, "0", NodePolicy::Bind), |placement| placement.lock = true);
     settle(locked, &host).unwrap_err();
     let best = with(prefaulted(7, "0", NodePolicy::Bind), |placement| placement.honour = Honour::BestEffort);
-    let Settled { placement, parts, differences } = settle(best, &host).unwrap();
+    let Settled { placement, parts, requested_bytes: _, differences } = settle(best, &host).unwrap();
     assert!(!placement.prefault && parts[0].nodes.is_some() && differences.len() == 1);
 }
 
