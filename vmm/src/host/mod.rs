@@ -42,8 +42,9 @@ pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
 pub use measure::{
     DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
 };
+pub use read::Switch;
 pub(crate) use read::{
     allowed_cpus, allowed_memory_nodes, available_memory, cpus_and_limits, hugetlb_limits, lockable_bytes,
-    memory_limit, nodes_and_pools, online_cpus,
+    memory_limit, nodes_and_pools, online_cpus, page_switches,
 };
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

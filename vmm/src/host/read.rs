@@ -15,6 +15,7 @@ use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
 
 const POOLS: &str = "sys/kernel/mm/hugepages";
+const KSM_RUN: &str = "sys/kernel/mm/ksm/run";
 const THP: &str = "sys/kernel/mm/transparent_hugepage";
 
 impl Facts {
@@ -75,6 +76,24 @@ pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
 pub(crate) fn cpus_and_limits() -> (CpuFacts, LimitFacts) {
     let tree = Tree::at(Path::new("/"));
     (cpu(&tree), LimitFacts::read(&tree, &[]))
+}
+
+/// A switch of the kernel's and the file that it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switch {
+    /// What it is set to.
+    pub value: String,
+    /// Where.
+    pub file: String,
+}
+
+/// The switches of transparent HugePages of anonymous and of shared memory, and of same-page merging.
+pub(crate) fn page_switches() -> [Option<Switch>; 3] {
+    let tree = Tree::at(Path::new("/"));
+    let (shmem, ksm) = (format!("{THP}/shmem_enabled"), KSM_RUN.to_owned());
+    let shmem = tree.choice(&shmem).map(|value| Switch { value, file: format!("/{shmem}") });
+    let ksm = tree.value::<u64>(&ksm).map(|run| Switch { value: run.to_string(), file: format!("/{ksm}") });
+    [thp(&tree), shmem, ksm]
 }
 
 /// The least limit on memory of the control groups that this process is in.
@@ -184,7 +203,7 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
         total_bytes: field_bytes(&info, "MemTotal"),
         available_bytes: field_bytes(&info, "MemAvailable"),
         pools: pools(tree, POOLS),
-        thp: thp(tree),
+        thp: thp(tree).map(|switch| switch.value),
         thp_defrag: tree.choice(&format!("{THP}/defrag")),
         thp_sizes: thp_sizes(tree),
         // The shared memory that husk uses is memfds, which the sizes' own switches (for shared anonymous memory) leave
@@ -193,7 +212,7 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
         overcommit: tree.value("proc/sys/vm/overcommit_memory"),
         swap_total_bytes: field_bytes(&info, "SwapTotal"),
         swap_free_bytes: field_bytes(&info, "SwapFree"),
-        ksm: tree.value("sys/kernel/mm/ksm/run").map(|run| KsmFacts {
+        ksm: tree.value(KSM_RUN).map(|run| KsmFacts {
             run,
             pages_sharing: tree.value("sys/kernel/mm/ksm/pages_sharing"),
             merge_across_nodes: tree.value("sys/kernel/mm/ksm/merge_across_nodes"),
@@ -206,12 +225,13 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
 
 /// The mode for pages of the size that one page table entry of the next level maps. Since Linux 6.8 each size has its
 /// own switch, which counts unless it says `inherit`.
-fn thp(tree: &Tree) -> Option<String> {
-    let own = tree.value::<u64>(&format!("{THP}/hpage_pmd_size")).and_then(|bytes| {
-        let switch = format!("{THP}/hugepages-{}kB/enabled", bytes / 1024);
-        tree.choice(&switch).filter(|mode| mode != "inherit")
-    });
-    own.or_else(|| tree.choice(&format!("{THP}/enabled")))
+fn thp(tree: &Tree) -> Option<Switch> {
+    let own = tree
+        .value::<u64>(&format!("{THP}/hpage_pmd_size"))
+        .map(|bytes| format!("{THP}/hugepages-{}kB/enabled", bytes / 1024));
+    let all = format!("{THP}/enabled");
+    let switch = |file: String| Some(Switch { value: tree.choice(&file)?, file: format!("/{file}") });
+    own.and_then(switch).filter(|own| own.value != "inherit").or_else(|| switch(all))
 }
 
 /// Each size's own switch.

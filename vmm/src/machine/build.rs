@@ -259,7 +259,7 @@ fn settle(config: &VmConfig) -> Result<Settled, PlacementError> {
     if !asked.needs_the_host() {
         return Ok(asked);
     }
-    let settled = placement::settle(asked, &HostMemory::read())?;
+    let settled = placement::settle(asked, config.memory.backing, &HostMemory::read())?;
     for difference in &settled.differences {
         log::warn!("best effort: {difference}");
     }

@@ -13,8 +13,8 @@ pub use error::PlacementError;
 pub use shortage::Shortage;
 use shortage::shortages;
 
-use crate::config::{Honour, HostNodes, MIB, MemoryPart, MemoryPlacement, Pages};
-use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts};
+use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, Pages};
+use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
 
 /// The host's memory, as far as a placement asks for it.
 #[derive(Debug, Clone)]
@@ -33,6 +33,12 @@ pub struct HostMemory {
     pub lockable_bytes: Option<u64>,
     /// The least limit on memory of the control groups that this process is in; none of them counts a pool's pages.
     pub group_limit: Option<Limit>,
+    /// Whether anonymous memory can be made of transparent HugePages; `None` if the kernel does not tell, as with the next two.
+    pub thp: Option<Switch>,
+    /// Whether shared memory can.
+    pub shmem_thp: Option<Switch>,
+    /// Whether pages are merged.
+    pub ksm: Option<Switch>,
 }
 
 impl HostMemory {
@@ -40,6 +46,7 @@ impl HostMemory {
     #[must_use]
     pub fn read() -> Self {
         let (nodes, pools) = host::nodes_and_pools();
+        let [thp, shmem_thp, ksm] = host::page_switches();
         Self {
             nodes,
             allowed_nodes: host::allowed_memory_nodes(),
@@ -48,6 +55,9 @@ impl HostMemory {
             available_bytes: host::available_memory(),
             lockable_bytes: host::lockable_bytes(),
             group_limit: host::memory_limit(),
+            thp,
+            shmem_thp,
+            ksm,
         }
     }
 
@@ -128,7 +138,8 @@ impl Settled {
     /// Whether the host's nodes, pools or limits have a say in it.
     pub(crate) fn needs_the_host(&self) -> bool {
         let placement = &self.placement;
-        placement.pages.pool_page_bytes().is_some()
+        placement.pages != Pages::HostsChoice
+            || placement.merge
             || placement.lock
             || placement.prefault
             || self.parts.iter().any(|part| part.nodes.is_some())
@@ -139,7 +150,7 @@ impl Settled {
 ///
 /// # Errors
 /// The first thing that it cannot.
-pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, PlacementError> {
+pub(crate) fn settle(asked: Settled, backing: MemoryBacking, host: &HostMemory) -> Result<Settled, PlacementError> {
     let mut settled = asked;
     for index in 0..settled.parts.len() {
         let nodes = settled.parts[index].nodes.as_ref();
@@ -151,6 +162,12 @@ pub(crate) fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, Place
         && !settled.has(pool::check(settled.placement.pages, page_bytes, &settled.needed(), host))?
     {
         settled.placement.pages = Pages::Transparent;
+    }
+    if settled.placement.pages == Pages::Transparent && !settled.has(check_transparent(backing, host))? {
+        settled.placement.pages = Pages::HostsChoice;
+    }
+    if settled.placement.merge && !settled.has(check_merging(host))? {
+        settled.placement.merge = false;
     }
     // A pool's pages are counted, no control group's limit on memory is on them, and they need no guess.
     if settled.placement.pages.pool_page_bytes().is_none() {
@@ -187,6 +204,26 @@ fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), Pl
         (settled.placement.prefault, settled.placement.lock) = (false, false);
     }
     Ok(())
+}
+
+fn check_transparent(backing: MemoryBacking, host: &HostMemory) -> Result<(), PlacementError> {
+    let (switch, advised) = match backing {
+        MemoryBacking::Anonymous => (&host.thp, "madvise"),
+        MemoryBacking::Memfd => (&host.shmem_thp, "advise"),
+    };
+    match switch {
+        Some(Switch { value, file }) if value == "never" || value == "deny" => {
+            Err(PlacementError::NoTransparent { mode: value.clone(), file: file.clone(), advised })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_merging(host: &HostMemory) -> Result<(), PlacementError> {
+    match &host.ksm {
+        Some(Switch { value, file }) if value != "1" => Err(PlacementError::NoMerging { file: file.clone() }),
+        _ => Ok(()),
+    }
 }
 
 fn check_nodes(asked: &HostNodes, host: &HostMemory) -> Result<(), PlacementError> {

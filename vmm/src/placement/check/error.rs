@@ -39,6 +39,24 @@ pub enum PlacementError {
         /// The guest's memory, in bytes.
         needed: u64,
     },
+    /// Transparent HugePages that the kernel makes none of.
+    #[error(
+        "memory: pages: this host makes no transparent HugePages of such memory ({file} is {mode}): use another kind, or: echo {advised} > {file}"
+    )]
+    NoTransparent {
+        /// What it is set to.
+        mode: String,
+        /// Where.
+        file: String,
+        /// What would do.
+        advised: &'static str,
+    },
+    /// Merging that does not happen.
+    #[error("memory: merge: this host merges no pages now: leave out merge, or: echo 1 > {file}")]
+    NoMerging {
+        /// The file that says so.
+        file: String,
+    },
     /// A node that is not there.
     #[error("memory: nodes: the host has no node {node}: its nodes are {online}")]
     NoSuchNode {

@@ -20,6 +20,10 @@ fn node(id: u16, total_bytes: u64, pools: Vec<PoolFacts>) -> NodeFacts {
     }
 }
 
+fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, PlacementError> {
+    super::settle(asked, MemoryBacking::Anonymous, host)
+}
+
 /// Two nodes of 8 GiB with 512 and 100 free pages of 2M, and a third without memory.
 fn host() -> HostMemory {
     let small = 2 << 20;
@@ -35,6 +39,9 @@ fn host() -> HostMemory {
         available_bytes: None,
         lockable_bytes: None,
         group_limit: None,
+        thp: None,
+        shmem_thp: None,
+        ksm: None,
     }
 }
 
@@ -320,4 +327,36 @@ fn a_pools_pages_are_held_against_what_the_control_group_may_have_of_them() {
             with(asked(3, Pages::Huge2M, "", NodePolicy::Bind), |placement| placement.honour = Honour::BestEffort);
         assert_eq!(settle(best, &host).unwrap().placement.pages, Pages::Transparent);
     }
+}
+
+#[test]
+fn pages_that_the_kernel_never_makes_or_merges_are_refused_with_the_switch() {
+    let switch = |value: &str, file: &str| Some(Switch { value: value.to_owned(), file: file.to_owned() });
+    let host =
+        |mode| HostMemory { thp: switch("madvise", "/thp"), shmem_thp: switch(mode, "/shmem"), ksm: None, ..host() };
+    let transparent = || asked(1, Pages::Transparent, "", NodePolicy::Bind);
+    super::settle(transparent(), MemoryBacking::Anonymous, &host("never")).unwrap();
+    super::settle(transparent(), MemoryBacking::Memfd, &host("advise")).unwrap();
+    let refused = super::settle(transparent(), MemoryBacking::Memfd, &host("never")).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "memory: pages: this host makes no transparent HugePages of such memory (/shmem is never): use another kind, or: \
+         echo advise > /shmem"
+    );
+    let off = HostMemory { thp: switch("never", "/thp"), ksm: switch("0", "/ksm/run"), ..host("never") };
+    settle(transparent(), &off).unwrap_err();
+    let merged = || with(asked(1, Pages::HostsChoice, "", NodePolicy::Bind), |placement| placement.merge = true);
+    assert!(merged().needs_the_host() && transparent().needs_the_host());
+    assert_eq!(
+        settle(merged(), &off).unwrap_err().to_string(),
+        "memory: merge: this host merges no pages now: leave out merge, or: echo 1 > /ksm/run"
+    );
+    settle(merged(), &HostMemory { ksm: switch("1", "/ksm/run"), ..host("never") }).unwrap();
+    // A pool that is too small falls back to what cannot be had either: both are told.
+    let best = with(asked(5, Pages::Huge2M, "", NodePolicy::Bind), |placement| {
+        (placement.merge, placement.honour) = (true, Honour::BestEffort);
+    });
+    let settled = settle(best, &off).unwrap();
+    assert_eq!((settled.placement.pages, settled.placement.merge), (Pages::HostsChoice, false));
+    assert_eq!(settled.differences.len(), 3);
 }
