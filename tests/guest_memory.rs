@@ -1,4 +1,4 @@
-//! Guest memory that the host does not have any more, where husk itself reaches for it.
+//! Guest memory that the host does not have any more.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
@@ -12,9 +12,9 @@ use common::guest::{PROBE, READY, probe};
 use common::http::Connection;
 use common::sys::Held;
 
-/// Where the probe's image ends in guest memory; what it allocates, its rings too, comes behind (ELF-64: program headers).
-fn image_end() -> u64 {
-    let elf = fs::read(PROBE).unwrap();
+/// Where a guest's image ends in guest memory; what it allocates, its rings too, comes behind (ELF-64: program headers).
+fn image_end(image: &str) -> u64 {
+    let elf = fs::read(image).unwrap();
     let number = |at: usize, len: usize| {
         let mut bytes = [0; 8];
         bytes[..len].copy_from_slice(&elf[at..at + len]);
@@ -26,8 +26,8 @@ fn image_end() -> u64 {
     headers.map(|header| number(header + 24, 8) + number(header + 40, 8)).max().unwrap()
 }
 
-/// Takes a machine's memory behind the probe's image away, as an empty pool has no page for what was given back.
-fn take_memory_away(husk: &Husk) {
+/// Takes a machine's memory behind its guest's image away, as an empty pool has no page for what was given back.
+fn take_memory_away(husk: &Husk, image: &str) {
     let folder = format!("/proc/{}/fd", husk.pid());
     let links = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut memfds =
@@ -36,7 +36,7 @@ fn take_memory_away(husk: &Husk) {
         .write(true)
         .open(memfds.next().unwrap())
         .unwrap()
-        .set_len(image_end().next_multiple_of(4096))
+        .set_len(image_end(image).next_multiple_of(4096))
         .unwrap();
 }
 
@@ -63,11 +63,26 @@ fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_sign
     // The guest itself would be told by KVM. It is held, and only the disk's thread looks at the ring again, when the
     // limiter lets the next request through.
     let vcpu = Held::hold_thread(first_vcpu(&husk));
-    take_memory_away(&husk);
+    take_memory_away(&husk, PROBE);
     husk.wait_for_error("guest memory");
     vcpu.release();
     let ended = husk.end();
     assert_eq!((ended.code(), ended.signal()), (Some(3), None), "{ended}");
     assert!(ended.stderr.contains("husk: husk-io-disk0: guest memory at guest address 0x"), "{ended}");
     assert!(ended.stderr.contains("(SIGBUS)"), "{ended}");
+}
+
+#[test]
+fn a_guest_that_touches_memory_that_is_gone_ends_as_a_crash_and_by_no_signal() {
+    const BENCH: &str = env!("HUSK_GUEST_BENCH");
+    let words =
+        ["run", "--kernel", BENCH, "--memory", "64M,shared", "--cmdline", "run=touch:size=65536:us=100:ms=60000"];
+    let husk = common::husk(words).start();
+    husk.wait_for("BENCH-BEGIN touch");
+    take_memory_away(&husk, BENCH);
+    let ended = husk.end();
+    assert_eq!((ended.code(), ended.signal()), (Some(3), None), "{ended}");
+    // Its address too, where KVM tells (KVM api: KVM_EXIT_MEMORY_FAULT); of what an anonymous or a shared file lacks, it tells none.
+    assert!(ended.stderr.contains("husk: vcpu 0: guest memory that the host cannot give"), "{ended}");
+    assert!(ended.stderr.contains("(EFAULT) at rip 0x") && !ended.stderr.contains("SIGBUS"), "{ended}");
 }

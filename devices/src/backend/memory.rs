@@ -153,6 +153,38 @@ mod tests {
         assert_eq!(reclaim.discard(GuestAddress(5), 4096).unwrap(), 0, "no whole page");
     }
 
+    /// Bytes of a region that are there, and those of them in transparent HugePages.
+    fn resident(region: &GuestRegionMmap) -> (u64, u64) {
+        let start = format!("{:x}-", region.as_ptr().addr());
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let lines: Vec<&str> = smaps.lines().skip_while(|line| !line.starts_with(&start)).collect();
+        let kib = |name: &str| {
+            let value = lines.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+            value.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        (kib("Rss:") << 10, kib("AnonHugePages:") << 10)
+    }
+
+    #[test]
+    fn what_is_discarded_of_private_memory_is_the_hosts_also_out_of_transparent_huge_pages() {
+        const HUGE: usize = 2 << 20;
+        for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE] {
+            let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 4 * HUGE)]).unwrap());
+            let region = memory.iter().next().unwrap();
+            // SAFETY: what pages a mapping may be made of changes nothing in it.
+            let failed = unsafe { libc::madvise(region.as_ptr().cast(), 4 * HUGE, advice) };
+            assert_eq!(failed, 0);
+            memory.write_slice(&vec![7; 4 * HUGE], GuestAddress(0)).unwrap();
+            let (all, huge) = resident(region);
+            assert!(all == 4 * HUGE as u64 && (huge > 0) == (advice == libc::MADV_HUGEPAGE), "{all} {huge}");
+            let reclaim = Reclaim::new(Arc::clone(&memory), None);
+            assert_eq!(reclaim.discard(GuestAddress(HUGE as u64), HUGE as u64 + 4096).unwrap(), HUGE as u64 + 4096);
+            // A huge page of which a part is kept the kernel takes apart when it is short of memory.
+            let (left, _) = resident(region);
+            assert_eq!(left, 3 * HUGE as u64 - 4096);
+        }
+    }
+
     #[test]
     fn a_range_over_regions_that_adjoin_goes_whole_also_if_it_is_locked() {
         let half = 2 << 20;

@@ -259,3 +259,6 @@ fn map_aligned(
 
 /// What a transparent HugePage maps.
 const THP_BYTES: usize = 2 << 20;
+
+#[cfg(test)]
+mod tests;
