@@ -290,14 +290,11 @@ fn settle_threads(config: &VmConfig, settled: &Settled) -> Result<SettledThreads
     }
     let vcpus = (0..=u8::MAX).zip(0..config.cpus).map(|(index, _)| ThreadName::Vcpu(index));
     let io = devices::io_thread_names(config).into_iter().map(ThreadName::Io);
-    let api = placement::thread_named(API_THREAD).map(|_| ThreadName::Api);
-    let names: Vec<ThreadName> = vcpus.chain(io).chain(api).chain([ThreadName::Main]).collect();
+    // A thread gives itself its name: whether there is a server is for the time when all threads are there.
+    let names: Vec<ThreadName> = vcpus.chain(io).chain([ThreadName::Api, ThreadName::Main]).collect();
     let home = |vcpu| home_of(config, settled, vcpu);
     placement::settle_threads(&config.threads, &names, &HostCpus::read(), |asked| placement::choose_cpus(asked, home))
 }
-
-/// The server of the control socket, which is there before the machine.
-const API_THREAD: &str = "husk-api";
 
 /// Gives husk's threads their places, this one last.
 fn place_threads(
@@ -317,7 +314,7 @@ fn place_threads(
         let name = thread.name().strip_prefix("husk-io-").unwrap_or(thread.name()).to_owned();
         add(ThreadName::Io(name), thread.id().ok());
     }
-    add(ThreadName::Api, placement::thread_named(API_THREAD));
+    add(ThreadName::Api, placement::thread_named("husk-api"));
     add(ThreadName::Main, i32::try_from(std::process::id()).ok());
     let (placed, differences) = placement::place_threads(settled, &threads)?;
     for difference in &differences {
