@@ -366,7 +366,7 @@ impl VmConfig {
         }
         self.memory.validate(host)?;
         self.numa.iter().filter_map(|node| node.host.as_ref()).try_for_each(HostNodes::validate)?;
-        numa::validate(&self.numa, self.cpus, &self.memory).map_err(ConfigError::Numa)?;
+        numa::validate(&self.numa, self.cpus, self.threads_per_core, &self.memory).map_err(ConfigError::Numa)?;
         if !self.numa.is_empty() && self.tables == HardwareTables::Mp {
             return Err(ConfigError::Numa(NumaError::NoAcpi));
         }

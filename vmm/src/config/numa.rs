@@ -1,5 +1,6 @@
 //! The guest's NUMA nodes as they are asked for.
 
+use arch::topology::ThreadsPerCore;
 use thiserror::Error;
 
 use super::{HostNodes, MIB, MemoryConfig, Pages};
@@ -50,6 +51,16 @@ pub enum NumaError {
     /// A vCPU in no node.
     #[error("vCPU {0} is in no node: name each in one")]
     CpuNowhere(u16),
+    /// A core in two nodes.
+    #[error("vCPUs {} and {} are one core's threads (smt) and in the nodes {first} and {second}: put them into one", core.0, core.1)]
+    CoreSplit {
+        /// Its vCPUs.
+        core: (u16, u16),
+        /// The first one's node.
+        first: usize,
+        /// The other's.
+        second: usize,
+    },
     /// Memory that is not whole.
     #[error("node {node}: {bytes} bytes of memory are not a whole number of {unit} MiB, and more than none")]
     Memory {
@@ -82,7 +93,12 @@ pub enum NumaError {
 }
 
 /// Holds the nodes against the machine's vCPUs and memory.
-pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) -> Result<(), NumaError> {
+pub(super) fn validate(
+    nodes: &[GuestNode],
+    cpus: u64,
+    threads: ThreadsPerCore,
+    memory: &MemoryConfig,
+) -> Result<(), NumaError> {
     if nodes.is_empty() {
         return Ok(());
     }
@@ -106,13 +122,22 @@ pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) ->
         }
         validate_distances(number, &node.distances, nodes.len())?;
     }
-    let somewhere = |cpu: u16| nodes.iter().any(|node| node.cpus.contains(cpu));
-    let all = 0..u16::try_from(cpus).unwrap_or(u16::MAX);
-    if let Some(cpu) = all.into_iter().find(|cpu| !somewhere(*cpu)) {
-        return Err(NumaError::CpuNowhere(cpu));
-    }
+    validate_cores(nodes, u16::try_from(cpus).unwrap_or(u16::MAX), threads)?;
     let sum = nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(node.bytes));
     if sum == memory.size_bytes { Ok(()) } else { Err(NumaError::Sum { nodes: sum, memory: memory.size_bytes }) }
+}
+
+/// Every vCPU is in a node, and with it the other thread of its core: no host has a core in two.
+fn validate_cores(nodes: &[GuestNode], cpus: u16, threads: ThreadsPerCore) -> Result<(), NumaError> {
+    let node_of = |cpu: u16| nodes.iter().position(|node| node.cpus.contains(cpu)).ok_or(NumaError::CpuNowhere(cpu));
+    let homes = (0..cpus).map(node_of).collect::<Result<Vec<_>, _>>()?;
+    let split = (0..cpus).step_by(2).zip(homes.chunks_exact(2)).find(|(_, homes)| homes[0] != homes[1]);
+    match split {
+        Some((cpu, homes)) if threads == ThreadsPerCore::Two => {
+            Err(NumaError::CoreSplit { core: (cpu, cpu + 1), first: homes[0], second: homes[1] })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the memory of a node is a multiple of that another node's follows, in bytes: no huge page forms where one begins within it.
@@ -151,28 +176,49 @@ mod tests {
     }
 
     fn refused(nodes: &[GuestNode]) -> String {
-        validate(nodes, 4, &MemoryConfig::new(64 * MIB)).unwrap_err().to_string()
+        validate(nodes, 4, ThreadsPerCore::One, &MemoryConfig::new(64 * MIB)).unwrap_err().to_string()
     }
 
     #[test]
     fn nodes_that_hold_every_cpu_once_and_all_memory_are_taken() {
         let memory = MemoryConfig::new(64 * MIB);
-        assert_eq!(validate(&[], 4, &memory), Ok(()));
-        assert_eq!(validate(&[node("0-3", 64, &[])], 4, &memory), Ok(()));
-        assert_eq!(validate(&[node("0,2", 24, &[10, 11]), node("1,3", 40, &[255, 10])], 4, &memory), Ok(()));
-        assert_eq!(validate(&[node("0-3", 24, &[]), node("", 40, &[])], 4, &memory), Ok(()), "memory alone");
+        assert_eq!(validate(&[], 4, ThreadsPerCore::One, &memory), Ok(()));
+        assert_eq!(validate(&[node("0-3", 64, &[])], 4, ThreadsPerCore::One, &memory), Ok(()));
+        assert_eq!(
+            validate(&[node("0,2", 24, &[10, 11]), node("1,3", 40, &[255, 10])], 4, ThreadsPerCore::One, &memory),
+            Ok(())
+        );
+        assert_eq!(
+            validate(&[node("0-3", 24, &[]), node("", 40, &[])], 4, ThreadsPerCore::One, &memory),
+            Ok(()),
+            "memory alone"
+        );
     }
 
     #[test]
     fn a_node_begins_where_a_transparent_huge_page_can() {
         let mut memory = MemoryConfig::new(64 * MIB);
         let odd = [node("0-1", 33, &[]), node("2-3", 31, &[])];
-        assert_eq!(validate(&odd, 4, &memory), Ok(()));
+        assert_eq!(validate(&odd, 4, ThreadsPerCore::One, &memory), Ok(()));
         memory.placement.pages = Pages::Transparent;
-        let error = validate(&odd, 4, &memory).unwrap_err().to_string();
+        let error = validate(&odd, 4, ThreadsPerCore::One, &memory).unwrap_err().to_string();
         assert_eq!(error, "node 0: 34603008 bytes of memory are not a whole number of 2 MiB, and more than none");
         memory.size_bytes = 65 * MIB;
-        assert_eq!(validate(&[node("0-1", 32, &[]), node("2-3", 33, &[])], 4, &memory), Ok(()), "nothing follows it");
+        assert_eq!(
+            validate(&[node("0-1", 32, &[]), node("2-3", 33, &[])], 4, ThreadsPerCore::One, &memory),
+            Ok(()),
+            "nothing follows it"
+        );
+    }
+
+    #[test]
+    fn the_threads_of_a_core_are_in_one_node() {
+        let memory = MemoryConfig::new(64 * MIB);
+        let (split, whole) = ([node("0-2", 32, &[]), node("3", 32, &[])], [node("2-3", 32, &[]), node("0-1", 32, &[])]);
+        assert_eq!(validate(&split, 4, ThreadsPerCore::One, &memory), Ok(()));
+        assert_eq!(validate(&whole, 4, ThreadsPerCore::Two, &memory), Ok(()));
+        let refused = validate(&split, 4, ThreadsPerCore::Two, &memory).unwrap_err().to_string();
+        assert_eq!(refused, "vCPUs 2 and 3 are one core's threads (smt) and in the nodes 0 and 1: put them into one");
     }
 
     #[test]
