@@ -269,6 +269,27 @@ fn a_thread_of_each_device_is_known_by_its_name_before_the_device_is_there() {
 }
 
 #[test]
+fn a_machine_that_is_started_again_has_nothing_of_its_starters_priority() {
+    let socket_folder = common::folder::Folder::new();
+    let socket = socket_folder.at("s");
+    for priority in ["fifo:2", "nice:5"] {
+        let mut husk = husk(["run", "--kernel", PROBE, "--cmdline", "check=serial end=i8042", "--memory", "64M"])
+            .args(["--api-sock", &socket, "--on-reboot", "restart"])
+            .args(["--thread", &format!("main,cpus=1,priority={priority}"), "--thread", "vcpu0,cpus=0"])
+            .typed();
+        husk.wait_for("SERIAL WAIT");
+        husk.type_in(b"end\n");
+        husk.wait_for_times("SERIAL WAIT", 2);
+        let report = common::http::Connection::open(&socket).ask("GET", "/husk/v1/placement", "").json();
+        assert_eq!(thread(&report, "husk")["priority"], priority, "{report}");
+        assert_eq!(thread(&report, "husk-vcpu0")["priority"], "nice:0", "{report}");
+        assert_eq!(report["drift"], json!([]), "{report}");
+        husk.signal(libc::SIGTERM);
+        assert_eq!(husk.end().code(), Some(0));
+    }
+}
+
+#[test]
 fn each_guest_node_has_its_memory_on_its_host_nodes() {
     let pool = Pool::of_2m(32);
     let placement = json!({

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -13,6 +12,7 @@ use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::check::Settled;
+use super::threads;
 use crate::config::{HostNodes, MIB, MemoryPlacement, NodePolicy, Pages};
 use crate::host::IdList;
 
@@ -183,9 +183,14 @@ fn populate(spans: &[Span], hint: &'static str, tell: impl Fn(u64) + Sync) -> Re
             tell(span.bytes);
         }
     };
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX).min(spans.len());
+    // After a restart this thread has a place of its own.
+    let elsewhere = || {
+        threads::leave_inherited_place();
+        work()
+    };
+    let workers = threads::parallelism().min(THREADS_MAX).min(spans.len());
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(elsewhere)).collect();
         let own = work();
         others.into_iter().fold(own, |first, other| {
             first.and(other.join().expect("with panic = abort a thread returns or the process ends"))

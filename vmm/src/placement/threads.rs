@@ -232,18 +232,17 @@ pub(crate) fn place(
     };
     let names: Vec<ThreadName> = threads.iter().map(|thread| thread.name.clone()).collect();
     or_tell(check_names(&placement, &names))?;
-    // What the process had before any thread got a place: a thread that is made by one with a place does not keep it.
-    static INITIAL: OnceLock<Option<IdList>> = OnceLock::new();
-    let initial = INITIAL.get_or_init(|| affinity(SELF).ok());
+    let initial = INITIAL.get_or_init(Initial::read);
     let mut placed = Vec::with_capacity(threads.len());
     for thread in threads {
         let terms = placement.of(&thread.name);
-        match (terms.cpus.as_ref().and_then(Cpus::list), initial) {
+        match (terms.cpus.as_ref().and_then(Cpus::list), &initial.cpus) {
             (Some(cpus), _) | (None, Some(cpus)) => or_tell(pin(thread, cpus))?,
             (None, None) => {}
         }
-        if let Some(priority) = terms.priority {
-            or_tell(prioritise(thread, priority))?;
+        match terms.priority {
+            Some(priority) => or_tell(prioritise(thread, priority))?,
+            None => initial.renice(thread.id),
         }
         if terms != ThreadTerms::default() {
             placed.push(PlacedThread { thread: thread.clone(), terms });
@@ -251,6 +250,47 @@ pub(crate) fn place(
     }
     or_tell(share_cores(placement.core_scheduling, threads))?;
     Ok((placed, differences))
+}
+
+/// What the process had before any thread got a place: a thread that is made by one with a place does not keep it.
+#[derive(Debug)]
+struct Initial {
+    cpus: Option<IdList>,
+    nice: Option<i8>,
+}
+
+static INITIAL: OnceLock<Initial> = OnceLock::new();
+
+impl Initial {
+    fn read() -> Self {
+        Self { cpus: affinity(SELF).ok(), nice: nice(SELF) }
+    }
+
+    /// Real-time priorities and negative nice values are not inherited in the first place. Who may not go back to a lower
+    /// value keeps it.
+    fn renice(&self, id: pid_t) {
+        if let Some(initial) = self.nice.filter(|_| nice(id) != self.nice) {
+            let _ = set_priority(id, Priority::Nice(initial));
+        }
+    }
+}
+
+/// Gives the calling thread back what the process had before the thread that made it got its place.
+pub(super) fn leave_inherited_place() {
+    let Some(initial) = INITIAL.get() else { return };
+    if let Some(cpus) = &initial.cpus {
+        // Where a cpuset has shrunk since, what was inherited is as good.
+        let _ = set_affinity(SELF, cpus);
+    }
+    initial.renice(SELF);
+}
+
+/// How many CPUs the process may use, whatever place the calling thread has.
+pub(super) fn parallelism() -> usize {
+    match INITIAL.get().and_then(|initial| initial.cpus.as_ref()) {
+        Some(cpus) => cpus.len().max(1),
+        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
 }
 
 fn check_names(placement: &ThreadPlacement, names: &[ThreadName]) -> Result<(), ThreadError> {
@@ -334,23 +374,32 @@ fn affinity(id: pid_t) -> io::Result<IdList> {
 }
 
 fn set_priority(id: pid_t, priority: Priority) -> io::Result<()> {
-    let real_time = |policy, value: u8| {
+    let scheduled = |policy, value: u8| {
         let mut parameters = MaybeUninit::<libc::sched_param>::zeroed();
         // SAFETY: all of sched_param are numbers, for which zero is a value.
         unsafe { parameters.assume_init_mut() }.sched_priority = value.into();
+        // Threads that this one makes are not real-time, and not before others, unless they are asked to be.
+        let policy = policy | libc::SCHED_RESET_ON_FORK;
         // SAFETY: sched_setscheduler reads the parameters, which are set.
         unsafe { libc::sched_setscheduler(id, policy, parameters.as_ptr()) }
     };
     let failed = match priority {
-        Priority::Fifo(value) => real_time(libc::SCHED_FIFO, value),
-        Priority::RoundRobin(value) => real_time(libc::SCHED_RR, value),
+        Priority::Fifo(value) => scheduled(libc::SCHED_FIFO, value),
+        Priority::RoundRobin(value) => scheduled(libc::SCHED_RR, value),
         Priority::Nice(value) => {
-            let id = libc::id_t::try_from(id).expect("a thread's number is positive");
+            let number = libc::id_t::try_from(id).expect("a thread's number is positive");
             // SAFETY: setpriority takes numbers. Linux has a nice value for each thread.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, id, value.into()) }
+            let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, number, value.into()) };
+            if failed == 0 && value < 0 { scheduled(libc::SCHED_OTHER, 0) } else { failed }
         }
     } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn nice(id: pid_t) -> Option<i8> {
+    // SAFETY: getpriority takes numbers. The system call gives 20 less the nice value, which is positive.
+    let told = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, id) };
+    i8::try_from(20 - told).ok().filter(|_| told > 0)
 }
 
 fn core_cookie(id: pid_t, scope: libc::c_ulong) -> io::Result<()> {
@@ -488,6 +537,25 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn what_a_thread_with_a_place_makes_has_neither_its_priority_nor_keeps_its_cpus() {
+        for priority in [Priority::Fifo(2), Priority::Nice(-5), Priority::Nice(5)] {
+            std::thread::spawn(move || {
+                let settled = settled(&terms("0", Some(priority)), &HostCpus::read()).unwrap();
+                place(settled, &[me()]).unwrap();
+                assert_eq!(ThreadReport::read(me().id, None).priority, Some(priority.to_string()));
+                let child = std::thread::spawn(|| {
+                    leave_inherited_place();
+                    let report = ThreadReport::read(me().id, None);
+                    (report.priority.unwrap(), affinity(SELF).unwrap().len())
+                });
+                assert_eq!(child.join().unwrap(), ("nice:0".to_owned(), parallelism()), "{priority}");
+            })
+            .join()
+            .unwrap();
+        }
     }
 
     #[test]
