@@ -61,6 +61,11 @@ impl Client {
         serde_json::from_str(&text).map_err(|_| ClientError::NotHttp(first_line(&text)))
     }
 
+    /// Sends a request that is answered when the machine is there, however long that takes.
+    pub(crate) fn awaited(&self, method: &str, target: &str, body: Option<&Value>) -> Result<(), ClientError> {
+        self.text_within(None, method, target, body).map(drop)
+    }
+
     /// Follows a job that was begun to its end, and returns what is told of it then.
     pub(crate) fn finished(&self, begun: &Value) -> Result<Value, ClientError> {
         let target = format!("/husk/v1/jobs/{}", begun["id"]);
@@ -83,7 +88,17 @@ impl Client {
 
     /// As [`Self::request`], of what is answered as text.
     pub(crate) fn text(&self, method: &str, target: &str, body: Option<&Value>) -> Result<String, ClientError> {
-        let (status, mut answer) = self.send(method, target, body)?;
+        self.text_within(Some(ANSWER_MAX), method, target, body)
+    }
+
+    fn text_within(
+        &self,
+        patience: Option<Duration>,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+    ) -> Result<String, ClientError> {
+        let (status, mut answer) = self.send(method, target, body, patience)?;
         let mut text = String::new();
         answer.read_to_string(&mut text).map_err(ClientError::Broken)?;
         check(status, &text)?;
@@ -92,7 +107,7 @@ impl Client {
 
     /// Sends a request whose answer comes line by line, for as long as there are lines and `each` wants more.
     pub(crate) fn lines(&self, target: &str, mut each: impl FnMut(&str) -> io::Result<()>) -> Result<(), ClientError> {
-        let (status, answer) = self.send("GET", target, None)?;
+        let (status, answer) = self.send("GET", target, None, Some(ANSWER_MAX))?;
         for line in BufReader::new(answer).lines() {
             let line = line.map_err(ClientError::Broken)?;
             check(status, &line)?;
@@ -103,7 +118,13 @@ impl Client {
         Ok(())
     }
 
-    fn send(&self, method: &str, target: &str, body: Option<&Value>) -> Result<(u16, Box<dyn Read>), ClientError> {
+    fn send(
+        &self,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+        patience: Option<Duration>,
+    ) -> Result<(u16, Box<dyn Read>), ClientError> {
         let connect = |cause| ClientError::Connect { path: self.path.clone(), cause };
         let mut socket = UnixStream::connect(&self.path).map_err(connect)?;
         let body = body.map(Value::to_string).unwrap_or_default();
@@ -112,7 +133,7 @@ impl Client {
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n\r\n"
         );
-        socket.set_read_timeout(Some(ANSWER_MAX)).map_err(ClientError::Broken)?;
+        socket.set_read_timeout(patience).map_err(ClientError::Broken)?;
         socket.write_all((head + &body).as_bytes()).map_err(ClientError::Broken)?;
         let mut reader = BufReader::new(socket);
         let status_line = line(&mut reader)?;

@@ -10,8 +10,8 @@ use thiserror::Error;
 use vmm::config::firecracker::BodyError;
 use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
 use vmm::control::{
-    CommandReceiver, ControlError, ControlLoop, ControlPlane, Entrance, Escape, EventLog, EventReceiver, Outcome,
-    Prepared, Signals, Starter, StateCell, event_queue,
+    Assembling, CommandReceiver, ControlError, ControlLoop, ControlPlane, Entrance, Escape, EventLog, EventReceiver,
+    Outcome, Prepared, Signals, Starter, StateCell, event_queue,
 };
 use vmm::epoch::StateError;
 use vmm::host::AskedError;
@@ -224,17 +224,21 @@ impl Session {
         });
         let (Described { config: mut running, mut origin, mut entrance }, mut serial) = match opened {
             Ok(opened) => opened,
-            Err(error) => return refuse(starter, error),
+            Err(error) => return self.refuse(starter, error),
         };
         if let Origin::Point(restore) = &origin {
             self.plane.tell_changed_disks(restore.changed_disks());
         }
         loop {
-            let assembled = match Assembled::from(&running, &serial, origin) {
+            let mut attendant = Assembling::new(&mut self.plane, &running, &mut starter);
+            let assembled = Assembled::from(&running, &serial, origin, &mut attendant);
+            let is_stopped = attendant.is_stopped();
+            let assembled = match assembled {
                 Ok(assembled) => assembled,
                 Err(error) => {
                     serial.abandon();
-                    return refuse(starter, error);
+                    let refused = self.refuse(starter, error);
+                    return if is_stopped { Ok(Some(Finished::STOPPED)) } else { refused };
                 }
             };
             let finished = self.run_once(assembled, &mut running, &mut serial, (entrance, starter))?;
@@ -263,17 +267,17 @@ impl Session {
         let (machine, outcome) = ended?;
         Ok(Finished { machine: Some(machine), outcome })
     }
-}
 
-/// Tells the client who waits for the start why there is none, or the caller where nobody waits.
-fn refuse(starter: Starter, error: RunError) -> Result<Option<Finished>, RunError> {
-    if !starter.waits() {
-        return Err(error);
+    /// Tells the client who waits for the start why there is none, or the caller where nobody waits.
+    fn refuse(&mut self, starter: Starter, error: RunError) -> Result<Option<Finished>, RunError> {
+        if !starter.waits() {
+            return Err(error);
+        }
+        let cause = exit::describe(&error);
+        log::warn!("cannot start the machine: {cause}");
+        starter.failed(&mut self.plane, cause);
+        Ok(None)
     }
-    let cause = exit::describe(&error);
-    log::warn!("cannot start the machine: {cause}");
-    starter.failed(cause);
-    Ok(None)
 }
 
 /// A machine as it shall be, and what its memory and vCPUs come from.
@@ -307,11 +311,16 @@ struct Assembled {
 }
 
 impl Assembled {
-    fn from(config: &VmConfig, serial: &SerialEnd, origin: Origin) -> Result<Self, RunError> {
+    fn from(
+        config: &VmConfig,
+        serial: &SerialEnd,
+        origin: Origin,
+        attendant: &mut Assembling<'_>,
+    ) -> Result<Self, RunError> {
         let (sender, events) =
             event_queue().map_err(|source| RunError::Host { what: "create the event queue", source })?;
         let wiring = Wiring { serial_output: serial.output(), events: sender };
-        Ok(Self { machine: Machine::build(config, wiring, origin)?, events })
+        Ok(Self { machine: Machine::build(config, wiring, origin, attendant)?, events })
     }
 }
 

@@ -13,7 +13,7 @@ use vmm::config::{
     MemoryConfig, SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 use vmm::control::{Action, EventReceiver, GuestEvent, State, event_queue};
-use vmm::machine::{Machine, MachineError, Origin, Wiring, serial_output};
+use vmm::machine::{Machine, MachineError, Origin, Unattended, Wiring, serial_output};
 use vmm::vcpu::CrashKind;
 
 const PROBE: &str = env!("HUSK_GUEST_PROBE");
@@ -57,6 +57,7 @@ fn scene(cpus: u64, cmdline: &str, backing: MemoryBacking) -> Scene {
         &config,
         Wiring { serial_output: serial_output(OwnedFd::from(writer)), events: sender },
         Origin::Boot,
+        &mut Unattended,
     )
     .unwrap();
     Scene { machine, events, lines: lines_of(OwnedFd::from(reader).into()) }

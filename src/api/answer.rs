@@ -168,7 +168,7 @@ impl From<CommandError> for Fault {
             | CommandError::NoHotplug
             | CommandError::Hotplug(_)
             | CommandError::MetricsGo(_) => Code::BadRequest,
-            CommandError::SnapshotIsMade(_) | CommandError::Configured => Code::State,
+            CommandError::SnapshotIsMade(_) | CommandError::Configured | CommandError::Assembling(_) => Code::State,
             CommandError::Snapshot(error) if error.is_the_requests() => Code::BadRequest,
             CommandError::Kvm(_) | CommandError::Held(_) | CommandError::Snapshot(_) => Code::Host,
         };

@@ -148,7 +148,7 @@ impl CtlArgs {
             Verb::Status => say(render(&client.request("GET", "/husk/v1/health", None)?, json)),
             Verb::Start => {
                 let action = json!({ "action_type": "InstanceStart" });
-                client.request("PUT", "/actions", Some(&action))?;
+                client.awaited("PUT", "/actions", Some(&action))?;
             }
             Verb::Pause => say(act(&client, "pause", None, json)?),
             Verb::Resume => say(act(&client, "resume", None, json)?),
@@ -180,7 +180,8 @@ impl CtlArgs {
                 say(render(&client.finished(&job)?, json));
             }
             Verb::Restore { folder, how } => {
-                client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
+                let job = client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
+                client.finished(&job)?;
             }
             Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
             Verb::Cancel { job } => {

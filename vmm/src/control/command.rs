@@ -226,6 +226,9 @@ pub enum CommandError {
     /// The metrics go somewhere already.
     #[error("metrics_path: the metrics go to {} already: that is for the life of the process", .0.display())]
     MetricsGo(PathBuf),
+    /// Its memory is brought in first.
+    #[error("the machine is being assembled: wait for the end of job {0}, or cancel it")]
+    Assembling(JobId),
     /// A device's host does not answer, and the machine runs on; or the host gives no thread.
     #[error("{0}")]
     Held(String),

@@ -182,8 +182,7 @@ impl<'a> ControlLoop<'a> {
                 self.apply(Action::Resume)?;
             }
         }
-        let reply = starter.job().map_or(Reply::Done, |kind| self.plane.done(kind));
-        starter.answer(Ok(reply));
+        starter.succeeded(self.plane);
         let outcome = self.wait();
         self.apply(Action::Stop)?;
         self.end_stopping();

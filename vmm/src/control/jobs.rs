@@ -34,6 +34,8 @@ pub enum JobKind {
     Nmi,
     /// Waits for the guest to end, and then ends it.
     Stop,
+    /// Brings in the memory of a machine that is being assembled.
+    Start,
     /// Writes a point of the machine to files.
     Snapshot,
     /// Makes a machine from such a point.

@@ -4,6 +4,7 @@
 //! A process has one [`ControlPlane`]. It hears what describes a machine until one is started ([`ControlPlane::prepare`]),
 //! and then runs it to its end ([`ControlLoop`]).
 
+mod assembling;
 mod changes;
 mod command;
 mod console;
@@ -18,6 +19,7 @@ mod signals;
 mod snapshots;
 mod supervisor;
 
+pub use assembling::Assembling;
 pub use command::{
     BalloonAsk, Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, HotplugAsk,
     NetChange, Reply, command_queue,

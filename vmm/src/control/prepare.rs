@@ -8,7 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
-use super::{Action, ControlError, ControlPlane, JobKind, State};
+use super::jobs::{Extent, JobEnd, JobId, JobKind};
+use super::{Action, ControlError, ControlPlane, State};
 use crate::config::firecracker::Change;
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
@@ -30,9 +31,24 @@ pub enum Prepared {
 /// Who waits for a machine to start.
 #[derive(Default)]
 pub struct Starter {
+    /// Who is answered when the machine is there, or that it does not come.
     reply: Option<ReplyTo>,
-    /// The kind of the job that it is told as, in husk's dialect.
-    job: Option<JobKind>,
+    what: Started,
+    /// The job that it is, since it takes long.
+    job: Option<JobId>,
+    given_up: bool,
+}
+
+/// What a start is, as a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Started {
+    /// The process's own doing.
+    #[default]
+    ByItself,
+    /// `InstanceStart`, or a snapshot loaded, in Firecracker's dialect: the client waits for the machine.
+    Awaited,
+    /// A restore in husk's: the client has a job.
+    Restored,
 }
 
 impl Starter {
@@ -42,25 +58,60 @@ impl Starter {
         Self::default()
     }
 
+    fn awaited(reply: ReplyTo) -> Self {
+        Self { reply: Some(reply), what: Started::Awaited, ..Self::default() }
+    }
+
+    fn restored(reply: ReplyTo) -> Self {
+        Self { reply: Some(reply), what: Started::Restored, ..Self::default() }
+    }
+
     /// Whether somebody asked for the start over the API, and is told if it fails.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.reply.is_some()
+        self.what != Started::ByItself
     }
 
-    /// As what kind of job it is told.
-    pub(super) fn job(&self) -> Option<JobKind> {
-        self.job
+    /// The start takes long: it is a job from now on. A client of husk's dialect is answered now.
+    pub(super) fn begin(&mut self, plane: &mut ControlPlane, extent: Extent) -> JobId {
+        let kind = if self.what == Started::Restored { JobKind::Restore } else { JobKind::Start };
+        let id = plane.begin(kind, extent);
+        self.job = Some(id);
+        if self.what == Started::Restored
+            && let Some(reply) = self.reply.take()
+        {
+            reply(plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id)));
+        }
+        id
+    }
+
+    /// Somebody gave the start up.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
     }
 
     /// The machine cannot be assembled, for this reason.
-    pub fn failed(self, cause: String) {
-        self.answer(Err(CommandError::Start(cause)));
+    pub fn failed(self, plane: &mut ControlPlane, cause: String) {
+        if let Some(job) = self.job {
+            plane.end(job, if self.given_up { JobEnd::Cancelled } else { JobEnd::Failed(cause.clone()) });
+        }
+        if let Some(reply) = self.reply {
+            reply(Err(CommandError::Start(cause)));
+        }
     }
 
-    pub(super) fn answer(self, result: CommandResult) {
-        if let Some(reply) = self.reply {
-            reply(result);
+    /// The machine is there.
+    pub(super) fn succeeded(self, plane: &mut ControlPlane) {
+        let reply = match self.job {
+            Some(job) => {
+                plane.end(job, JobEnd::Done(None));
+                Reply::Done
+            }
+            None if self.what == Started::Restored => plane.done(JobKind::Restore),
+            None => Reply::Done,
+        };
+        if let Some(answer) = self.reply {
+            answer(Ok(reply));
         }
     }
 }
@@ -107,10 +158,9 @@ impl ControlPlane {
             while let Some(request) = self.next_request() {
                 match self.carry_out(request.command, config) {
                     Step::GoOn(result) => (request.reply)(result),
-                    Step::Start => return Ok(Prepared::Start(Starter { reply: Some(request.reply), job: None })),
+                    Step::Start => return Ok(Prepared::Start(Starter::awaited(request.reply))),
                     Step::Restore(restore) => {
-                        let starter = Starter { reply: Some(request.reply), job: Some(JobKind::Restore) };
-                        return Ok(Prepared::Restore(starter, restore));
+                        return Ok(Prepared::Restore(Starter::restored(request.reply), restore));
                     }
                     Step::Stop => {
                         self.set_state(State::Ended);

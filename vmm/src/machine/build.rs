@@ -29,6 +29,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 
+use super::assembly::{Assembly, Attendant, attended};
 use super::devices::{self, DeviceError, Devices};
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
@@ -141,6 +142,9 @@ pub enum BuildError {
     /// A vCPU cannot be interrupted.
     #[error("cannot prepare to interrupt vCPUs")]
     Kick(#[from] KickError),
+    /// Somebody did not want the machine any more.
+    #[error("the start was given up")]
+    GivenUp,
     /// The memory of a point cannot be read.
     #[error("cannot read the memory of the snapshot")]
     Point(#[from] PointError),
@@ -169,7 +173,12 @@ impl Machine {
     ///
     /// # Errors
     /// A file, the host or KVM does not give what it takes; what was made by then is gone again.
-    pub fn build(config: &VmConfig, wiring: Wiring, origin: Origin) -> Result<Self, BuildError> {
+    pub fn build(
+        config: &VmConfig,
+        wiring: Wiring,
+        origin: Origin,
+        attendant: &mut dyn Attendant,
+    ) -> Result<Self, BuildError> {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
@@ -190,12 +199,22 @@ impl Machine {
         // The files before the VM: what is wrong with them is told first.
         let (first, Brought { thread: memory_thread, mut tracking }) = match origin {
             Origin::Boot => {
-                memory::make_present(&memory.ram, &settled)?;
+                if settled.takes_long() {
+                    attended(attendant, |assembly| memory::make_present(&memory.ram, &settled, assembly))
+                        .ok_or(BuildError::GivenUp)??;
+                }
                 (First::Kernel(load(config, &memory.ram, count)?), Brought::default())
             }
             Origin::Point(restore) => {
                 let Restore { state, memory: from, clock, cpu, .. } = *restore;
-                (First::Saved(Box::new((state, clock, cpu))), restored::bring(&memory, &settled, from, &events)?)
+                let takes_long = from.takes_long();
+                let bring = |assembly: &Assembly| restored::bring(&memory, &settled, from, &events, assembly);
+                let brought = if takes_long {
+                    attended(attendant, bring).ok_or(BuildError::GivenUp)??
+                } else {
+                    bring(&Assembly::default())?
+                };
+                (First::Saved(Box::new((state, clock, cpu))), brought)
             }
         };
         let devices = Devices::make(config, &memory, wiring)?;

@@ -10,6 +10,7 @@ use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestMemoryBackend};
 
+use super::assembly::Assembly;
 use super::hotplug::Arrival;
 use crate::config::{Honour, HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::memfd;
@@ -186,8 +187,11 @@ pub(crate) fn advise_anew(memory: &GuestMemory, settled: &Settled) -> Result<(),
 ///
 /// # Errors
 /// The host cannot give it.
-pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled) -> Result<(), MemoryError> {
-    placement::prefault(memory, settled)?;
+pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled, assembly: &Assembly) -> Result<(), MemoryError> {
+    placement::prefault(memory, settled, assembly)?;
+    if assembly.is_given_up() {
+        return Ok(());
+    }
     match placement::verify(memory, settled) {
         // How much it is now, /placement tells.
         Err(error) if settled.placement.honour == Honour::BestEffort => log::warn!("best effort: {error}"),

@@ -1,6 +1,7 @@
 //! The machine: what it is made of, and the one right order in which each command touches its parts. Owned by the
 //! control loop's thread; every other thread of the process is reached, and joined, through it.
 
+mod assembly;
 mod balloon;
 mod build;
 mod cpus;
@@ -36,6 +37,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// Where a serial port's bytes go: a bounded buffer and the thread that empties it into a descriptor.
 pub use ::devices::legacy::ConsoleOutput as SerialOutput;
 pub use ::devices::virtio::net::LinkState;
+pub use assembly::{Assembly, Attendant, Unattended};
 pub use build::{BuildError, Origin, Wiring};
 pub use cpus::{CpuSaveError, CpuStates};
 use devices::Devices;

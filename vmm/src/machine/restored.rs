@@ -9,6 +9,7 @@ use std::thread;
 
 use arch::GuestMemory;
 
+use super::assembly::Assembly;
 use super::build::BuildError;
 use super::memory::{self, MachineMemory, MemoryError};
 use super::tracking::Tracking;
@@ -44,6 +45,7 @@ pub(super) fn bring(
     settled: &Settled,
     from: RestoredMemory,
     events: &EventSender,
+    assembly: &Assembly,
 ) -> Result<Brought, BuildError> {
     let (ram, page_bytes) = (&memory.ram, memory.pages.pool_page_bytes().unwrap_or(PAGE_BYTES));
     let (point, mode, record, last) = match from {
@@ -64,8 +66,8 @@ pub(super) fn bring(
             thread = Some(MemoryThread::Pager(pager));
         }
         MemoryMode::Copy => {
-            memory::make_present(ram, settled)?;
-            copy_files(ram, &point)?;
+            memory::make_present(ram, settled, assembly)?;
+            copy_files(ram, &point, assembly)?;
         }
     }
     let absent = if mode == MemoryMode::Copy { Absent::Zero } else { Absent::In(point) };
@@ -114,19 +116,21 @@ fn map_run(memory: &GuestMemory, point: &Point, layer: usize, (start, end): (u64
 ///
 /// # Errors
 /// A file that cannot be read, or is not what was written.
-fn copy_files(memory: &GuestMemory, point: &Point) -> Result<(), PointError> {
+fn copy_files(memory: &GuestMemory, point: &Point, assembly: &Assembly) -> Result<(), PointError> {
     const THREADS_MAX: usize = 8;
     let chunks: Vec<u64> = point.chunks().collect();
+    assembly.progress().expect(chunks.iter().map(|&chunk| point.chunk_bytes(chunk)).sum());
     let next = AtomicU64::new(0);
     let copy = || {
         let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
         loop {
             let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("chunks are counted in memory");
-            let Some(&chunk) = chunks.get(place) else { return Ok(()) };
+            let Some(&chunk) = chunks.get(place).filter(|_| !assembly.is_given_up()) else { return Ok(()) };
             bytes.resize(usize::try_from(point.chunk_bytes(chunk)).expect("a chunk fits into memory"), 0);
             if point.read_chunk(chunk, &mut bytes, &mut scratch)? {
                 write(memory, chunk * CHUNK_BYTES, &bytes);
             }
+            assembly.progress().add(point.chunk_bytes(chunk));
         }
     };
     let threads = thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(1, THREADS_MAX);

@@ -15,6 +15,7 @@ use super::check::Settled;
 use super::threads;
 use crate::config::{HostNodes, MIB, MemoryPlacement, NodePolicy, Pages};
 use crate::host::IdList;
+use crate::machine::Assembly;
 
 /// What the kernel does not do to guest memory.
 #[derive(Debug, Error)]
@@ -142,7 +143,7 @@ const THREADS_MAX: usize = 32;
 ///
 /// # Errors
 /// The host has no page where one must come from.
-pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled) -> Result<(), ApplyError> {
+pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled, assembly: &Assembly) -> Result<(), ApplyError> {
     let placement = &settled.placement;
     let step = placement.pages.pool_page_bytes().unwrap_or(0).max(STEP_BYTES);
     let regions = memory.iter().zip(settled.ranges());
@@ -153,9 +154,14 @@ pub(crate) fn prefault(memory: &GuestMemory, settled: &Settled) -> Result<(), Ap
         Some(_) => "another process took pages of the pool: add some, and start again",
         None => "free memory on its nodes, or give the guest less",
     };
+    assembly.progress().expect(total);
     let done = AtomicU64::new(0);
-    let tell_more = |bytes| tell(done.fetch_add(bytes, Ordering::Relaxed), bytes, total);
-    by_choice.values().try_for_each(|spans| populate(spans, hint, tell_more))
+    let goes_on = |bytes| {
+        assembly.progress().add(bytes);
+        tell(done.fetch_add(bytes, Ordering::Relaxed), bytes, total);
+        !assembly.is_given_up()
+    };
+    by_choice.values().try_for_each(|spans| populate(spans, hint, goes_on))
 }
 
 /// The steps of spans, by how many nodes they may come from.
@@ -168,19 +174,22 @@ fn by_choice<'a>(spans: impl Iterator<Item = (Span, Option<&'a HostNodes>)>, ste
     by_choice
 }
 
-/// Populates spans, and gives `tell` the bytes of each.
-fn populate(spans: &[Span], hint: &'static str, tell: impl Fn(u64) + Sync) -> Result<(), ApplyError> {
+/// Populates spans, and gives `goes_on` the bytes of each; the rest is left when that says no.
+fn populate(spans: &[Span], hint: &'static str, goes_on: impl Fn(u64) -> bool + Sync) -> Result<(), ApplyError> {
     let next = AtomicU64::new(0);
+    // The others stop at their next step.
+    let end = || next.store(u64::try_from(spans.len()).expect("far below 64 bits"), Ordering::Relaxed);
     let work = || -> Result<(), ApplyError> {
         loop {
             let index = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("far below 64 bits");
             let Some(&span) = spans.get(index) else { return Ok(()) };
             if let Err(error) = span.madvise(libc::MADV_POPULATE_WRITE) {
-                // The others stop at their next step.
-                next.store(u64::try_from(spans.len()).expect("far below 64 bits"), Ordering::Relaxed);
+                end();
                 return Err(span.failed("prefault (MADV_POPULATE_WRITE)", hint)(error));
             }
-            tell(span.bytes);
+            if !goes_on(span.bytes) {
+                end();
+            }
         }
     };
     // After a restart this thread has a place of its own.

@@ -90,6 +90,11 @@ impl Settled {
         Self { placement: placement.clone(), parts, requested_bytes: 0, differences: Vec::new() }
     }
 
+    /// Whether memory is brought in before the guest starts, which takes as long as there is memory.
+    pub(crate) fn takes_long(&self) -> bool {
+        self.parts.iter().any(|part| self.placement.is_prefaulted(part.nodes.as_ref()))
+    }
+
     fn bytes(&self) -> u64 {
         self.needed().iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }

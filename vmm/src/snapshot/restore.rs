@@ -115,6 +115,13 @@ pub(crate) enum RestoredMemory {
     Handler(PathBuf),
 }
 
+impl RestoredMemory {
+    /// Whether all of it is read before the guest goes on.
+    pub(crate) fn takes_long(&self) -> bool {
+        matches!(self, Self::Files { mode: MemoryMode::Copy, .. })
+    }
+}
+
 impl Restore {
     /// Opens what `request` names and checks all that can be checked before anything is created.
     ///

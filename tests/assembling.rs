@@ -1,0 +1,134 @@
+//! A machine whose memory takes long to come: clients and signals are seen to meanwhile, and may give it up.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::folder::Folder;
+use common::guest::PROBE;
+use common::http::{Answer, Connection};
+use common::sys::Held;
+use common::vm::Vm;
+use common::{Husk, husk};
+use serde_json::{Value, json};
+
+/// The thread that brings memory in, as soon as it is there, so that it does not end before it is released.
+fn hold_memory_thread(husk: &Husk) -> Held {
+    let folder = format!("/proc/{}/task", husk.pid());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        for task in fs::read_dir(&folder).unwrap().map_while(Result::ok) {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            // A thread's name in the kernel has 15 bytes.
+            if name.trim_end() == "husk-job-memory" {
+                return Held::hold_thread(task.file_name().to_str().unwrap().parse().unwrap());
+            }
+        }
+        assert!(Instant::now() < deadline, "no thread brings memory in");
+    }
+}
+
+/// A VM of so much memory that is all there before its guest starts, and somebody who starts it and waits.
+fn starting() -> (Vm, JoinHandle<Answer>) {
+    let mut vm = Vm::new();
+    vm.put("/machine-config", &json!({ "vcpu_count": 1, "mem_size_mib": 2048 })).done();
+    vm.put("/boot-source", &json!({ "kernel_image_path": PROBE, "boot_args": "check=serial end=poweroff" })).done();
+    vm.put("/husk/v1/placement", &json!({ "memory": { "prefault": true } })).done();
+    let mut starter = vm.connect();
+    let start = move || starter.ask("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#);
+    (vm, std::thread::spawn(start))
+}
+
+fn job_of_kind(vm: &mut Vm, kind: &str) -> Value {
+    let jobs = vm.get("/husk/v1/jobs");
+    jobs.as_array().unwrap().iter().find(|job| job["kind"] == kind).unwrap_or_else(|| panic!("{jobs}")).clone()
+}
+
+#[test]
+fn clients_are_answered_while_memory_comes_and_the_start_goes_on() {
+    let (mut vm, start) = starting();
+    let held = hold_memory_thread(&vm.husk);
+    assert_eq!(vm.state(), "Not started");
+    assert_eq!(vm.get("/vm/config")["machine-config"]["mem_size_mib"], 2048);
+    assert_eq!(vm.get("/husk/v1/devices"), json!([]));
+    assert_eq!(vm.client.ask("GET", "/husk/v1/metrics", "").status, 200);
+    let job = job_of_kind(&mut vm, "start");
+    assert_eq!(job["state"], "running");
+    vm.put("/machine-config", &json!({ "vcpu_count": 2, "mem_size_mib": 64 })).refused(&["being assembled", "job 1"]);
+    let again = vm.client.ask("POST", "/husk/v1/pause", "");
+    assert_eq!((again.status, again.json()["code"].as_str()), (409, Some("state")), "{again:?}");
+    held.release();
+    start.join().unwrap().done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let job = job_of_kind(&mut vm, "start");
+    assert_eq!((job["state"].as_str(), job["progress"].as_f64()), (Some("done"), Some(1.0)), "{job}");
+    vm.stop();
+}
+
+#[test]
+fn a_start_that_is_given_up_leaves_a_machine_that_can_be_started_again() {
+    let (mut vm, start) = starting();
+    let held = hold_memory_thread(&vm.husk);
+    let job = job_of_kind(&mut vm, "start");
+    assert_eq!(vm.client.ask("DELETE", &format!("/husk/v1/jobs/{}", job["id"]), "").status, 200);
+    held.release();
+    start.join().unwrap().refused(&["given up"]);
+    assert_eq!(job_of_kind(&mut vm, "start")["state"], "cancelled");
+    assert_eq!(vm.state(), "Not started");
+    vm.put("/husk/v1/placement", &json!({})).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    vm.stop();
+}
+
+#[test]
+fn a_signal_ends_a_husk_whose_memory_is_still_to_come() {
+    let (vm, start) = starting();
+    let held = hold_memory_thread(&vm.husk);
+    vm.husk.signal(libc::SIGTERM);
+    held.release();
+    start.join().unwrap().refused(&["given up"]);
+    assert_eq!(vm.husk.end().code(), Some(0));
+    assert!(!vm.folder.path().join("s").exists());
+}
+
+#[test]
+fn a_restore_by_copy_is_a_job_with_progress_and_an_end() {
+    let folder = Folder::new();
+    let mut vm = Vm::running("check=serial end=poweroff");
+    let point = folder.at("point");
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+    vm.stop();
+    let mut vm = Vm::new();
+    let begun = vm.client.ask("POST", "/husk/v1/restore", &json!({ "path": point, "memory": "copy" }).to_string());
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let ended = vm.finished(begun.json()["id"].as_u64().unwrap());
+    assert_eq!((ended["kind"].as_str(), ended["state"].as_str()), (Some("restore"), Some("done")), "{ended}");
+    // What is wrong is told by the job, and the socket waits for another.
+    let memory = fs::read(folder.path().join("point/memory")).unwrap();
+    let page = memory.chunks(4096).position(|page| page.iter().any(|&byte| byte != 0)).unwrap();
+    let mut damaged = memory.clone();
+    damaged[4096 * page] ^= 1;
+    fs::write(folder.path().join("point/memory"), damaged).unwrap();
+    vm.stop();
+    let mut vm = Vm::new();
+    let begun = vm.client.ask("POST", "/husk/v1/restore", &json!({ "path": point, "memory": "copy" }).to_string());
+    if begun.status == 202 {
+        let ended = vm.finished(begun.json()["id"].as_u64().unwrap());
+        assert_eq!(ended["state"], "failed", "{ended}");
+        assert!(ended["error"].as_str().unwrap().contains("is not what was written"), "{ended}");
+    } else {
+        assert!(begun.json()["message"].as_str().unwrap().contains("is not what was written"), "{begun:?}");
+    }
+    let ctl = husk(["ctl", "--api-sock", &vm.folder.at("s"), "restore", &point, "--memory", "copy"]).end();
+    assert_eq!(ctl.code(), Some(1), "{ctl}");
+    assert!(ctl.message().contains("is not what was written"), "{ctl}");
+    fs::write(folder.path().join("point/memory"), memory).unwrap();
+    let ctl = husk(["ctl", "--api-sock", &vm.folder.at("s"), "restore", &point, "--memory", "copy"]).end();
+    assert_eq!(ctl.code(), Some(0), "{ctl}");
+    assert_eq!(Connection::open(vm.folder.at("s")).ask("GET", "/", "").json()["state"], "Running");
+    vm.stop();
+}
