@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::http::{Connection, request};
+use common::sys::Held;
 use common::vm::Vm;
 use serde_json::{Value, json};
 
@@ -186,14 +187,16 @@ fn a_value_of_the_wrong_kind_or_size_is_refused_by_its_field_and_changes_nothing
     vm.stop();
 }
 
+/// Sockets that husk has open.
+fn sockets(vm: &Vm) -> usize {
+    let files = std::fs::read_dir(format!("/proc/{}/fd", vm.husk.pid()));
+    let links = files.into_iter().flatten().flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+}
+
 #[test]
 fn a_hundred_clients_that_finish_nothing_leave_room_for_one_that_does() {
     let mut vm = Vm::echoing();
-    let sockets = |vm: &Vm| {
-        let files = std::fs::read_dir(format!("/proc/{}/fd", vm.husk.pid()));
-        let links = files.into_iter().flatten().flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
-    };
     // One of them is that of `vm`.
     let at_first = sockets(&vm);
     let mut crowd: Vec<Connection> = (0..100).map(|_| vm.connect()).collect();
@@ -209,6 +212,72 @@ fn a_hundred_clients_that_finish_nothing_leave_room_for_one_that_does() {
     }
     assert_eq!(client.ask("GET", "/version", "").status, 200);
     drop((crowd, client));
+    vm.client = vm.connect();
+    vm.stop();
+}
+
+#[test]
+fn of_forty_requests_that_the_control_loop_is_too_busy_for_sixteen_are_held_and_all_are_answered() {
+    let mut vm = Vm::echoing();
+    let at_first = sockets(&vm);
+    let held = Held::hold(vm.husk.pid());
+    let ask = |mut client: Connection| {
+        client.send(request("GET", "/vm/config", "").as_bytes());
+        client
+    };
+    let mut crowd: Vec<Connection> = (0..40).map(|_| ask(vm.connect())).collect();
+    // The place of `vm` is taken as well, and the next has been accepted and waits for one.
+    let begun = Instant::now();
+    while sockets(&vm) < at_first + 16 {
+        assert!(begun.elapsed() < DEADLINE, "{} sockets", sockets(&vm));
+    }
+    for _ in 0..200 {
+        assert_eq!(sockets(&vm), at_first + 16);
+        std::thread::yield_now();
+    }
+    held.release();
+    for client in &mut crowd {
+        assert_eq!(client.answer().status, 200);
+    }
+    drop(crowd);
+    vm.client = vm.connect();
+    vm.stop();
+}
+
+#[test]
+fn a_client_that_still_takes_its_answer_keeps_its_place() {
+    let mut vm = Vm::echoing();
+    let mut slow = vm.connect();
+    // Far more than the socket's buffers hold.
+    slow.send(request("GET", "/husk/v1/openapi.json", "").repeat(50).as_bytes());
+    slow.wait_for("HTTP/1.1 200");
+    let crowd: Vec<Connection> = (0..40).map(|_| vm.connect()).collect();
+    assert_eq!(vm.connect().ask("GET", "/", "").status, 200);
+    for _ in 0..50 {
+        assert_eq!(slow.answer().status, 200);
+    }
+    drop(crowd);
+    vm.client = vm.connect();
+    vm.stop();
+}
+
+#[test]
+fn clients_that_take_none_of_their_answers_lose_their_places_to_others() {
+    let mut vm = Vm::echoing();
+    let documents = request("GET", "/husk/v1/openapi.json", "").repeat(50);
+    let mut deaf: Vec<Connection> = (0..15).map(|_| vm.connect()).collect();
+    for client in &mut deaf {
+        client.send(documents.as_bytes());
+        client.wait_for("HTTP/1.1 200");
+    }
+    assert_eq!(vm.state(), "Running");
+    for _ in 0..2 {
+        let mut other = vm.connect();
+        assert_eq!(other.ask("GET", "/", "").status, 200);
+        other.send(documents.as_bytes());
+        deaf.push(other);
+    }
+    drop(deaf);
     vm.client = vm.connect();
     vm.stop();
 }

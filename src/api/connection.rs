@@ -2,6 +2,7 @@
 //! be closed at any time, and is when another client needs its place.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -12,17 +13,17 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Bytes, Frame, Incoming};
+use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Sleep, sleep_until};
 
 use super::Context;
-use super::answer::{Answer, Code, Fault, lines};
+use super::answer::{self, Answer, Code, Fault, lines};
 use super::routes::{self, Plan};
 
 /// How long a request may take to arrive, from its first byte to its last.
@@ -32,6 +33,9 @@ const FOLLOWERS_MAX: usize = 8;
 /// Batches of events that wait for a client before it misses some.
 const EVENT_BATCHES_MAX: usize = 4;
 
+/// How long a client that takes nothing of its answer keeps its place when another needs it.
+const STALL_MAX: Duration = Duration::from_secs(2);
+
 /// Where a connection is, for its own task and for the server that may close it.
 pub(super) struct Phase {
     now: Cell<Now>,
@@ -39,6 +43,8 @@ pub(super) struct Phase {
     last_complete: Cell<Instant>,
     evicted: Cell<bool>,
     waker: Cell<Option<Waker>>,
+    /// Told when its request is no longer in progress.
+    changed: Rc<Notify>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,20 +55,32 @@ enum Now {
     Arriving(Instant),
     /// It is complete and being answered.
     Answering,
+    /// Its answer is made, and the client took some of it last at this time.
+    Sending(Instant),
 }
 
 impl Phase {
-    pub(super) fn new() -> Rc<Self> {
+    pub(super) fn new(changed: Rc<Notify>) -> Rc<Self> {
         let last_complete = Cell::new(Instant::now());
-        Rc::new(Self { now: Cell::new(Now::Idle), last_complete, evicted: Cell::new(false), waker: Cell::new(None) })
+        let (now, evicted) = (Cell::new(Now::Idle), Cell::new(false));
+        Rc::new(Self { now, last_complete, evicted, waker: Cell::new(None), changed })
     }
 
-    /// Since when it has had no complete request; None while it has one.
-    pub(super) fn waiting_since(&self) -> Option<Instant> {
-        (self.now.get() != Now::Answering && !self.evicted.get()).then(|| self.last_complete.get())
+    /// From when on its place is another's who needs one; None while its request is in progress.
+    pub(super) fn closable_from(&self) -> Option<Instant> {
+        match self.now.get() {
+            Now::Idle | Now::Arriving(_) => Some(self.last_complete.get()),
+            Now::Answering => None,
+            Now::Sending(taken) => Some(taken + STALL_MAX),
+        }
     }
 
-    /// Closes the connection.
+    /// Whether its client waits for an answer.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.now.get(), Now::Answering | Now::Sending(_))
+    }
+
+    /// Closes the connection, unless it turns out to have a request in progress by now.
     pub(super) fn evict(&self) {
         self.evicted.set(true);
         if let Some(waker) = self.waker.take() {
@@ -70,17 +88,30 @@ impl Phase {
         }
     }
 
-    fn set(&self, now: Now) {
-        if self.now.get() == Now::Answering {
-            self.last_complete.set(Instant::now());
+    /// Whether it has been told to close and has not done so yet.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.get()
+    }
+
+    /// Whether it closes, as it was told to; else it forgets that.
+    fn obeys(&self) -> bool {
+        let obeys = self.closable_from().is_some_and(|from| from <= Instant::now());
+        if !obeys {
+            self.evicted.set(false);
+            self.changed.notify_one();
         }
+        obeys
+    }
+
+    fn set(&self, now: Now) {
         self.now.set(now);
+        self.changed.notify_one();
     }
 
     fn deadline(&self) -> Option<Instant> {
         match self.now.get() {
             Now::Arriving(since) => Some(since + ARRIVAL_MAX),
-            Now::Idle | Now::Answering => None,
+            Now::Idle | Now::Answering | Now::Sending(_) => None,
         }
     }
 }
@@ -97,7 +128,10 @@ pub(super) async fn serve(
     let observed = Observed { socket, phase: Rc::clone(&phase) };
     let service = service_fn(|request| {
         let (context, phase, news, end) = (Arc::clone(&context), Rc::clone(&phase), news.clone(), end.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(request, &context, &phase, (news, end)).await) }
+        async move {
+            let (answer, answering) = answer(request, &context, phase, (news, end)).await;
+            Ok::<_, Infallible>(answer.map(|body| Answered { body, _answering: answering }))
+        }
     });
     let mut builder = http1::Builder::new();
     builder.max_buf_size(context.request_bytes_max.max(HYPER_BUFFER_MIN)).half_close(true);
@@ -134,7 +168,7 @@ impl Future for Overdue {
 
     /// Polled after the connection, in which phases change.
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
-        if self.phase.evicted.get() {
+        if self.phase.is_evicted() && self.phase.obeys() {
             return Poll::Ready(());
         }
         self.phase.waker.set(Some(cx.waker().clone()));
@@ -170,11 +204,20 @@ impl AsyncRead for Observed {
 
 impl AsyncWrite for Observed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
+        if polled.is_ready() && matches!(self.phase.now.get(), Now::Sending(_)) {
+            self.phase.set(Now::Sending(Instant::now()));
+        }
+        polled
     }
 
+    /// hyper calls it when it has written all that it had.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let polled = Pin::new(&mut self.socket).poll_flush(cx);
+        if polled.is_ready() && matches!(self.phase.now.get(), Now::Sending(_)) {
+            self.phase.set(Now::Idle);
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
@@ -182,38 +225,66 @@ impl AsyncWrite for Observed {
     }
 }
 
-/// The request is complete; dropped, its answer is on its way.
-struct Answering<'a>(&'a Phase);
+/// The request is complete; dropped, its answer is made.
+struct Answering(Rc<Phase>);
 
-impl<'a> Answering<'a> {
-    fn begin(phase: &'a Phase) -> Self {
+impl Answering {
+    fn begin(phase: Rc<Phase>) -> Self {
         phase.set(Now::Answering);
         Self(phase)
     }
 }
 
-impl Drop for Answering<'_> {
+impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.set(Now::Idle);
+        let now = Instant::now();
+        self.0.last_complete.set(now);
+        self.0.set(Now::Sending(now));
+    }
+}
+
+/// The body of an answer, which holds its request in progress.
+struct Answered {
+    body: answer::Body,
+    _answering: Answering,
+}
+
+impl hyper::body::Body for Answered {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 async fn answer(
     request: hyper::Request<Incoming>,
     context: &Arc<Context>,
-    phase: &Rc<Phase>,
+    phase: Rc<Phase>,
     (news, end): (watch::Receiver<()>, watch::Receiver<bool>),
-) -> Answer {
+) -> (Answer, Answering) {
     let begun = Instant::now();
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let dialect = routes::dialect(path);
     let found = routes::find(&head.method, path);
     let index = found.as_ref().ok().map(|found| found.index);
+    let body = collect(&head, body, context.request_bytes_max).await;
+    let answering = Answering::begin(phase);
     let result = async {
-        let body = collect(&head, body, context.request_bytes_max).await?;
-        let answering = Answering::begin(phase);
-        let query = head.uri.query().unwrap_or_default();
+        let (body, query) = (body?, head.uri.query().unwrap_or_default());
         match found?.plan(context, query, &body)? {
             Plan::Say(answer) => Ok(answer),
             Plan::Ask(command, say) => {
@@ -225,20 +296,16 @@ async fn answer(
                 let answer = tokio::task::spawn_blocking(move || say(reply)).await;
                 answer.expect("with panic = abort a thread returns or the process ends")
             }
-            Plan::Follow(after) => {
-                let follower = Follower::enter(context)?;
-                // It has a request in progress for as long as it follows.
-                std::mem::forget(answering);
-                Ok(lines(follow(follower, after, news, end)))
-            }
+            Plan::Follow(after) => Ok(lines(follow(Follower::enter(context)?, after, news, end))),
         }
     };
     let result: Result<Answer, Fault> = result.await;
     context.latency.add(index, begun.elapsed());
-    result.unwrap_or_else(|fault| {
+    let answer = result.unwrap_or_else(|fault| {
         log::debug!("api: {} {path}: {}", head.method, fault.message());
         fault.answer(dialect)
-    })
+    });
+    (answer, answering)
 }
 
 /// All of the body, if the request stays within its limit.
@@ -267,7 +334,7 @@ fn follow(
     mut after: u64,
     mut news: watch::Receiver<()>,
     mut end: watch::Receiver<bool>,
-) -> super::answer::Body {
+) -> answer::Body {
     let (lines, body) = mpsc::channel(EVENT_BATCHES_MAX);
     tokio::task::spawn_local(async move {
         loop {
@@ -316,7 +383,7 @@ struct Lines(mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Lines {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,

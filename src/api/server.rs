@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::net::UnixListener;
@@ -16,7 +16,8 @@ use tokio::task::LocalSet;
 use super::connection::{self, Phase};
 use super::{Context, Listener};
 
-/// Connections at a time. One more takes the place of the one that has gone longest without a complete request.
+/// Connections at a time. One more takes the place of the one that has gone longest without a complete request, and waits
+/// while there is none without.
 const CONNECTIONS_MAX: usize = 16;
 /// How long the end of the process waits for answers to be sent.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -94,10 +95,6 @@ async fn serve(socket: UnixListener, context: Context, mut ending: watch::Receiv
     });
     let connections = Rc::new(Connections::default());
     loop {
-        tokio::select! {
-            () = connections.room() => {}
-            _ = ending.changed() => break,
-        }
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
             _ = ending.changed() => break,
@@ -109,7 +106,11 @@ async fn serve(socket: UnixListener, context: Context, mut ending: watch::Receiv
                 continue;
             }
         };
-        let phase = connections.enter();
+        // It waits here for its place, and the kernel keeps those that come after it.
+        let phase = tokio::select! {
+            phase = connections.enter() => phase,
+            _ = ending.changed() => break,
+        };
         let (connections, context) = (Rc::clone(&connections), Arc::clone(&context));
         let (news, ending) = (news.clone(), ending.clone());
         tokio::task::spawn_local(async move {
@@ -124,37 +125,42 @@ async fn serve(socket: UnixListener, context: Context, mut ending: watch::Receiv
 #[derive(Default)]
 struct Connections {
     open: RefCell<Vec<Rc<Phase>>>,
-    /// One has left, or has answered.
-    changed: Notify,
+    /// One has left or stays, or its request is no longer in progress.
+    changed: Rc<Notify>,
 }
 
 impl Connections {
-    /// Returns when one more may be accepted: there is a place, or one whose holder has no request in progress.
-    async fn room(&self) {
+    /// Takes a place: a free one, or that of the connection that may be closed for the longest time.
+    async fn enter(&self) -> Rc<Phase> {
         loop {
-            let has_room = {
-                let open = self.open.borrow();
-                open.len() < CONNECTIONS_MAX || open.iter().any(|phase| phase.waiting_since().is_some())
+            if self.open.borrow().len() >= CONNECTIONS_MAX {
+                // What clients have sent already is seen before one of them is told to leave.
+                tokio::task::yield_now().await;
+            }
+            let next = {
+                let mut open = self.open.borrow_mut();
+                if open.len() < CONNECTIONS_MAX {
+                    let phase = Phase::new(Rc::clone(&self.changed));
+                    open.push(Rc::clone(&phase));
+                    return phase;
+                }
+                // Who is told to leave does so at once, or has a request by now and stays.
+                let leaves = open.iter().any(|phase| phase.is_evicted());
+                let closable = open.iter().filter_map(|phase| Some((phase.closable_from()?, phase)));
+                let next = closable.min_by_key(|(from, _)| *from).filter(|_| !leaves);
+                next.map(|(from, phase)| (from, Rc::clone(phase)))
             };
-            if has_room {
-                return;
+            match next {
+                Some((from, phase)) if from <= Instant::now() => phase.evict(),
+                // It may be that the client takes its answer before.
+                Some((from, _)) => {
+                    let _ = tokio::time::timeout_at(from.into(), self.changed.notified()).await;
+                    continue;
+                }
+                None => {}
             }
             self.changed.notified().await;
         }
-    }
-
-    /// Takes a place, if need be that of the one who has waited longest.
-    fn enter(&self) -> Rc<Phase> {
-        let mut open = self.open.borrow_mut();
-        if open.len() >= CONNECTIONS_MAX
-            && let Some(oldest) =
-                open.iter().filter(|phase| phase.waiting_since().is_some()).min_by_key(|phase| phase.waiting_since())
-        {
-            oldest.evict();
-        }
-        let phase = Phase::new();
-        open.push(Rc::clone(&phase));
-        phase
     }
 
     fn leave(&self, phase: &Rc<Phase>) {
@@ -164,10 +170,7 @@ impl Connections {
 
     /// Returns when no request is in progress.
     async fn idle(&self) {
-        loop {
-            if self.open.borrow().iter().all(|phase| phase.waiting_since().is_some()) {
-                return;
-            }
+        while self.open.borrow().iter().any(|phase| phase.is_busy()) {
             self.changed.notified().await;
         }
     }
