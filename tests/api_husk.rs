@@ -134,11 +134,17 @@ fn clients_that_follow_leave_room_for_others() {
     }
     let refused = vm.connect().ask("GET", "/husk/v1/events", "");
     assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("too_many_followers")));
-    drop(followers.pop());
+    // One that has said all that it will say still listens.
+    followers[0].end_sending();
     vm.patch("/vm", &json!({ "state": "Paused" })).done();
-    // The place is free when the server has seen that the other hung up.
-    let mut ninth = vm.connect();
-    while ninth.ask("GET", "/husk/v1/events?after=1000", "").status == 503 {}
+    followers[0].wait_for("paused");
+    assert_eq!(vm.connect().ask("GET", "/husk/v1/events", "").status, 503);
+    drop(followers.pop());
+    // The place is free when the server has seen that the other hung up, with no event.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while vm.connect().ask("GET", "/husk/v1/events?after=1000", "").status == 503 {
+        assert!(Instant::now() < deadline);
+    }
     vm.stop();
 }
 

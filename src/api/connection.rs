@@ -1,10 +1,11 @@
 //! One connection: requests in turn, each with a deadline for its arrival. A connection that holds no complete request can
 //! be closed at any time, and is when another client needs its place.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Sleep, sleep_until};
@@ -125,11 +126,13 @@ pub(super) async fn serve(
     mut ending: watch::Receiver<bool>,
 ) {
     let end = ending.clone();
-    let observed = Observed { socket, phase: Rc::clone(&phase) };
+    let socket = Rc::new(RefCell::new(socket));
+    let observed = Observed { socket: Rc::clone(&socket), phase: Rc::clone(&phase) };
     let service = service_fn(|request| {
-        let (context, phase, news, end) = (Arc::clone(&context), Rc::clone(&phase), news.clone(), end.clone());
+        let (context, phase) = (Arc::clone(&context), Rc::clone(&phase));
+        let line = Line { socket: Rc::clone(&socket), news: news.clone(), end: end.clone() };
         async move {
-            let (answer, answering) = answer(request, &context, phase, (news, end)).await;
+            let (answer, answering) = answer(request, &context, phase, line).await;
             Ok::<_, Infallible>(answer.map(|body| Answered { body, _answering: answering }))
         }
     });
@@ -187,14 +190,14 @@ impl Future for Overdue {
 
 /// The socket, which notes when the first bytes of a request arrive.
 struct Observed {
-    socket: UnixStream,
+    socket: Rc<RefCell<UnixStream>>,
     phase: Rc<Phase>,
 }
 
 impl AsyncRead for Observed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf);
         if buf.filled().len() > before && self.phase.now.get() == Now::Idle {
             self.phase.set(Now::Arriving(Instant::now()));
         }
@@ -203,8 +206,8 @@ impl AsyncRead for Observed {
 }
 
 impl AsyncWrite for Observed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.socket).poll_write(cx, buf);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, buf);
         if polled.is_ready() && matches!(self.phase.now.get(), Now::Sending(_)) {
             self.phase.set(Now::Sending(Instant::now()));
         }
@@ -212,16 +215,16 @@ impl AsyncWrite for Observed {
     }
 
     /// hyper calls it when it has written all that it had.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.socket).poll_flush(cx);
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx);
         if polled.is_ready() && matches!(self.phase.now.get(), Now::Sending(_)) {
             self.phase.set(Now::Idle);
         }
         polled
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.socket.borrow_mut()).poll_shutdown(cx)
     }
 }
 
@@ -269,11 +272,37 @@ impl hyper::body::Body for Answered {
     }
 }
 
+/// What a client that follows the events needs.
+struct Line {
+    socket: Rc<RefCell<UnixStream>>,
+    news: watch::Receiver<()>,
+    end: watch::Receiver<bool>,
+}
+
+impl Line {
+    /// The client's connection once more, to see it hang up: hyper reads nothing while it has an answer to write.
+    fn watched(&self) -> Result<UnixStream, Fault> {
+        let again = || {
+            let socket = self.socket.borrow().as_fd().try_clone_to_owned()?;
+            UnixStream::from_std(socket.into())
+        };
+        again().map_err(|error| Fault::of(Code::Host, format!("cannot watch the connection: {error}")))
+    }
+}
+
+/// Returns when the client is gone. One that has only ended its side of the connection is not.
+async fn hung_up(client: &UnixStream) {
+    while client.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
+        // That it could be written to is no news until it is so again.
+        let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+}
+
 async fn answer(
     request: hyper::Request<Incoming>,
     context: &Arc<Context>,
     phase: Rc<Phase>,
-    (news, end): (watch::Receiver<()>, watch::Receiver<bool>),
+    line: Line,
 ) -> (Answer, Answering) {
     let begun = Instant::now();
     let (head, body) = request.into_parts();
@@ -296,7 +325,10 @@ async fn answer(
                 let answer = tokio::task::spawn_blocking(move || say(reply)).await;
                 answer.expect("with panic = abort a thread returns or the process ends")
             }
-            Plan::Follow(after) => Ok(lines(follow(Follower::enter(context)?, after, news, end))),
+            Plan::Follow(after) => {
+                let follower = Follower::enter(context)?;
+                Ok(lines(follow(follower, after, line.watched()?, line)))
+            }
         }
     };
     let result: Result<Answer, Fault> = result.await;
@@ -332,8 +364,8 @@ async fn collect(head: &hyper::http::request::Parts, body: Incoming, limit: usiz
 fn follow(
     follower: Follower,
     mut after: u64,
-    mut news: watch::Receiver<()>,
-    mut end: watch::Receiver<bool>,
+    client: UnixStream,
+    Line { mut news, mut end, .. }: Line,
 ) -> answer::Body {
     let (lines, body) = mpsc::channel(EVENT_BATCHES_MAX);
     tokio::task::spawn_local(async move {
@@ -353,6 +385,7 @@ fn follow(
                 changed = end.changed() => if changed.is_err() { return },
                 changed = news.changed() => if changed.is_err() { return },
                 () = lines.closed() => return,
+                () = hung_up(&client) => return,
             }
         }
     });

@@ -51,6 +51,11 @@ impl Connection {
         self.socket.write_all(bytes)
     }
 
+    /// Sends nothing more.
+    pub(crate) fn end_sending(&mut self) {
+        self.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     /// Sends a request with a body, or with none if that is empty.
     pub(crate) fn ask(&mut self, method: &str, target: &str, body: &str) -> Answer {
         self.send(request(method, target, body).as_bytes());
