@@ -262,6 +262,40 @@ fn a_client_that_still_takes_its_answer_keeps_its_place() {
 }
 
 #[test]
+fn what_comes_with_a_complete_request_has_to_be_completed_in_time_as_well() {
+    let vm = Vm::new();
+    let body = r#"{"vcpu_count": 1, "mem_size_mib": 64}"#;
+    let put = "PUT /machine-config HTTP/1.1\r\nHost: x\r\n";
+    let chunked = format!("{put}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let whole = [request("GET", "/", ""), request("PUT", "/machine-config", body), chunked];
+    let mut patient: Vec<Connection> = whole.iter().map(|_| vm.connect()).collect();
+    for (client, request) in patient.iter_mut().zip(&whole) {
+        client.send(request.as_bytes());
+        assert!(client.answer().status < 300);
+    }
+    let begun = Instant::now();
+    let mut partial = Vec::new();
+    for (whole, part) in whole.iter().zip([
+        "PUT /vm HTT",
+        "GET / HTTP/1.1\r\nHost: x\r\n",
+        "PUT /vm HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    ]) {
+        let mut client = vm.connect();
+        client.send(format!("{whole}{part}").as_bytes());
+        assert!(client.answer().status < 300);
+        partial.push(client);
+    }
+    for client in &mut partial {
+        assert!(client.is_closed_within(Duration::from_secs(15)));
+        assert!(begun.elapsed() >= Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+    for client in &mut patient {
+        assert_eq!(client.ask("GET", "/", "").status, 200, "nothing of its next request had come");
+    }
+    vm.stop();
+}
+
+#[test]
 fn clients_that_take_none_of_their_answers_lose_their_places_to_others() {
     let mut vm = Vm::echoing();
     let documents = request("GET", "/husk/v1/openapi.json", "").repeat(50);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::TRANSFER_ENCODING;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -44,9 +45,18 @@ pub(super) struct Phase {
     last_complete: Cell<Instant>,
     evicted: Cell<bool>,
     waker: Cell<Option<Waker>>,
+    /// The last bytes that it sent.
+    sent_last: Cell<Ending>,
+    /// How its last complete request ends. Where it has sent something else since, that is a part of the next one.
+    request_ending: Cell<Ending>,
     /// Told when its request is no longer in progress.
     changed: Rc<Notify>,
 }
+
+/// The last bytes of something.
+type Ending = [u8; 4];
+/// How a head ends, and a body in chunks.
+const BLANK_LINE: Ending = *b"\r\n\r\n";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
@@ -64,7 +74,8 @@ impl Phase {
     pub(super) fn new(changed: Rc<Notify>) -> Rc<Self> {
         let last_complete = Cell::new(Instant::now());
         let (now, evicted) = (Cell::new(Now::Idle), Cell::new(false));
-        Rc::new(Self { now, last_complete, evicted, waker: Cell::new(None), changed })
+        let (sent_last, request_ending) = (Cell::new(BLANK_LINE), Cell::new(BLANK_LINE));
+        Rc::new(Self { now, last_complete, evicted, waker: Cell::new(None), sent_last, request_ending, changed })
     }
 
     /// From when on its place is another's who needs one; None while its request is in progress.
@@ -109,12 +120,47 @@ impl Phase {
         self.changed.notify_one();
     }
 
+    /// These bytes have come.
+    fn received(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.sent_last.set(ending(self.sent_last.get(), bytes));
+        if self.now.get() == Now::Idle {
+            self.set(Now::Arriving(Instant::now()));
+        }
+    }
+
+    /// The head of a request is there.
+    fn received_head(&self) {
+        if !matches!(self.now.get(), Now::Arriving(_)) {
+            self.set(Now::Arriving(Instant::now()));
+        }
+    }
+
+    /// The answer has been written.
+    fn sent(&self) {
+        // hyper may hold bytes already that came with the request.
+        let begun = self.sent_last != self.request_ending;
+        self.set(if begun { Now::Arriving(Instant::now()) } else { Now::Idle });
+    }
+
     fn deadline(&self) -> Option<Instant> {
         match self.now.get() {
             Now::Arriving(since) => Some(since + ARRIVAL_MAX),
             Now::Idle | Now::Answering | Now::Sending(_) => None,
         }
     }
+}
+
+/// How something ends that ends so and is followed by these bytes.
+fn ending(before: Ending, bytes: &[u8]) -> Ending {
+    let mut ending = before;
+    for byte in bytes.last_chunk::<4>().map_or(bytes, |last| last) {
+        ending.rotate_left(1);
+        ending[3] = *byte;
+    }
+    ending
 }
 
 /// Serves a connection until either side has enough of it.
@@ -198,9 +244,7 @@ impl AsyncRead for Observed {
     fn poll_read(self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf);
-        if buf.filled().len() > before && self.phase.now.get() == Now::Idle {
-            self.phase.set(Now::Arriving(Instant::now()));
-        }
+        self.phase.received(&buf.filled()[before..]);
         polled
     }
 }
@@ -218,7 +262,7 @@ impl AsyncWrite for Observed {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx);
         if polled.is_ready() && matches!(self.phase.now.get(), Now::Sending(_)) {
-            self.phase.set(Now::Idle);
+            self.phase.sent();
         }
         polled
     }
@@ -305,12 +349,16 @@ async fn answer(
     line: Line,
 ) -> (Answer, Answering) {
     let begun = Instant::now();
+    phase.received_head();
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let dialect = routes::dialect(path);
     let found = routes::find(&head.method, path);
     let index = found.as_ref().ok().map(|found| found.index);
     let body = collect(&head, body, context.request_bytes_max).await;
+    let is_chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    let after_head = body.as_ref().ok().filter(|_| !is_chunked).map_or(&[][..], |body| body);
+    phase.request_ending.set(ending(BLANK_LINE, after_head));
     let answering = Answering::begin(phase);
     let result = async {
         let (body, query) = (body?, head.uri.query().unwrap_or_default());
