@@ -265,7 +265,10 @@ fn vm_lines(vm: &VmPlan, width: usize) -> Vec<String> {
         };
         format!("{name:width$}  {:4}  {cpus:20}  {memory:24}  {io:16}  {time}", part.node)
     };
-    vm.parts.iter().enumerate().map(part).collect()
+    let grows = (vm.may_grow_bytes > 0).then(|| {
+        format!("{:width$}        may grow by {} MiB, which nobody has promised", "", vm.may_grow_bytes >> 20)
+    });
+    vm.parts.iter().enumerate().map(part).chain(grows).collect()
 }
 
 fn lack(miss: &Miss) -> String {

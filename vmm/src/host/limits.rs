@@ -1,6 +1,6 @@
 //! What husk itself is held to: its control groups' limits (either version), its affinity and its resource limits.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::id_list::IdList;
 use super::tree::{Tree, field};
@@ -46,7 +46,7 @@ pub struct LimitFacts {
 }
 
 /// A number and the file that sets it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// The limit.
     pub value: u64,
@@ -55,7 +55,7 @@ pub struct Limit {
 }
 
 /// A limit on HugePages.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HugetlbLimit {
     /// Size of one page, in bytes.
     pub page_bytes: u64,

@@ -4,8 +4,9 @@ use serde::Deserialize;
 
 use crate::config::extension::Extension;
 use crate::config::firecracker::bodies::MachineConfiguration;
+use crate::config::firecracker::hotplug::MemoryHotplugConfig;
 use crate::config::firecracker::{BodyError, Change, blank, from_json};
-use crate::config::{self, HostFacts, Siblings};
+use crate::config::{self, HostFacts, MIB, Siblings};
 use crate::host::IdList;
 
 /// One VM.
@@ -19,6 +20,8 @@ pub struct VmDemand {
     pub page_bytes: Option<u64>,
     /// Whether its vCPUs run on both threads of a core.
     pub siblings: Siblings,
+    /// Memory that the guest may be asked to plug, in bytes.
+    pub may_grow_bytes: u64,
 }
 
 /// One of the guest's NUMA nodes.
@@ -35,6 +38,7 @@ pub struct GuestNode {
 #[serde(rename_all = "kebab-case")]
 struct VmFile {
     machine_config: Option<MachineConfiguration>,
+    memory_hotplug: Option<MemoryHotplugConfig>,
     husk: Option<Extension>,
 }
 
@@ -46,7 +50,7 @@ impl VmDemand {
     pub fn parse(name: &str, text: &str, siblings: Siblings) -> Result<Self, BodyError> {
         // What the host has is the plan's to say.
         const ROOMY: HostFacts = HostFacts { memory_bytes: u64::MAX };
-        let VmFile { machine_config, husk } = from_json(text)?;
+        let VmFile { machine_config, memory_hotplug, husk } = from_json(text)?;
         let machine = machine_config.unwrap_or_default();
         let siblings = if machine.smt { Siblings::Shared } else { siblings };
         let mut config = blank();
@@ -60,8 +64,9 @@ impl VmDemand {
         };
         let node = |node: &config::GuestNode| GuestNode { vcpus: node.cpus.clone(), memory_bytes: node.bytes };
         let nodes = if config.numa.is_empty() { vec![whole()] } else { config.numa.iter().map(node).collect() };
+        let may_grow_bytes = memory_hotplug.map_or(0, |hotplug| u64::from(hotplug.total_size_mib) * MIB);
         let page_bytes = config.memory.placement.pages.pool_page_bytes();
-        Ok(Self { name: name.to_owned(), nodes, page_bytes, siblings })
+        Ok(Self { name: name.to_owned(), nodes, page_bytes, siblings, may_grow_bytes })
     }
 
     /// The whole VM as one node.

@@ -6,13 +6,19 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::config::firecracker::{BodyError, from_json};
-use crate::host::{self, Facts, IdList, NodeFacts, PoolFacts};
+use crate::host::{self, Facts, HugetlbLimit, IdList, Limit, LimitFacts, NodeFacts, PoolFacts};
 
 /// Nodes, with the CPUs and memory that can be promised. CPUs that are offline, or outside of husk's cpuset, are not
 /// there; neither is memory of nodes outside of it.
 #[derive(Debug, Clone)]
 pub struct Ground {
     pub(super) nodes: Vec<Node>,
+    /// Memory of no pool that can be had of all nodes together, in bytes.
+    pub(super) memory_bytes: u64,
+    /// The control group's limit that this is, if it is one.
+    pub(super) memory_limit: Option<Limit>,
+    /// Its limits on pools that are less than what is free, by size.
+    pub(super) pool_limits: BTreeMap<u64, Limit>,
     /// Free pages of the whole host by size, less those that are reserved: the kernel does not tell of which node.
     pub(super) pools: BTreeMap<u64, u64>,
     /// Whether the kernel tells of nodes.
@@ -96,6 +102,19 @@ struct Memory {
 struct Limits {
     cpuset_cpus: Option<IdList>,
     cpuset_mems: Option<IdList>,
+    #[serde(default)]
+    memory_bytes: Option<Limit>,
+    #[serde(default)]
+    hugetlb: Vec<HugetlbLimit>,
+    #[serde(default)]
+    hugetlb_reserved: Vec<HugetlbLimit>,
+}
+
+impl Limits {
+    fn of(limits: LimitFacts) -> Self {
+        let LimitFacts { cpuset_cpus, cpuset_mems, memory_bytes, hugetlb, hugetlb_reserved, .. } = limits;
+        Self { cpuset_cpus, cpuset_mems, memory_bytes, hugetlb, hugetlb_reserved }
+    }
 }
 
 impl Ground {
@@ -114,7 +133,7 @@ impl Ground {
                 nodes: cpu.nodes.clone(),
             },
             memory: Memory { available_bytes: facts.memory.available_bytes, pools: facts.memory.pools.clone() },
-            limits: Limits { cpuset_cpus: limits.cpuset_cpus.clone(), cpuset_mems: limits.cpuset_mems.clone() },
+            limits: Limits::of(limits.clone()),
         })
     }
 
@@ -124,7 +143,7 @@ impl Ground {
         Self::from_told(Told {
             cpu: Cpu { online: cpu.online, isolated: cpu.isolated, cores: cpu.cores, l3: cpu.l3, nodes: cpu.nodes },
             memory: Memory { available_bytes: None, pools: Vec::new() },
-            limits: Limits { cpuset_cpus: limits.cpuset_cpus, cpuset_mems: limits.cpuset_mems },
+            limits: Limits::of(limits),
         })
     }
 
@@ -175,8 +194,19 @@ impl Ground {
         };
         let mut nodes: Vec<Node> = told.into_iter().map(node).collect();
         nodes.sort_by_key(|node| node.id);
-        let pools = memory.pools.iter().map(|pool| (pool.page_bytes, pool.available())).collect();
-        Ok(Self { nodes, pools, numa })
+        let mut pools: BTreeMap<u64, u64> =
+            memory.pools.iter().map(|pool| (pool.page_bytes, pool.available())).collect();
+        let mut pool_limits = BTreeMap::new();
+        for HugetlbLimit { page_bytes, limit } in limits.hugetlb.into_iter().chain(limits.hugetlb_reserved) {
+            let pages = limit.value.checked_div(page_bytes).unwrap_or(0);
+            if let Some(free) = pools.get_mut(&page_bytes).filter(|free| pages < **free) {
+                *free = pages;
+                pool_limits.insert(page_bytes, limit);
+            }
+        }
+        let memory_limit = limits.memory_bytes.filter(|limit| limit.value < available);
+        let memory_bytes = memory_limit.as_ref().map_or(available, |limit| limit.value);
+        Ok(Self { nodes, memory_bytes, memory_limit, pool_limits, pools, numa })
     }
 }
 

@@ -12,7 +12,7 @@ use super::cores::{Choice, Cores, Pick};
 use super::demand::{GuestNode, VmDemand};
 use super::ground::{Ground, Node};
 use super::report::{Mend, Miss, NodePlan, Part, Plan, PoolPlan, VmPlan};
-use crate::host::IdList;
+use crate::host::{IdList, Limit};
 
 /// Plans `vms`, no two of one name, on `ground`.
 #[must_use]
@@ -22,7 +22,7 @@ pub fn plan(ground: &Ground, vms: &[VmDemand], overcommit: Overcommit) -> Plan {
     let nodes = host.nodes.iter().map(NodeState::tell).collect();
     let lacks = host.clone().lacks(&left_out);
     let mut mend: Vec<Mend> = mend_cpus(ground, vms, &host, &lacks).into_iter().collect();
-    mend.extend(lacks.iter().zip(&host.nodes).flat_map(|(lack, state)| lack.mend(state, host.numa)));
+    mend.extend(lacks.iter().zip(&host.nodes).flat_map(|(lack, state)| lack.mend(state, &host)));
     Plan { vms: told, nodes, mend }
 }
 
@@ -78,8 +78,10 @@ fn mend_cpus(ground: &Ground, vms: &[VmDemand], host: &Host, lacks: &[Lack]) -> 
 /// The host and what is promised of it.
 #[derive(Debug, Clone)]
 struct Host<'a> {
-    numa: bool,
+    ground: &'a Ground,
     nodes: Vec<NodeState<'a>>,
+    /// Memory of no pool, of all nodes together.
+    memory_left: u64,
     /// Free pages of the whole host, by size.
     pools_left: BTreeMap<u64, u64>,
 }
@@ -115,7 +117,12 @@ impl<'a> Host<'a> {
             memory_left: node.memory_bytes,
             pools_left: node.pools.iter().map(|pool| (pool.page_bytes, pool.available())).collect(),
         };
-        Self { numa: ground.numa, nodes: ground.nodes.iter().map(state).collect(), pools_left: ground.pools.clone() }
+        Self {
+            ground,
+            nodes: ground.nodes.iter().map(state).collect(),
+            memory_left: ground.memory_bytes,
+            pools_left: ground.pools.clone(),
+        }
     }
 
     /// Places a VM, whole if that can be; `None`, and nothing is taken, if it fits nowhere.
@@ -184,7 +191,7 @@ impl<'a> Host<'a> {
     fn memory_short(&self, index: usize, page_bytes: Option<u64>, bytes: u64) -> u64 {
         let state = &self.nodes[index];
         match page_bytes {
-            None => bytes.saturating_sub(state.memory_left),
+            None => bytes.saturating_sub(state.memory_left.min(self.memory_left)),
             Some(page) => {
                 let left = |pools: &BTreeMap<u64, u64>| pools.get(&page).copied().unwrap_or(0);
                 (bytes / page).saturating_sub(left(&state.pools_left).min(left(&self.pools_left)))
@@ -196,7 +203,11 @@ impl<'a> Host<'a> {
     fn take_memory(&mut self, index: usize, page_bytes: Option<u64>, bytes: u64) {
         let state = &mut self.nodes[index];
         match page_bytes {
-            None => state.memory_left = state.memory_left.saturating_sub(bytes),
+            None => {
+                for left in [&mut state.memory_left, &mut self.memory_left] {
+                    *left = left.saturating_sub(bytes);
+                }
+            }
             Some(page) => {
                 for left in [state.pools_left.get_mut(&page), self.pools_left.get_mut(&page)].into_iter().flatten() {
                     *left = left.saturating_sub(bytes / page);
@@ -205,28 +216,45 @@ impl<'a> Host<'a> {
         }
     }
 
-    fn miss(&self, index: usize, vm: &VmDemand) -> Miss {
-        let found = self.nodes[index].cores.choose(vm.vcpus(), vm.siblings).picks.len();
-        let short = self.memory_short(index, vm.page_bytes, vm.memory_bytes());
+    fn miss(&self, index: usize, vm: &VmDemand, guest: &GuestNode) -> Miss {
+        let found = self.nodes[index].cores.choose(guest.vcpu_count(), vm.siblings).picks.len();
+        let short = self.memory_short(index, vm.page_bytes, guest.memory_bytes);
         Miss {
             node: self.nodes[index].node.id,
-            vcpus: vm.vcpus().saturating_sub(u32::try_from(found).unwrap_or(u32::MAX)),
+            vcpus: guest.vcpu_count().saturating_sub(u32::try_from(found).unwrap_or(u32::MAX)),
             memory_bytes: if vm.page_bytes.is_none() { short } else { 0 },
             page_bytes: vm.page_bytes,
             pages: if vm.page_bytes.is_some() { short } else { 0 },
         }
     }
 
+    /// What each node lacks of a VM that fits nowhere: of one that can be split, of the first of its guest nodes for which
+    /// there is no room beside those before it.
+    fn misses(&self, vm: &VmDemand) -> Vec<Miss> {
+        let of = |host: &Self, guest: &GuestNode| -> Vec<Miss> {
+            (0..host.nodes.len()).map(|index| host.miss(index, vm, guest)).filter(|miss| !miss.is_none()).collect()
+        };
+        if vm.nodes.len() > 1 {
+            let (mut host, mut parts) = (self.clone(), Vec::new());
+            for guest in &vm.nodes {
+                match host.place_part(vm, guest, &parts) {
+                    Some(part) => parts.push(part),
+                    None => return of(&host, guest),
+                }
+            }
+        }
+        of(self, &vm.whole())
+    }
+
     fn tell(&self, vm: &VmDemand, parts: Option<&[Placed]>) -> VmPlan {
         let Some(parts) = parts else {
-            let misses =
-                (0..self.nodes.len()).map(|index| self.miss(index, vm)).filter(|miss| !miss.is_none()).collect();
             return VmPlan {
                 vm: vm.name.clone(),
                 parts: Vec::new(),
                 io_cpus: IdList::default(),
                 cpu_time: None,
-                misses,
+                may_grow_bytes: vm.may_grow_bytes,
+                misses: self.misses(vm),
             };
         };
         let cores = |part: &Placed| &self.nodes[part.node].cores;
@@ -240,6 +268,7 @@ impl<'a> Host<'a> {
             parts: parts.iter().map(|part| self.tell_part(part)).collect(),
             io_cpus: parts.iter().flat_map(|part| io_cpus(part).iter().collect::<Vec<_>>()).collect(),
             cpu_time: rounds.map(|rounds| 1.0 / f64::from(rounds.max(1))),
+            may_grow_bytes: vm.may_grow_bytes,
             misses: Vec::new(),
         }
     }
@@ -256,31 +285,47 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// What nodes lack for the VMs left out: each is given to the node that lacks least, which then has less for the
-    /// next.
+    /// What nodes lack for the VMs left out: each, or each of its guest nodes, is given to the node that lacks least, which
+    /// then has less for the next.
     fn lacks(mut self, left_out: &[&VmDemand]) -> Vec<Lack> {
         let mut lacks = vec![Lack::default(); self.nodes.len()];
         for vm in left_out {
-            let misses = (0..self.nodes.len()).map(|index| (index, self.miss(index, vm)));
-            let with_cpus = misses.filter(|(index, _)| self.nodes[*index].cores.threads() > 0);
-            let Some((index, miss)) =
-                with_cpus.min_by_key(|(_, miss)| (miss.vcpus, miss.pages, miss.memory_bytes, miss.node))
-            else {
-                continue;
-            };
-            let state = &mut self.nodes[index];
-            state.cores = state.cores.choose(vm.vcpus(), vm.siblings).after;
-            let cost = state.cores.cost_max(vm.siblings);
-            self.take_memory(index, vm.page_bytes, vm.memory_bytes());
-            let lack = &mut lacks[index];
-            lack.vcpus += u64::from(miss.vcpus);
-            lack.work += u64::from(vm.vcpus()) * cost;
-            lack.memory_bytes = lack.memory_bytes.saturating_add(miss.memory_bytes);
-            if let Some(page) = miss.page_bytes {
-                *lack.pages.entry(page).or_default() += miss.pages;
+            let mut parts = Vec::new();
+            let whole = [vm.whole()];
+            for guest in if vm.nodes.len() > 1 { &vm.nodes[..] } else { &whole[..] } {
+                match self.place_part(vm, guest, &parts) {
+                    Some(part) => {
+                        let cost = self.nodes[part.node].cores.cost_max(vm.siblings);
+                        lacks[part.node].work += u64::from(guest.vcpu_count()) * cost;
+                        parts.push(part);
+                    }
+                    None => self.give(vm, guest, &mut lacks),
+                }
             }
         }
         lacks
+    }
+
+    /// Gives a part to the node that lacks least of it.
+    fn give(&mut self, vm: &VmDemand, guest: &GuestNode, lacks: &mut [Lack]) {
+        let misses = (0..self.nodes.len()).map(|index| (index, self.miss(index, vm, guest)));
+        let with_cpus = misses.filter(|(index, _)| self.nodes[*index].cores.threads() > 0);
+        let Some((index, miss)) =
+            with_cpus.min_by_key(|(_, miss)| (miss.vcpus, miss.pages, miss.memory_bytes, miss.node))
+        else {
+            return;
+        };
+        let state = &mut self.nodes[index];
+        state.cores = state.cores.choose(guest.vcpu_count(), vm.siblings).after;
+        let cost = state.cores.cost_max(vm.siblings);
+        self.take_memory(index, vm.page_bytes, guest.memory_bytes);
+        let lack = &mut lacks[index];
+        lack.vcpus += u64::from(miss.vcpus);
+        lack.work += u64::from(guest.vcpu_count()) * cost;
+        lack.memory_bytes = lack.memory_bytes.saturating_add(miss.memory_bytes);
+        if let Some(page) = miss.page_bytes {
+            *lack.pages.entry(page).or_default() += miss.pages;
+        }
     }
 }
 
@@ -318,31 +363,43 @@ struct Lack {
 }
 
 impl Lack {
-    fn mend(&self, state: &NodeState, numa: bool) -> Vec<Mend> {
+    fn mend(&self, state: &NodeState, host: &Host) -> Vec<Mend> {
         let node = Some(state.node.id);
         let mut mends = Vec::new();
         if self.memory_bytes > 0 {
             let mib = self.memory_bytes.div_ceil(1 << 20);
             let lacks = format!("{mib} MiB of memory");
-            mends.push(Mend { node, lacks, fix: format!("free {mib} MiB on node {}, or fewer VMs", state.node.id) });
+            let fix = match &host.ground.memory_limit {
+                Some(limit) if host.memory_left < state.memory_left => {
+                    let raised = limit.value.saturating_add(self.memory_bytes);
+                    format!("echo {raised} > {}, or fewer VMs", limit.file)
+                }
+                _ => format!("free {mib} MiB on node {}, or fewer VMs", state.node.id),
+            };
+            mends.push(Mend { node, lacks, fix });
         }
         for (&page, &pages) in self.pages.iter().filter(|(_, pages)| **pages > 0) {
-            mends.push(mend_pool(state, numa, page, pages));
+            mends.push(mend_pool(state, host, page, pages));
         }
         mends
     }
 }
 
-fn mend_pool(state: &NodeState, numa: bool, page: u64, pages: u64) -> Mend {
+fn mend_pool(state: &NodeState, host: &Host, page: u64, pages: u64) -> Mend {
     let id = state.node.id;
     let (kib, mib) = (page >> 10, page >> 20);
     let lacks = format!("{pages} pages of {mib} MiB");
     let bytes = pages.saturating_mul(page);
-    let folder = if numa {
+    let folder = if host.ground.numa {
         format!("/sys/devices/system/node/node{id}/hugepages")
     } else {
         "/sys/kernel/mm/hugepages".to_owned()
     };
+    let left = |pools: &BTreeMap<u64, u64>| pools.get(&page).copied().unwrap_or(0);
+    let limit = host.ground.pool_limits.get(&page).filter(|_| left(&host.pools_left) < left(&state.pools_left));
+    if let Some(Limit { value, file }) = limit {
+        return Mend { node: Some(id), lacks, fix: format!("echo {} > {file}", value.saturating_add(bytes)) };
+    }
     let fix = match state.node.pools.iter().find(|pool| pool.page_bytes == page) {
         None => format!("use a host with pages of {mib} MiB"),
         Some(_) if bytes > state.memory_left => {

@@ -26,7 +26,10 @@ pub struct VmPlan {
     pub io_cpus: IdList,
     /// The CPU time that a vCPU has at least, while all others on its CPU want theirs; null if the VM does not fit.
     pub cpu_time: Option<f64>,
-    /// If it does not fit: what each node lacks of it.
+    /// Memory that its guest may be asked to plug beside what is promised (`memory-hotplug`), in bytes: it is promised by
+    /// nobody.
+    pub may_grow_bytes: u64,
+    /// If it does not fit: what each node lacks of it, or of the first of its guest nodes that fits nowhere.
     pub misses: Vec<Miss>,
 }
 

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::host::Facts;
 use crate::host::sketch::{EPYC_NPS4, OFFLINE_CPUS, SINGLE, Sketch, TWO_SOCKETS, UNEVEN_NODES};
+use crate::host::{Facts, HugetlbLimit, Limit};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -20,7 +20,7 @@ fn ground(sketch: &Sketch) -> Ground {
 
 fn vm(name: &str, vcpus: u16, memory_bytes: u64, page_bytes: Option<u64>) -> VmDemand {
     let nodes = vec![GuestNode { vcpus: (0..vcpus).collect(), memory_bytes }];
-    VmDemand { name: name.to_owned(), nodes, page_bytes, siblings: Siblings::Idle }
+    VmDemand { name: name.to_owned(), nodes, page_bytes, siblings: Siblings::Idle, may_grow_bytes: 0 }
 }
 
 fn ratio(text: &str) -> Overcommit {
@@ -78,6 +78,45 @@ fn a_vm_is_split_only_by_its_own_nodes() {
     assert_eq!(plan.vms[0].parts, []);
     let misses: Vec<_> = plan.vms[0].misses.iter().map(|miss| (miss.node, miss.vcpus, miss.pages)).collect();
     assert_eq!(misses, [(0, 8, 0), (1, 8, 0)]);
+}
+
+#[test]
+fn what_is_lacking_for_a_vm_that_can_be_split_is_lacking_for_one_of_its_nodes() {
+    // 16 cores on each node: the first guest node fits, the second lacks 4.
+    let nodes = [0..16, 16..36].map(|vcpus| GuestNode { vcpus: vcpus.collect(), memory_bytes: 40 * GIB }).to_vec();
+    let vm = VmDemand { nodes, ..vm("a", 0, 0, Some(GIB)) };
+    let plan = plan(&ground(&TWO_SOCKETS), &[vm], Overcommit::NONE);
+    let misses: Vec<_> = plan.vms[0].misses.iter().map(|miss| (miss.node, miss.vcpus, miss.pages)).collect();
+    assert_eq!(misses, [(0, 20, 0), (1, 4, 0)]);
+    assert_eq!(plan.mend[0].lacks, "CPUs for 4 vCPUs");
+}
+
+#[test]
+fn memory_is_promised_once_whatever_nodes_tell_of_it() {
+    let mut facts = TWO_SOCKETS.facts();
+    facts.memory.available_bytes = Some(4 * GIB);
+    let vms = [vm("a", 1, 4 * GIB, None), vm("b", 1, 4 * GIB, None)];
+    let plan = plan(&Ground::of(&facts).unwrap(), &vms, Overcommit::NONE);
+    assert_eq!((plan.vms[0].parts.len(), plan.vms[1].parts.len()), (1, 0));
+    assert_eq!(plan.vms[1].misses.iter().map(|miss| miss.memory_bytes).collect::<Vec<_>>(), [4 * GIB; 2]);
+}
+
+#[test]
+fn what_the_control_group_may_have_is_all_that_is_promised() {
+    let limit = |value, file: &str| Limit { value, file: file.to_owned() };
+    let mut facts = TWO_SOCKETS.facts();
+    facts.limits.memory_bytes = Some(limit(4 * GIB, "/g/memory.max"));
+    facts.limits.hugetlb = vec![HugetlbLimit { page_bytes: GIB, limit: limit(2 * GIB, "/g/hugetlb.1GB.max") }];
+    let read = Ground::parse(&serde_json::json!({ "facts": facts }).to_string()).unwrap();
+    for ground in [Ground::of(&facts).unwrap(), read] {
+        let lacks = |page_bytes| {
+            let vms = [vm("a", 1, 2 * GIB, page_bytes), vm("b", 1, 3 * GIB, page_bytes)];
+            plan(&ground, &vms, Overcommit::NONE).mend
+        };
+        let mend = |lacks: &str, fix: &str| [Mend { node: Some(0), lacks: lacks.to_owned(), fix: fix.to_owned() }];
+        assert_eq!(lacks(None), mend("1024 MiB of memory", "echo 5368709120 > /g/memory.max, or fewer VMs"));
+        assert_eq!(lacks(Some(GIB)), mend("3 pages of 1024 MiB", "echo 5368709120 > /g/hugetlb.1GB.max"));
+    }
 }
 
 #[test]
@@ -157,6 +196,10 @@ fn a_vms_file_says_what_it_asks_for() {
     let node = |vcpus: &str, mib| GuestNode { vcpus: vcpus.parse().unwrap(), memory_bytes: mib * MIB };
     assert_eq!(parse(file).unwrap().nodes, [node("0,2", 256), node("1", 768)]);
 
+    let file =
+        r#"{"machine-config": {"vcpu_count": 2, "mem_size_mib": 1024}, "memory-hotplug": {"total_size_mib": 2048}}"#;
+    assert_eq!(parse(file).unwrap(), VmDemand { may_grow_bytes: 2 * GIB, ..vm("a", 2, GIB, None) });
+
     let machine =
         |fields: &str| crate::describe(&parse(&format!(r#"{{"machine-config": {{{fields}}}}}"#)).unwrap_err());
     let table = [
@@ -221,7 +264,7 @@ fn any_vm() -> impl Strategy<Value = VmDemand> {
             second.vcpus = second.vcpus.iter().map(|vcpu| vcpu + behind).collect();
         }
         let siblings = if shared { Siblings::Shared } else { Siblings::Idle };
-        VmDemand { name: String::new(), nodes, page_bytes, siblings }
+        VmDemand { name: String::new(), nodes, page_bytes, siblings, may_grow_bytes: 0 }
     })
 }
 

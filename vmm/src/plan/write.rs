@@ -70,8 +70,9 @@ fn placement(old: Option<Value>, vm: &VmPlan) -> Result<Value, WriteError> {
     placement.insert("memory".to_owned(), Value::Object(memory));
 
     let mut threads = object(placement.remove("threads"), "husk.placement.threads")?;
-    for terms in threads.values_mut().filter_map(Value::as_object_mut) {
-        terms.remove("cpus");
+    let planned = |name: &str| name.starts_with("vcpu") || name == "io" || name.starts_with("io:");
+    for (_, terms) in threads.iter_mut().filter(|(name, _)| planned(name)) {
+        terms.as_object_mut().map(|terms| terms.remove("cpus"));
     }
     let mut place = |name: String, cpus: &IdList| -> Result<(), WriteError> {
         let mut terms = object(threads.remove(&name), "husk.placement.threads")?;
@@ -155,6 +156,7 @@ mod tests {
             parts: vec![part(1, "0-1", &[4, 5])],
             io_cpus: "0-3".parse().unwrap(),
             cpu_time: Some(1.0),
+            may_grow_bytes: 0,
             misses: Vec::new(),
         }
     }
@@ -189,7 +191,7 @@ mod tests {
     fn a_placement_that_is_there_keeps_what_a_plan_does_not_say() {
         let (text, value) = written(
             r#"{"husk": {"placement": {"memory": {"pages": "2M", "nodes": "0"}, "best_effort": true,
-                "threads": {"vcpu": {"cpus": "9"}, "vcpu0": {"cpus": "7", "priority": "fifo:1"}, "api": {"priority": "nice:5"}}}},
+                "threads": {"vcpu": {"cpus": "9"}, "vcpu0": {"cpus": "7", "priority": "fifo:1"}, "io:root": {"cpus": "8"}, "main": {"cpus": "1"}, "api": {"cpus": "1", "priority": "nice:5"}}}},
                 "drives": []}"#,
         );
         assert!(text.ends_with("\"drives\": []}"), "{text}");
@@ -200,7 +202,7 @@ mod tests {
             placement["threads"],
             json!({
                 "vcpu0": { "cpus": "4", "priority": "fifo:1" }, "vcpu1": { "cpus": "5" },
-                "api": { "priority": "nice:5" }, "io": { "cpus": "0-3" },
+                "main": { "cpus": "1" }, "api": { "cpus": "1", "priority": "nice:5" }, "io": { "cpus": "0-3" },
             })
         );
     }
