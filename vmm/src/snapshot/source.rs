@@ -98,9 +98,7 @@ impl Source {
             Absent::In(_) | Absent::Zero | Absent::WithHandler => None,
         };
         let (here, go_on) = (here.as_ref(), &go_on);
-        let count = pages.count();
-        let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-        let threads = (count / PAGES_A_THREAD_MIN).clamp(1, THREADS_MAX.min(cores));
+        let threads = threads(pages.count());
         if threads == 1 {
             return self.copy_share(pages, here, writer, (0, pages.pages()), go_on);
         }
@@ -175,6 +173,15 @@ impl Source {
             first = end;
         }
         Ok(())
+    }
+}
+
+/// How many threads copy so many pages. The host is not asked for its CPUs where one will do: that reads a dozen files, and
+/// the machine may be held meanwhile.
+fn threads(pages: u64) -> u64 {
+    match (pages / PAGES_A_THREAD_MIN).min(THREADS_MAX) {
+        0 | 1 => 1,
+        threads => threads.min(thread::available_parallelism().map_or(1, |cores| cores.get() as u64)),
     }
 }
 

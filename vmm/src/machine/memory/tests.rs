@@ -69,7 +69,7 @@ fn a_prefault_that_finds_no_page_is_an_error_and_gives_back_what_it_had_of_hugep
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
     placement::advise(&region, &settled.placement, settled.parts[0].nodes.as_ref()).unwrap();
     let memory = GuestMemory::from_regions(vec![region]).unwrap();
-    let error = make_present(&memory, &settled).unwrap_err().to_string();
+    let error = make_present(&memory, &settled, &Assembly::default()).unwrap_err().to_string();
     assert!(error.contains("prefault (MADV_POPULATE_WRITE)") && error.contains("add some, and start again"), "{error}");
     drop(memory);
     assert_eq!(pool.free(), before);
