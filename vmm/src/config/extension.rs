@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CoreScheduling, GuestNode, Honour, HostNodes, MIB, MemoryPlacement, NodePolicy, Pages, ThreadName, ThreadPlacement,
-    ThreadTerms, VmConfig,
+    CoreScheduling, GuestNode, Honour, HostNodes, MIB, MemoryBacking, MemoryPlacement, NodePolicy, Pages, ThreadName,
+    ThreadPlacement, ThreadTerms, VmConfig,
 };
 use crate::host::IdList;
 
@@ -40,6 +40,9 @@ pub struct Placement {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
+    /// Whether it is a memfd that another process can be handed; absent is what is so without this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
     /// The pages that it is made of; absent is what `machine-config` says.
     pub pages: Option<Pages>,
     /// The host's NUMA nodes that it comes from, as in `0-1,3`.
@@ -105,6 +108,8 @@ impl Placement {
         };
         Self {
             memory: Memory {
+                // Who saves a configuration has it beside this.
+                shared: None,
                 pages: Some(*pages),
                 nodes,
                 policy,
@@ -132,7 +137,10 @@ impl Placement {
             distances,
         };
         config.numa = self.numa.into_iter().map(node).collect();
-        let Memory { pages, nodes, policy, hotplug_node, prefault, lock, merge, dump } = self.memory;
+        let Memory { shared, pages, nodes, policy, hotplug_node, prefault, lock, merge, dump } = self.memory;
+        if let Some(shared) = shared {
+            config.memory.backing = if shared { MemoryBacking::Memfd } else { MemoryBacking::Anonymous };
+        }
         config.memory.placement = MemoryPlacement {
             pages: pages.unwrap_or(config.memory.placement.pages),
             nodes: nodes.map(|nodes| HostNodes { nodes, policy }),
