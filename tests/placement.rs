@@ -42,11 +42,39 @@ fn memory_of_huge_pages_on_a_node_is_there_before_the_guest_and_told_page_by_pag
         assert_eq!(bytes(memory, "resident_bytes"), 64 * MIB, "{backing}: {report}");
         assert_eq!(bytes(memory, "elsewhere_bytes"), 0, "{backing}: {report}");
         assert_eq!(memory["regions"][0]["resident_by_node"], json!({ "0": 64 * MIB }), "{backing}: {report}");
+        let by_size = json!({ "2M": { "0": 64 * MIB } });
+        assert_eq!(memory["regions"][0]["resident_by_size"], by_size, "{backing}: {report}");
+        assert_eq!((bytes(memory, "dumpable_bytes"), bytes(memory, "mergeable_bytes")), (0, 0), "{backing}: {report}");
+        let told = common::husk(["ctl", "--api-sock", &socket, "placement"]).end().went_well().text();
+        for line in ["memory.given.pages", "memory.pool_bytes", "memory.regions.0.resident_by_size.2M.0"] {
+            let line = told.lines().find(|told| told.starts_with(line)).unwrap_or_else(|| panic!("no {line}: {told}"));
+            assert!(line.ends_with("  2M") || line.ends_with("  67108864"), "{line}");
+        }
         assert_eq!(before - pool.free(), 32, "{backing}");
         husk.signal(libc::SIGTERM);
         assert_eq!(husk.end().code(), Some(0));
         assert_eq!(pool.free(), before, "{backing}: given back");
     }
+}
+
+#[test]
+fn what_is_planned_is_told_before_the_start() {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    vm.patch("/machine-config", &json!({ "vcpu_count": 2 })).done();
+    let numa = json!([{ "cpus": "0", "mem_size_mib": 24, "nodes": "0" }, { "cpus": "1", "mem_size_mib": 40 }]);
+    let placement = json!({ "memory": { "shared": true }, "numa": numa, "threads": { "vcpu1": { "cpus": "0-1" } } });
+    vm.put("/husk/v1/placement", &placement).done();
+    assert_eq!(vm.get("/husk/v1/config")["memory_backing"], "memfd");
+    let report = vm.get("/husk/v1/placement");
+    let regions = report["memory"]["regions"].as_array().unwrap_or_else(|| panic!("{report}"));
+    let of = |region: &Value| (bytes(region, "guest_address"), bytes(region, "bytes"), region["nodes"].clone());
+    let planned: Vec<_> = regions.iter().map(of).collect();
+    assert_eq!(planned, [(0, 24 * MIB, json!("0")), (24 * MIB, 40 * MIB, json!(null))], "{report}");
+    let thread = thread(&report, "vcpu1");
+    assert_eq!((&thread["asked_cpus"], &thread["tid"]), (&json!("0-1"), &json!(null)), "{report}");
+    vm.put("/husk/v1/placement", &json!({ "memory": { "shared": false } })).done();
+    assert_eq!(vm.get("/husk/v1/config")["memory_backing"], "anonymous");
 }
 
 #[test]

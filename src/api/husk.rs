@@ -276,7 +276,7 @@ fn say_placement(reply: Reply) -> Result<Answer, Fault> {
         Reply::Placement(source) => source.report().map_err(|error| {
             Fault::of(Code::Host, format!("the kernel does not tell where guest memory is: {error}"))
         })?,
-        Reply::Config(config) => PlacementReport::planned(&config.memory),
+        Reply::Config(config) => PlacementReport::planned(&config),
         _ => return Ok(no_content()),
     };
     Ok(json_answer(StatusCode::OK, &report))

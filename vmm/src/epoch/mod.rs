@@ -56,6 +56,7 @@ pub use layer::{FinishedLayer, LayerWriter, Pen};
 pub use pages::{ChunkPages, PageRun, PageSet};
 pub use point::{LayerRun, Point, PointError};
 pub use publish::{Described, PointFiles};
+pub(crate) use residency::huge;
 pub use residency::{ResidencyError, touched};
 pub use section::{Encoded, Section, SectionError, SectionHead, SectionKind, Sections};
 pub use state_file::{StateError, StateFile, StateHeader};

@@ -75,7 +75,7 @@ fn touched_in(region: &GuestRegionMmap, tables: &File, mut insert: impl FnMut(Ra
         _ => {
             let host = region.as_ptr().expose_provenance() as u64;
             let own = if is_shared { Kind::Any } else { Kind::NotOfFiles };
-            match scan(tables, host..host + region.len(), own, &mut insert) {
+            match scan(tables, host..host + region.len(), Sought::touched(own), &mut insert) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                     read(tables, host..host + region.len(), own, insert)
                 }
@@ -125,6 +125,39 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
+
+/// Categories of pages that are asked for: all of `with`, none of `without`, and one of `any`.
+#[derive(Clone, Copy, Debug)]
+struct Sought {
+    with: u64,
+    without: u64,
+    any: u64,
+}
+
+impl Sought {
+    /// Of those that are huge ones.
+    const HUGE: Self = Self { with: PAGE_IS_HUGE, without: 0, any: PAGE_IS_PRESENT };
+
+    const fn touched(own: Kind) -> Self {
+        let without = match own {
+            Kind::Any => PAGE_IS_PFNZERO,
+            Kind::NotOfFiles => PAGE_IS_PFNZERO | PAGE_IS_FILE,
+        };
+        Self { with: 0, without, any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED }
+    }
+}
+
+/// The host addresses in `span` at which one entry of the page tables maps a huge page, in their order.
+///
+/// # Errors
+/// The host does not tell; before Linux 6.7 it cannot.
+pub(crate) fn huge(span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut parts = Vec::new();
+    let start = span.start;
+    scan(&File::open(PAGEMAP)?, span, Sought::HUGE, &mut |part| parts.push(start + part.start..start + part.end))?;
+    Ok(parts)
+}
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, pm_scan_arg);
 
@@ -132,12 +165,8 @@ ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, pm_scan_arg);
 const REGIONS: usize = 512;
 
 /// Asks the kernel for the ranges. Before Linux 6.7 the answer is ENOTTY, and nothing was passed on.
-fn scan(tables: &File, span: Range<u64>, own: Kind, insert: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
+fn scan(tables: &File, span: Range<u64>, sought: Sought, insert: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
     let mut regions = [page_region::default(); REGIONS];
-    let not = match own {
-        Kind::Any => PAGE_IS_PFNZERO,
-        Kind::NotOfFiles => PAGE_IS_PFNZERO | PAGE_IS_FILE,
-    };
     let mut next = span.start;
     while next < span.end {
         let mut request = pm_scan_arg {
@@ -146,9 +175,9 @@ fn scan(tables: &File, span: Range<u64>, own: Kind, insert: &mut impl FnMut(Rang
             end: span.end,
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: REGIONS as u64,
-            category_inverted: not,
-            category_mask: not,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            category_inverted: sought.without,
+            category_mask: sought.with | sought.without,
+            category_anyof_mask: sought.any,
             ..pm_scan_arg::default()
         };
         // SAFETY: PAGEMAP_SCAN with no flags changes nothing of the span; it writes at most `vec_len` regions at `vec` = an array

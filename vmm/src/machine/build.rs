@@ -243,7 +243,7 @@ impl Machine {
             }
         };
         let threads = place_threads(settled_threads, &vcpus, &devices)?;
-        let placement = PlacementSource::new(&memory.ram, settled, threads);
+        let placement = PlacementSource::new(&memory.all, Arc::downgrade(&slots), settled, threads);
         let watch = watch(&placement, &events)?;
         tracking.begin(config.memory.track_dirty_pages, &slots)?;
         Ok(Self {

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader};
 use std::ptr;
 
 use super::apply::Span;
+use crate::epoch::{self, PAGE_BYTES};
 
 /// Bytes that are there, by node.
 pub(super) type ByNode = BTreeMap<u16, u64>;
@@ -28,8 +29,32 @@ pub(super) fn by_node_of_some(span: Span, page_bytes: u64) -> io::Result<ByNode>
     by_node_of_every(span, page_bytes, (span.bytes / page_bytes).div_ceil(SAMPLE_PAGES).max(1))
 }
 
+/// The pages of a span that are of the host's choice, or transparent huge ones: those that are of 4 KiB, and those that are
+/// of 2 MiB. `None` from a kernel that does not tell (before Linux 6.7).
+pub(super) fn by_size(span: Span) -> io::Result<Option<[ByNode; 2]>> {
+    let host = span.host as u64;
+    let huge = match epoch::huge(host..host + span.bytes) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => return Ok(None),
+        huge => huge?,
+    };
+    let mut huge = huge.into_iter().peekable();
+    let [mut small, mut large] = [ByNode::new(), ByNode::new()];
+    for_every(span, PAGE_BYTES, 1, |address, node| {
+        while huge.next_if(|range| range.end <= address).is_some() {}
+        let is_huge = huge.peek().is_some_and(|range| range.contains(&address));
+        *if is_huge { &mut large } else { &mut small }.entry(node).or_default() += PAGE_BYTES;
+    })?;
+    Ok(Some([small, large]))
+}
+
 fn by_node_of_every(span: Span, page_bytes: u64, stride: u64) -> io::Result<ByNode> {
     let mut nodes = ByNode::new();
+    for_every(span, page_bytes, stride, |_, node| *nodes.entry(node).or_default() += page_bytes)?;
+    Ok(nodes)
+}
+
+/// Gives `take` the address and the node of every `stride`th page of a span that is there, in order.
+fn for_every(span: Span, page_bytes: u64, stride: u64, mut take: impl FnMut(u64, u16)) -> io::Result<()> {
     let mut addresses = Vec::with_capacity(BATCH);
     let mut next = 0;
     while next < span.bytes {
@@ -38,13 +63,13 @@ fn by_node_of_every(span: Span, page_bytes: u64, stride: u64) -> io::Result<ByNo
             addresses.push(span.host + usize::try_from(next).expect("a 64-bit host addresses 64 bits"));
             next += page_bytes * stride;
         }
-        for status in statuses(&addresses)? {
+        for (&address, status) in addresses.iter().zip(statuses(&addresses)?) {
             if let Ok(node) = u16::try_from(status) {
-                *nodes.entry(node).or_default() += page_bytes;
+                take(address as u64, node);
             }
         }
     }
-    Ok(nodes)
+    Ok(())
 }
 
 /// The node of each address's page, or a negative error number where there is none.
@@ -81,6 +106,12 @@ pub(super) struct Kinds {
     pub(super) locked: u64,
     /// Swapped out.
     pub(super) swapped: u64,
+    /// Merged with equal pages.
+    pub(super) merged: u64,
+    /// Mappings whose pages the kernel may merge.
+    pub(super) mergeable: u64,
+    /// Mappings that are part of a core dump.
+    pub(super) dumpable: u64,
 }
 
 /// The kinds of the pages of some spans.
@@ -90,32 +121,43 @@ pub(super) fn kinds(spans: &[Span]) -> io::Result<Kinds> {
 
 fn kinds_in(smaps: impl BufRead, spans: &[Span]) -> io::Result<Kinds> {
     let mut kinds = Kinds::default();
-    let mut counts = false;
+    // What the spans have of the mapping that is told of, in bytes.
+    let mut covered = 0;
     for line in smaps.lines() {
         let line = line?;
         let mut words = line.split_ascii_whitespace();
-        let (Some(key), value) = (words.next(), words.next()) else { continue };
+        let Some(key) = words.next() else { continue };
         let Some(field) = key.strip_suffix(':') else {
-            counts = range(key).is_some_and(|mapping| spans.iter().any(|span| overlap(mapping, span)));
+            covered = range(key).map_or(0, |mapping| spans.iter().map(|span| overlap(mapping, span)).sum());
             continue;
         };
+        if field == "VmFlags" {
+            let flags: Vec<&str> = words.collect();
+            kinds.mergeable += if flags.contains(&"mg") { covered } else { 0 };
+            kinds.dumpable += if flags.contains(&"dd") { 0 } else { covered };
+            continue;
+        }
         let place = match field {
             "AnonHugePages" | "ShmemPmdMapped" | "FilePmdMapped" => &mut kinds.transparent,
             "Private_Hugetlb" | "Shared_Hugetlb" => &mut kinds.pool,
             "Locked" => &mut kinds.locked,
             "Swap" => &mut kinds.swapped,
+            "KSM" => &mut kinds.merged,
             _ => continue,
         };
-        if counts && let Some(kib) = value.and_then(|value| value.parse::<u64>().ok()) {
+        if covered > 0
+            && let Some(kib) = words.next().and_then(|value| value.parse::<u64>().ok())
+        {
             *place += kib * 1024;
         }
     }
     Ok(kinds)
 }
 
-fn overlap((start, end): (u64, u64), span: &Span) -> bool {
+/// How much a mapping and a span have in common, in bytes.
+fn overlap((start, end): (u64, u64), span: &Span) -> u64 {
     let host = span.host as u64;
-    start < host + span.bytes && host < end
+    end.min(host + span.bytes).saturating_sub(start.max(host))
 }
 
 /// The addresses of a mapping from its first line.
@@ -135,17 +177,21 @@ mod tests {
 Rss:                   8 kB
 AnonHugePages:         4 kB
 Locked:                1 kB
-VmFlags: rd wr
+KSM:                   2 kB
+VmFlags: rd wr mg
 3000-5000 rw-s 00000000 00:0e 7   /anon_hugepage (deleted)
 Shared_Hugetlb:       16 kB
 Swap:                  2 kB
+VmFlags: rd wr sh dd
 9000-a000 rw-p 00000000 00:00 0   [heap]
 AnonHugePages:       999 kB
 Swap:                999 kB
+VmFlags: rd wr mg
 ";
         let spans = [Span { guest: 0, host: 0x2000, bytes: 0x2000 }];
         let kinds = kinds_in(smaps.as_bytes(), &spans).unwrap();
-        assert_eq!(kinds, Kinds { transparent: 4096, pool: 16384, locked: 1024, swapped: 2048 });
+        let flags = Kinds { merged: 2048, mergeable: 4096, dumpable: 4096, ..Kinds::default() };
+        assert_eq!(kinds, Kinds { transparent: 4096, pool: 16384, locked: 1024, swapped: 2048, ..flags });
         assert_eq!(kinds_in(smaps.as_bytes(), &[]).unwrap(), Kinds::default());
     }
 
@@ -156,6 +202,7 @@ Swap:                999 kB
         let span = Span { guest: 0, host: start, bytes: 32 << 10 };
         let nodes = by_node(span, 4096).unwrap();
         assert_eq!(nodes.values().sum::<u64>(), 32 << 10, "{nodes:?}");
+        assert_eq!(by_size(span).unwrap(), Some([nodes, ByNode::new()]));
         drop(pages);
     }
 }

@@ -105,8 +105,8 @@ pub(crate) struct PlacedThread {
 pub struct ThreadReport {
     /// Its name, cut to 15 bytes by the kernel.
     name: String,
-    /// The kernel's number for it.
-    tid: i32,
+    /// The kernel's number for it; null before the start.
+    tid: Option<i32>,
     /// The CPUs that were asked for.
     asked_cpus: Option<String>,
     /// The CPUs that it may run on.
@@ -452,6 +452,21 @@ pub(super) fn drift(reports: &[ThreadReport]) -> Vec<String> {
 }
 
 impl ThreadReport {
+    /// Of one or several that are not there yet.
+    pub(super) fn planned(name: &ThreadName, terms: &ThreadTerms) -> Self {
+        Self {
+            name: name.to_string(),
+            tid: None,
+            asked_cpus: terms.cpus.as_ref().map(ToString::to_string),
+            cpus: None,
+            asked_priority: terms.priority.map(|priority| priority.to_string()),
+            priority: None,
+            last_cpu: None,
+            run_ms: None,
+            wait_ms: None,
+        }
+    }
+
     fn read(tid: pid_t, terms: Option<&ThreadTerms>) -> Self {
         let task = Path::new(TASKS).join(tid.to_string());
         let text = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
@@ -465,7 +480,7 @@ impl ThreadReport {
         let mut ran = schedstat.split_ascii_whitespace().map(|text| text.parse::<u64>().ok().map(|ns| ns / 1_000_000));
         Self {
             name: text("comm").trim_end().to_owned(),
-            tid,
+            tid: Some(tid),
             asked_cpus: terms.and_then(|terms| terms.cpus.as_ref()).map(ToString::to_string),
             cpus: allowed.map(|list| list.trim().to_owned()),
             asked_priority: terms.and_then(|terms| terms.priority).map(|priority| priority.to_string()),
@@ -526,7 +541,7 @@ mod tests {
             let (placed, differences) = place(settled, &[me()]).unwrap();
             assert!(differences.is_empty(), "{differences:?}");
             let own = |placed: &[PlacedThread]| {
-                let report = reports(placed).into_iter().find(|report| report.tid == me().id).unwrap();
+                let report = reports(placed).into_iter().find(|report| report.tid == Some(me().id)).unwrap();
                 (report.cpus.clone().unwrap(), report.priority.clone().unwrap(), drift(&[report]))
             };
             assert_eq!(own(&placed), ("0".to_owned(), "nice:3".to_owned(), vec![]));
@@ -580,7 +595,7 @@ mod tests {
             let placement = ThreadPlacement { honour: Honour::BestEffort, ..terms("4000", Some(Priority::Nice(1))) };
             let (placed, differences) = place(settled(&placement, &host()).unwrap(), &[me()]).unwrap();
             assert_eq!((placed.len(), differences.len()), (1, 1));
-            let report = reports(&placed).into_iter().find(|report| report.tid == me().id).unwrap();
+            let report = reports(&placed).into_iter().find(|report| report.tid == Some(me().id)).unwrap();
             assert_eq!((report.priority.as_deref(), report.asked_cpus), (Some("nice:1"), None));
         })
         .join()

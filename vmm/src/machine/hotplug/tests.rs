@@ -5,7 +5,7 @@ use vm_memory::{Bytes, GuestMemoryBackend};
 use super::*;
 use crate::config::{MIB, MemoryBacking, MemoryPart, Pages};
 use crate::epoch::pool::Pool;
-use crate::placement::Settled;
+use crate::placement::{PlacementSource, Settled};
 
 const BLOCK: u64 = 2 * MIB;
 const SLOT: u64 = 128 * MIB;
@@ -115,6 +115,26 @@ fn comes_and_goes(bench: &Bench) {
 #[test]
 fn slots_are_the_guests_while_a_block_of_them_is_plugged_and_their_pages_go_back() {
     comes_and_goes(&bench(|_| {}));
+}
+
+#[test]
+fn the_slots_that_the_guest_has_are_in_its_placement() {
+    let bench = bench(|_| {});
+    let settled = Settled::as_asked(&Default::default(), vec![MemoryPart { bytes: 16 * MIB, nodes: None }]);
+    let source = PlacementSource::new(&bench.memory, Arc::downgrade(&bench.slots), settled, (Vec::new(), Vec::new()));
+    let plugged = || {
+        let regions = source.report().unwrap().memory.regions;
+        let plugged = regions.iter().filter(|region| region.plugged);
+        plugged.map(|region| (region.guest_address, region.bytes, region.resident_by_node.values().sum())).collect()
+    };
+    let all: Vec<(u64, u64, u64)> = plugged();
+    assert_eq!(all, []);
+    bench.plug(60, 8);
+    bench.fill(61);
+    assert_eq!(plugged(), [(bench.start, 2 * SLOT, BLOCK)]);
+    bench.plug(190, 1);
+    bench.unplug(64, 4);
+    assert_eq!(plugged(), [(bench.start, SLOT, BLOCK), (bench.start + 2 * SLOT, SLOT, 0)]);
 }
 
 #[test]
