@@ -38,6 +38,14 @@ fn memory_that_can_be_plugged_is_described_asked_for_and_told_of_as_firecracker_
     vm.patch("/hotplug/memory", &json!({ "requested_size_mib": 1026 }))
         .refused(&["requested_size_mib", "can be plugged"]);
     assert_eq!(vm.get("/hotplug/memory"), status(4));
+    let ctl = |words: &[&str]| husk(["ctl", "--api-sock", &vm.folder.at("s")]).args(words).end();
+    ctl(&["memory", "8M"]).went_well();
+    let told = ctl(&["memory"]).went_well().text();
+    assert!(told.contains("requested_size_mib  8\n") && told.contains("plugged_size_mib    0\n"), "{told}");
+    for (size, part) in [("5M", "blocks"), ("1.5M", "1.5M"), ("512K", "512K is no whole number of MiB")] {
+        let refused = ctl(&["memory", size]);
+        assert!(refused.code() == Some(1) && refused.stderr.contains(part), "{refused}");
+    }
     let devices = vm.get("/husk/v1/devices");
     assert_eq!((&devices[0]["kind"], &devices[0]["id"]), (&json!("memory"), &json!("mem")), "{devices}");
     vm.put("/hotplug/memory", &json!({ "total_size_mib": 1024 })).refused(&["is running"]);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use vmm::config::{DeviceLimits, parse_size};
+use vmm::config::{DeviceLimits, MIB, parse_size};
 
 use super::limit::{LimitWord, limits};
 use super::restore::RestoreWords;
@@ -55,6 +55,11 @@ enum Verb {
     Devices,
     /// Where its memory is: what was asked, and what is.
     Placement,
+    /// Memory that can be plugged; with a size, what its guest shall have plugged of it.
+    Memory {
+        /// The size, with a suffix K, M, G or T; whole blocks.
+        size: Option<String>,
+    },
     /// A disk in use.
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -162,6 +167,11 @@ impl CtlArgs {
             Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json)),
             Verb::Devices => say(render(&client.request("GET", "/husk/v1/devices", None)?, json)),
             Verb::Placement => say(render(&client.request("GET", "/husk/v1/placement", None)?, json)),
+            Verb::Memory { size: None } => say(render(&client.request("GET", MEMORY, None)?, json)),
+            Verb::Memory { size: Some(size) } => {
+                let body = json!({ "requested_size_mib": whole_mib(&size)? });
+                client.request("PATCH", MEMORY, Some(&body))?;
+            }
             Verb::Disk(verb) => verb.run(&client)?,
             Verb::Net(NetVerb::Link { id, state }) => {
                 let link = match state {
@@ -197,6 +207,18 @@ impl CtlArgs {
             Verb::Metrics => say(client.text("GET", "/husk/v1/metrics", None)?),
         }
         Ok(ExitStatus::Success)
+    }
+}
+
+const MEMORY: &str = "/hotplug/memory";
+
+/// A size in MiB, of which it is a whole number.
+fn whole_mib(size: &str) -> Result<u64, ClientError> {
+    let refused = |message| ClientError::Refused { message };
+    let bytes = parse_size(size).map_err(|error| refused(error.to_string()))?;
+    match bytes.is_multiple_of(MIB) {
+        true => Ok(bytes / MIB),
+        false => Err(refused(format!("{size} is no whole number of MiB"))),
     }
 }
 
