@@ -49,9 +49,9 @@ pub struct MachineConfiguration {
     /// The pages that back guest memory.
     #[serde(default)]
     pub huge_pages: HugePages,
-    /// The name of a static CPU template.
+    /// The static CPU template. `None` is none, of either kind; absent, the custom one of `PUT /cpu-config` stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<String>,
+    pub cpu_template: Option<StaticCpuTemplate>,
 }
 
 /// A part of `MachineConfiguration`, as `PATCH /machine-config` takes it. What is absent stays as it is.
@@ -70,8 +70,21 @@ pub struct MachineConfigurationPart {
     pub track_dirty_pages: Option<bool>,
     /// The pages that back guest memory.
     pub huge_pages: Option<HugePages>,
-    /// The name of a static CPU template.
-    pub cpu_template: Option<String>,
+    /// The static CPU template. `None` is none, of either kind; absent, the custom one of `PUT /cpu-config` stays.
+    pub cpu_template: Option<StaticCpuTemplate>,
+}
+
+/// `CpuTemplate`: the name of a static CPU template, which husk has as custom ones alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "they are names of the document's")]
+pub enum StaticCpuTemplate {
+    None,
+    C3,
+    T2,
+    T2A,
+    T2CL,
+    T2S,
+    V1N1,
 }
 
 /// The pages that back guest memory.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::balloon::Balloon;
 use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, HugePages, IoEngine, MachineConfiguration, MachineConfigurationPart,
-    NetworkInterface, RateLimiter, SerialDevice, TokenBucket,
+    NetworkInterface, RateLimiter, SerialDevice, StaticCpuTemplate, TokenBucket,
 };
 use super::hotplug::MemoryHotplugConfig;
 use super::{BodyError, DEFAULT_BOOT_ARGS, describe};
@@ -111,9 +111,13 @@ impl BootSource {
 impl MachineConfiguration {
     fn apply_at(self, place: &str, config: &mut VmConfig) -> Result<(), BodyError> {
         let field = |name: &str| format!("{place}{name}");
-        let asked = |wanted: bool, value: &str| wanted.then(|| Value::String(value.to_owned()));
-        let template = self.cpu_template.as_deref().unwrap_or("None");
-        not_yet(&field("cpu_template"), asked(template != "None", template))?;
+        match self.cpu_template {
+            None => {}
+            Some(StaticCpuTemplate::None) => config.cpu_template = None,
+            Some(template) => {
+                return Err(BodyError::StaticCpuTemplate { path: field("cpu_template"), template });
+            }
+        }
         let problem = "is more MiB than 64 bits of bytes: use less";
         let too_much = || BodyError::Value { path: field("mem_size_mib"), problem };
         config.memory.size_bytes = self.mem_size_mib.checked_mul(MIB).ok_or_else(too_much)?;

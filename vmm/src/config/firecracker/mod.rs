@@ -57,6 +57,16 @@ pub enum BodyError {
         /// What it asks for.
         value: String,
     },
+    /// A static CPU template.
+    #[error(
+        "{path}: husk has no static template {template:?}: use None, and give what it says as a custom one, PUT /cpu-config"
+    )]
+    StaticCpuTemplate {
+        /// The field.
+        path: String,
+        /// The template.
+        template: bodies::StaticCpuTemplate,
+    },
     /// The file of the CPU template cannot be read.
     #[error("cpu-config: cannot read {}", path.display())]
     ReadCpuTemplate {
@@ -110,6 +120,7 @@ impl BodyError {
             Self::Shape { path, .. } if path == "." => None,
             Self::Shape { path, .. }
             | Self::NotYet { path, .. }
+            | Self::StaticCpuTemplate { path, .. }
             | Self::Mac { path, .. }
             | Self::Value { path, .. } => Some(path),
             Self::LimitAt { path, .. } => Some(path),

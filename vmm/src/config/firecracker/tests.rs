@@ -253,6 +253,31 @@ fn a_machine_described_by_bodies_is_told_in_them() {
 }
 
 #[test]
+fn the_static_cpu_template_none_ends_a_custom_one_and_no_other_is_taken() {
+    let mut config = blank();
+    let custom = || Change::CpuConfig(Box::new(body(r#"{"kvm_capabilities": ["!56"]}"#)));
+    for (change, stays) in [
+        (Change::Machine(body(r#"{"vcpu_count": 1, "mem_size_mib": 64}"#)), true),
+        (Change::MachinePart(body(r#"{"vcpu_count": 1}"#)), true),
+        (Change::Machine(body(r#"{"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "None"}"#)), false),
+        (Change::MachinePart(body(r#"{"cpu_template": "None"}"#)), false),
+    ] {
+        custom().apply(&mut config, HOST).unwrap();
+        let text = format!("{change:?}");
+        change.apply(&mut config, HOST).unwrap();
+        assert_eq!(config.cpu_template.is_some(), stays, "{text}");
+    }
+    let refused = Change::MachinePart(body(r#"{"cpu_template": "T2"}"#)).apply(&mut config, HOST).unwrap_err();
+    assert_eq!(refused.field(), Some("cpu_template"));
+    let message = refused.to_string();
+    assert!(message.contains("T2") && message.contains("PUT /cpu-config"), "{message}");
+    let misspelt = super::from_json::<super::bodies::MachineConfigurationPart>(r#"{"cpu_template": "T3"}"#)
+        .unwrap_err()
+        .to_string();
+    assert!(misspelt.contains("T3") && misspelt.contains("`T2CL`"), "{misspelt}");
+}
+
+#[test]
 fn a_drive_is_replaced_by_its_id_and_a_refused_body_changes_nothing() {
     let mut config = blank();
     drive(r#""drive_id": "a", "is_root_device": false"#).apply(&mut config, HOST).unwrap();
