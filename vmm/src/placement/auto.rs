@@ -25,7 +25,7 @@ pub(crate) fn choose(
 
 /// As [`choose`], on a host of this shape. vCPUs come first, node by node, isolated CPUs first among them, on no CPU of
 /// another vCPU's list; the other threads share what is left there that is not isolated, or else the CPUs of the vCPUs' cores.
-fn choose_on(
+pub(crate) fn choose_on(
     ground: &Ground,
     placement: &ThreadPlacement,
     home: impl Fn(u8) -> Option<IdList>,

@@ -14,7 +14,7 @@ pub use shortage::Shortage;
 use shortage::shortages;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, Pages};
-use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
+use crate::host::{self, Facts, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
 
 /// The host's memory, as far as a placement asks for it.
 #[derive(Debug, Clone)]
@@ -58,6 +58,28 @@ impl HostMemory {
             thp,
             shmem_thp,
             ksm,
+        }
+    }
+
+    /// What a husk would find that read these facts.
+    #[must_use]
+    pub fn of(facts: &Facts) -> Self {
+        let Facts { cpu, memory, limits, .. } = facts;
+        let switch = |value: &Option<String>, file: &str| {
+            let file = format!("/sys/kernel/mm/{file}");
+            value.clone().map(|value| Switch { value, file })
+        };
+        Self {
+            nodes: cpu.nodes.clone(),
+            allowed_nodes: limits.mems_allowed.clone().or_else(|| limits.cpuset_mems.clone()),
+            pools: memory.pools.clone(),
+            pool_limits: limits.hugetlb.iter().chain(&limits.hugetlb_reserved).cloned().collect(),
+            available_bytes: memory.available_bytes,
+            lockable_bytes: limits.memlock_bytes.filter(|_| limits.ipc_lock != Some(true)),
+            group_limit: limits.memory_bytes.clone(),
+            thp: switch(&memory.thp, "transparent_hugepage/enabled"),
+            shmem_thp: switch(&memory.shmem_thp, "transparent_hugepage/shmem_enabled"),
+            ksm: switch(&memory.ksm.as_ref().map(|ksm| ksm.run.to_string()), "ksm/run"),
         }
     }
 

@@ -24,6 +24,8 @@ mod watch;
 pub use apply::ApplyError;
 pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use auto::choose as choose_cpus;
+#[cfg(test)]
+pub(crate) use auto::choose_on as choose_cpus_on;
 pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled, Shortage};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};

@@ -138,6 +138,12 @@ impl HostCpus {
         Self { online: host::online_cpus(), allowed: host::allowed_cpus() }
     }
 
+    /// What a husk would find that read these facts.
+    #[cfg(test)]
+    pub(crate) fn of(facts: &host::Facts) -> Self {
+        Self { online: facts.cpu.online.clone(), allowed: facts.limits.cpuset_cpus.clone() }
+    }
+
     /// Whether `cpus` can be had for the thread `name`.
     fn check(&self, name: &ThreadName, cpus: &IdList) -> Result<(), ThreadError> {
         if cpus.is_empty() {

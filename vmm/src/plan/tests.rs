@@ -1,5 +1,7 @@
 //! Plans of drawn hosts, and what holds of every plan.
 
+mod whole_way;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
