@@ -9,16 +9,19 @@ use std::net::{Shutdown, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arch::memory::MmapRegion;
 use common::ended::{Ended, Facts};
 use common::failing::FailingFiles;
 use common::folder::Folder;
 use common::guest::{fnv1a, noise};
-use common::http::Connection;
+use common::http::{Connection, request};
 use common::linux::{CMDLINE, checks_went_well, guest, guest_did, linux, pattern, sum};
 use common::network::{HOST, in_network_namespace, ip, tap};
+use common::pool::Pool;
 use common::vm::Vm;
 use common::{husk, soaks_in_full};
 use serde_json::json;
+use vm_memory::FileOffset;
 
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 512;
@@ -274,6 +277,54 @@ fn linux_sees_its_nodes_plugs_and_unplugs_fills_a_balloon_and_hears_ctrl_alt_del
     let ended = vm.husk.end();
     checks_went_well(&ended, &["ask"], "stay");
     ended.line("GUEST BUTTON ctrl-alt-del");
+}
+
+#[test]
+fn linux_that_plugs_from_a_dry_pool_is_told_of_once_and_plugs_when_it_has_pages_again() {
+    const RAM: u64 = 64;
+    const PLUGGED: u64 = 32;
+    const HUGE: u64 = 2 << 20;
+    const MIB: u64 = 1 << 20;
+    let pool = Pool::of_2m(RAM / 2 + PLUGGED / 2);
+    let folder = Folder::new();
+    let husk = husk(["--api-sock", &folder.at("s")]).typed();
+    let client = Connection::open(folder.at("s"));
+    let mut vm = Vm { folder, husk, client };
+    vm.put("/machine-config", &json!({ "vcpu_count": 1, "mem_size_mib": RAM, "huge_pages": "2M" })).done();
+    let words = format!("{CMDLINE} quiet reboot=k husk.keyboard husk.check=ask husk.end=poweroff");
+    let boot =
+        json!({ "kernel_image_path": guest("vmlinux"), "initrd_path": guest("initramfs.cpio"), "boot_args": words });
+    vm.put("/boot-source", &boot).done();
+    vm.put("/hotplug/memory", &json!({ "total_size_mib": 128 })).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("WAIT ask");
+    // Somebody else takes what is not reserved for its RAM.
+    let other = vmm::memfd::create_huge("husk-test", PLUGGED * MIB, HUGE).expect("the host has huge pages");
+    let place = Some(FileOffset::new(other, 0));
+    let bytes = usize::try_from(PLUGGED * MIB).expect("small");
+    let taken = MmapRegion::build(place, bytes, libc::PROT_READ, libc::MAP_SHARED).expect("they are free");
+    let mut follower = vm.connect();
+    follower.send(request("GET", "/husk/v1/events", "").as_bytes());
+    let ask = |vm: &mut Vm, mib: u64| vm.patch("/hotplug/memory", &json!({ "requested_size_mib": mib })).done();
+    ask(&mut vm, PLUGGED);
+    let events = follower.wait_for(r#""event":"pool_exhausted""#);
+    assert_eq!(events.matches("pool_exhausted").count(), 1, "{events}");
+    assert_eq!(vm.get("/hotplug/memory")["plugged_size_mib"], 0);
+    drop(taken);
+    // Linux tries again by itself after a minute, and at once for another size; it plugs in steps of 4 MiB.
+    ask(&mut vm, PLUGGED - 4);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while vm.get("/hotplug/memory")["plugged_size_mib"] != PLUGGED - 4 {
+        assert!(Instant::now() < deadline, "{}", vm.get("/hotplug/memory"));
+        thread::sleep(Duration::from_millis(10));
+    }
+    let report = vm.get("/husk/v1/placement");
+    let plugged = &report["memory"]["regions"][1];
+    assert_eq!((&plugged["plugged"], &plugged["bytes"]), (&json!(true), &json!(128 * MIB)), "{report}");
+    assert_eq!(plugged["resident_by_size"]["2M"]["0"], (PLUGGED - 4) * MIB, "{report}");
+    vm.husk.type_in(b"end\n");
+    assert_eq!(vm.husk.end().code(), Some(0));
+    drop(pool);
 }
 
 /// A Linux guest that is snapshot, killed and restored again and again.
