@@ -32,6 +32,7 @@ const UNSAFE_FILES: &[&str] = &[
     "tools/bench/src/bin/floor.rs",
     "tools/bench/src/io/floor.rs",
     "tools/bench/src/io/host.rs",
+    "tools/bench/src/snapshot/lazy.rs",
     "vmm/src/config/host.rs",
     "vmm/src/control/signals.rs",
     "vmm/src/epoch/barrier.rs",

@@ -1,5 +1,6 @@
 //! `tools/dev bench snapshot`.
 
+mod lazy;
 mod machine;
 mod qemu;
 
@@ -52,6 +53,12 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
         if wanted.has(name) {
             rows.push(restored(&artifacts, &place, name, mib)?);
         }
+    }
+    if wanted.has("restore-map-growth") {
+        rows.push(growth(&artifacts, &place)?);
+    }
+    if wanted.has("restore-lazy-recorded") {
+        rows.push(lazy::recorded(&artifacts, &place)?);
     }
     if wanted.has("clones-100") {
         rows.extend(clones(&artifacts, &place)?);
@@ -123,6 +130,36 @@ fn restored(artifacts: &Artifacts, place: &Place, name: &str, mib: u64) -> Resul
     let (restored, booted): (Vec<_>, Vec<_>) = pairs.collect::<Result<Vec<_>, BenchError>>()?.into_iter().unzip();
     place.clear();
     Ok(Row::less_is_better(name, "ms", median(restored), Some(("cold boot", median(booted).unwrap_or(f64::NAN))), None))
+}
+
+/// By how much husk's own part of a restore grows from 128 MiB to 6 GiB: what it takes beyond the floor of the same size, in
+/// rounds of all four.
+fn growth(artifacts: &Artifacts, place: &Place) -> Result<Row, BenchError> {
+    let sizes = [128, 6144];
+    let mut points = Vec::new();
+    for mib in sizes {
+        let made = point(artifacts, place, mib, LIVELY)?;
+        let kept = place.at(&format!("points/{mib}"));
+        std::fs::rename(&made, &kept)
+            .map_err(|source| BenchError::Proc { path: made.display().to_string(), source })?;
+        points.push(kept);
+    }
+    let time = |command: Command, wanted: &str| {
+        std::thread::sleep(SETTLE);
+        Measured::start(command, wanted, LIMIT).map(|measured| milliseconds(measured.took))
+    };
+    let mut beyond = [Vec::new(), Vec::new()];
+    for round in 0..=RESTORES {
+        for ((point, mib), beyond) in points.iter().zip(sizes).zip(&mut beyond) {
+            let own = time(restore(artifacts, point), STEP)? - time(artifacts.floor(mib, 1), FIRST_BYTE)?;
+            // The first round warms the page cache.
+            beyond.extend((round > 0).then_some(own));
+        }
+    }
+    place.clear();
+    let [small, large] = beyond.map(median);
+    let grown = small.zip(large).map(|(small, large)| large - small);
+    Ok(Row::less_is_better("restore-map-growth", "ms", grown, None, None))
 }
 
 /// From the first exec to the last of all clones' being there, before they run; and what memory each has to itself.

@@ -71,12 +71,23 @@ impl Machine {
         }
     }
 
-    /// Memory that the process has to itself, its guest's included, in KiB.
-    pub(super) fn unique_kib(&self) -> Result<f64, BenchError> {
-        let pid = match &self.process {
+    fn pid(&self) -> u32 {
+        match &self.process {
             Process::Measured(process) => process.pid(),
             Process::Spawned(child) => child.id(),
-        };
+        }
+    }
+
+    /// Memory that the process has, its guest's included, in bytes.
+    pub(super) fn resident_bytes(&self) -> Result<u64, BenchError> {
+        let path = format!("/proc/{}/statm", self.pid());
+        let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Proc { path, source })?;
+        Ok(text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096)
+    }
+
+    /// Memory that the process has to itself, its guest's included, in KiB.
+    pub(super) fn unique_kib(&self) -> Result<f64, BenchError> {
+        let pid = self.pid();
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Proc { path, source })?;
         let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u32>().ok();
