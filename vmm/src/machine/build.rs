@@ -182,9 +182,9 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let settled = settle(config)?;
+        let mut settled = settle(config)?;
         let settled_threads = settle_threads(config, &settled)?;
-        let memory = MachineMemory::map(&config.memory, config.hotplug.as_ref(), &settled)?;
+        let memory = MachineMemory::map_or_less(&config.memory, config.hotplug.as_ref(), &mut settled)?;
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {

@@ -116,6 +116,24 @@ impl MachineMemory {
         Ok(Self { ram, all: Arc::new(all), pluggable: Some(pluggable), pages })
     }
 
+    /// As [`Self::map`]; where the best effort is enough, without the pool if that has been emptied since it was counted.
+    ///
+    /// # Errors
+    /// The host cannot give it.
+    pub(crate) fn map_or_less(
+        config: &MemoryConfig,
+        hotplug: Option<&HotplugConfig>,
+        settled: &mut Settled,
+    ) -> Result<Self, MemoryError> {
+        match Self::map(config, hotplug, settled) {
+            Err(MemoryError::Map { .. }) if settled.goes_without_pool() => {
+                settled.differences.last().inspect(|difference| log::warn!("best effort: {difference}"));
+                Self::map(config, hotplug, settled)
+            }
+            mapped => mapped,
+        }
+    }
+
     /// What KVM is given at once of what can be plugged, in bytes; 0 where nothing can.
     pub(crate) fn slot_bytes(&self) -> u64 {
         self.pluggable.as_ref().map_or(0, |pluggable| pluggable.slot_bytes)

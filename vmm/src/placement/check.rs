@@ -117,6 +117,17 @@ impl Settled {
         self.parts.iter().any(|part| self.placement.is_prefaulted(part.nodes.as_ref()))
     }
 
+    /// The pool has been emptied since it was counted. Whether the best effort is enough: then it goes without.
+    pub(crate) fn goes_without_pool(&mut self) -> bool {
+        let pages = self.placement.pages;
+        let goes = self.placement.honour == Honour::BestEffort && pages.pool_page_bytes().is_some();
+        if goes {
+            self.placement.pages = Pages::Transparent;
+            self.differences.push(PlacementError::PoolTaken { pages });
+        }
+        goes
+    }
+
     fn bytes(&self) -> u64 {
         self.needed().iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }

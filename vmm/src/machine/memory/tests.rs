@@ -48,7 +48,13 @@ fn a_pool_that_was_emptied_after_it_was_asked_refuses_the_mapping_of_hugepages()
     let error = MachineMemory::map(&config, None, &settled).unwrap_err().to_string();
     assert!(error.contains("the pool has too few HugePages now"), "{error}");
     assert_eq!(pool.free(), before, "nothing was touched");
-    drop(taken);
+    let mut best = settled.clone();
+    best.placement.honour = Honour::BestEffort;
+    let memory = MachineMemory::map_or_less(&config, None, &mut best).unwrap();
+    assert_eq!((memory.pages, best.differences.len()), (Pages::Transparent, 1));
+    assert!(best.differences[0].to_string().contains("somebody else took HugePages of 2M"), "{:?}", best.differences);
+    MachineMemory::map_or_less(&config, None, &mut settled.clone()).unwrap_err();
+    drop((memory, taken));
     MachineMemory::map(&config, None, &settled).expect("nothing is left reserved");
 }
 

@@ -27,6 +27,14 @@ pub enum PlacementError {
         /// The commands that add them.
         mend: String,
     },
+    /// A pool that had the pages when it was counted.
+    #[error(
+        "memory: pages: somebody else took HugePages of {pages} after they were counted: add some, and start again"
+    )]
+    PoolTaken {
+        /// What was asked.
+        pages: Pages,
+    },
     /// More of a pool's pages than the control group may have.
     #[error("memory: pages: husk's control group may have {} MiB of HugePages of {pages} ({file}) and the guest has {}: give it less, or: echo {needed} > {file}", limit / MIB, needed / MIB)]
     PoolLimit {
