@@ -308,11 +308,14 @@ fn settle_threads(config: &VmConfig, settled: &Settled) -> Result<SettledThreads
         return Ok(SettledThreads::default());
     }
     let vcpus = (0..=u8::MAX).zip(0..config.cpus).map(|(index, _)| ThreadName::Vcpu(index));
-    let io = devices::io_thread_names(config).into_iter().map(ThreadName::Io);
+    let io_threads = devices::io_threads(config);
+    let io = io_threads.keys().cloned().map(ThreadName::Io);
     // A thread gives itself its name: whether there is a server is for the time when all threads are there.
     let names: Vec<ThreadName> = vcpus.chain(io).chain([ThreadName::Api, ThreadName::Main]).collect();
     let home = |vcpu| home_of(config, settled, vcpu);
-    placement::settle_threads(&config.threads, &names, &HostCpus::read(), |asked| placement::choose_cpus(asked, home))
+    let served = |thread: &str| io_threads.get(thread).cloned().unwrap_or_default();
+    let choose = |asked: &_| placement::choose_cpus(asked, home, served);
+    placement::settle_threads(&config.threads, &names, &HostCpus::read(), choose)
 }
 
 /// Gives husk's threads their places, this one last.

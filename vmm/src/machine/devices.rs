@@ -1,6 +1,6 @@
 //! The machine's devices: made, put on their buses, bound to their interrupts and doorbells, paused and ended in order.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -166,21 +166,25 @@ pub(super) struct Devices {
     pluggable: Option<Arc<PluggableMemory>>,
 }
 
-/// The names of the threads that will serve the queues of a machine's devices.
-pub(super) fn io_thread_names(config: &VmConfig) -> Vec<String> {
-    let disks = config.disks.iter().map(|disk| super::pool::names(&disk.id, &disk.tuning.threads));
-    let nets = config.nets.iter().map(|net| super::pool::names(&net.id, &net.tuning.threads));
-    let mut names: Vec<String> = disks.chain(nets).flatten().collect();
+/// The threads that will serve the queues of a machine's devices, by name, and the vCPUs that each works for.
+pub(super) fn io_threads(config: &VmConfig) -> BTreeMap<String, Vec<u8>> {
+    let vcpus = usize::try_from(config.cpus).expect("validate() holds the number of vCPUs against the limit");
+    let disks = config.disks.iter().map(|disk| (&disk.id, &disk.tuning.threads, disk.tuning.queues));
+    let nets = config.nets.iter().map(|net| (&net.id, &net.tuning.threads, net.tuning.queues));
+    let mut served = BTreeMap::<String, Vec<u8>>::new();
+    for (id, threads, queues) in disks.chain(nets) {
+        for (index, name) in super::pool::names(id, threads).into_iter().enumerate() {
+            // Devices may share one.
+            served.entry(name).or_default().extend(super::pool::served(index, threads, queues, vcpus));
+        }
+    }
     let others = [
         (config.has_entropy(), ENTROPY_ID),
         (config.balloon.is_some(), BALLOON_ID),
         (config.hotplug.is_some(), HOTPLUG_ID),
     ];
-    names.extend(others.iter().filter(|(is_there, _)| *is_there).map(|(_, id)| (*id).to_owned()));
-    // Where several devices share a thread it is one.
-    let mut seen = BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
-    names
+    served.extend(others.iter().filter(|(is_there, _)| *is_there).map(|(_, id)| ((*id).to_owned(), Vec::new())));
+    served
 }
 
 /// What cannot be done to a disk that is in use.

@@ -69,3 +69,33 @@ pub(super) fn names(id: &str, threads: &IoThreads) -> Vec<String> {
         IoThreads::Shared(name) => vec![name.clone()],
     }
 }
+
+/// The vCPUs that thread `index` of a device works for, whose queues are dealt out to its threads in turn. A guest gives
+/// each queue to vCPUs that follow each other, and so to those of one node; what it gives no vCPU of its own counts for one
+/// near.
+pub(super) fn served(index: usize, threads: &IoThreads, queues: usize, vcpus: usize) -> Vec<u8> {
+    let threads = match threads {
+        IoThreads::Own(count) => (*count).max(1),
+        IoThreads::Shared(_) => 1,
+    };
+    let of_queue = |queue: usize| (queue * vcpus / queues)..((queue + 1) * vcpus).div_ceil(queues);
+    (index..queues).step_by(threads).flat_map(of_queue).filter_map(|vcpu| u8::try_from(vcpu).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_works_for_the_vcpus_of_its_queues() {
+        let of = |threads, queues, vcpus| -> Vec<Vec<u8>> {
+            (0..threads).map(|index| served(index, &IoThreads::Own(threads), queues, vcpus)).collect()
+        };
+        assert_eq!(of(2, 2, 4), [[0, 1], [2, 3]]);
+        assert_eq!(of(4, 4, 4), [[0], [1], [2], [3]]);
+        assert_eq!(of(1, 2, 4), [[0, 1, 2, 3]]);
+        assert_eq!(of(2, 4, 4), [[0, 2], [1, 3]], "in turn");
+        assert_eq!(of(4, 4, 2), [[0], [0], [1], [1]]);
+        assert_eq!(of(2, 2, 3), [vec![0, 1], vec![1, 2]]);
+    }
+}

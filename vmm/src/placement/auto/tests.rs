@@ -14,9 +14,14 @@ fn chosen(sketch: &Sketch, asked: &[(&str, &str)], names: &[&str], homes: &[&str
     let names: Vec<ThreadName> = names.iter().map(name).collect();
     let home = |vcpu: u8| homes.get(usize::from(vcpu)).map(|nodes| nodes.parse().unwrap());
     let own = names.iter().map(|name| (name.clone(), placement.of(name))).collect();
-    let chosen = choose_on(&ground, &ThreadPlacement { terms: own, ..placement }, home);
+    let chosen = choose_on(&ground, &ThreadPlacement { terms: own, ..placement }, home, served);
     let chosen = chosen.map_err(|error| error.to_string())?;
     Ok(names.iter().map(|name| chosen.of(name).cpus.map_or_else(String::new, |cpus| cpus.to_string())).collect())
+}
+
+/// `io:disk0-N` works for vCPU N, others for all.
+fn served(thread: &str) -> Vec<u8> {
+    thread.strip_prefix("disk0-").map(|number| number.parse().unwrap()).into_iter().collect()
 }
 
 const FOUR: [&str; 4] = ["vcpu0", "vcpu1", "vcpu2", "vcpu3"];
@@ -48,15 +53,35 @@ fn threads_get_cpus_of_their_memorys_node_isolated_ones_first_and_siblings_only_
         // Nobody's CPUs are left of the vCPUs' own node but those that are not promised.
         (&SINGLE, &ALL, TWO_AND_IO, vec![], ["0", "1", "2-7", "2-7"]),
         // The threads of others alone.
-        (&TWO_SOCKETS, &[("io", "auto")], TWO_AND_IO, vec!["1"], ["", "", "16-19,48-51", ""]),
+        (&TWO_SOCKETS, &[("io", "auto")], TWO_AND_IO, vec!["1"; 2], ["", "", "16-19,48-51", ""]),
         // Beside vCPUs that have lists, and where their memory's node has no CPUs.
         (&SINGLE, &[("io", "auto"), ("vcpu", "0-3")], TWO_AND_IO, vec![], ["0-3", "0-3", "4-7", ""]),
         (&SINGLE, &[("io", "auto"), ("vcpu", "0-7")], TWO_AND_IO, vec![], ["0-7", "0-7", "0-7", ""]),
-        (&UNEVEN_NODES, &[("io", "auto"), ("vcpu", "0")], TWO_AND_IO, vec!["2"], ["0", "0", "1-7", ""]),
+        (&UNEVEN_NODES, &[("io", "auto"), ("vcpu", "0")], TWO_AND_IO, vec!["2"; 2], ["0", "0", "1-7", ""]),
     ] {
         let found = chosen(sketch, asked, &names, &homes).unwrap();
         assert_eq!(found, expected, "{asked:?} {homes:?}");
     }
+}
+
+#[test]
+fn an_io_thread_is_near_the_memory_of_those_that_it_works_for() {
+    let names = ["vcpu0", "vcpu1", "io:disk0-0", "io:disk0-1", "io:net0", "main"];
+    let (auto, lists) = ([ALL[0], ALL[1], ("main", "auto")], [ALL[1], ("vcpu0", "4"), ("vcpu1", "20")]);
+    let both = "0-3,16-19,32-35,48-51";
+    for (asked, expected) in [
+        (auto, ["4", "20", "0-3,32-35", "16-19,48-51", both, both]),
+        (lists, ["4", "20", "0-3,32-35", "16-19,48-51", both, ""]),
+    ] {
+        assert_eq!(chosen(&TWO_SOCKETS, &asked, &names, &["0", "1"]).unwrap(), expected, "{asked:?}");
+    }
+}
+
+#[test]
+fn what_is_spare_is_what_no_vcpu_of_any_kind_has() {
+    let asked = [("vcpu0", "auto"), ("vcpu1", "auto:shared"), ("io", "auto")];
+    let found = chosen(&SINGLE, &asked, &["vcpu0", "vcpu1", "io:net0"], &[]).unwrap();
+    assert_eq!(found, ["0", "1", "2-7"]);
 }
 
 #[test]
@@ -83,7 +108,7 @@ fn priorities_stay_beside_the_cpus_that_are_chosen() {
     let ground = Ground::of(&SINGLE.facts()).unwrap();
     let terms = ThreadTerms { cpus: Some(Cpus::Auto(Siblings::Idle)), priority: Some(Priority::Fifo(3)) };
     let placement = ThreadPlacement { terms: [(ThreadName::Vcpu(0), terms)].into(), ..ThreadPlacement::default() };
-    let chosen = choose_on(&ground, &placement, |_| None).unwrap();
+    let chosen = choose_on(&ground, &placement, |_| None, served).unwrap();
     let list = Cpus::List(IdList::from_iter([0]));
     assert_eq!(chosen.of(&ThreadName::Vcpu(0)), ThreadTerms { cpus: Some(list), priority: Some(Priority::Fifo(3)) });
     assert_eq!(chosen.of(&ThreadName::Main), ThreadTerms::default());

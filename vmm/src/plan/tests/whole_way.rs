@@ -65,7 +65,7 @@ proptest! {
             let auto = ThreadTerms { cpus: Some(Cpus::Auto(vm.siblings)), priority: None };
             let terms = names(&config).into_iter().map(|name| (name, auto.clone())).collect();
             let asked = ThreadPlacement { terms, ..ThreadPlacement::default() };
-            let chosen = choose_cpus_on(ground, &asked, |vcpu| home(&config, vcpu)).unwrap();
+            let chosen = choose_cpus_on(ground, &asked, |vcpu| home(&config, vcpu), |_| Vec::new()).unwrap();
             let cpus = chosen.terms.values().filter_map(|terms| terms.cpus.as_ref()?.list());
             prop_assert!(cpus.clone().all(|cpus| !cpus.is_empty()), "{:?}", chosen);
             let vcpus: Vec<u16> = names(&config)
