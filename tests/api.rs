@@ -10,7 +10,7 @@ use common::guest::PROBE;
 use common::http::{Connection, request};
 use common::husk;
 use common::vm::Vm;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn a_vm_is_described_started_paused_resumed_and_stopped() {
@@ -275,11 +275,16 @@ fn serial_output_beyond_its_limit_is_dropped() {
     let (path, day_ms) = (vm.folder.at("serial"), 24 * 3_600_000);
     let serial = json!({ "serial_out_path": path, "rate_limiter": { "size": 100, "one_time_burst": 28, "refill_time": day_ms } });
     vm.put("/serial", &serial).done();
+    vm.put("/metrics", &json!({ "metrics_path": vm.folder.at("metrics") })).done();
     assert_eq!(vm.get("/vm/config")["serial"], serial);
     assert_eq!(vm.get("/husk/v1/config")["serial_limit"]["burst"], 28);
     vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
     let (husk, folder) = (vm.husk, vm.folder);
     assert_eq!(husk.end().code(), Some(0));
+    let metrics: Value = serde_json::from_slice(&folder.read("metrics")).unwrap_or_default();
+    let uart = &metrics["uart"];
+    assert!(uart["rate_limiter_dropped_bytes"].as_u64() >= Some(8 << 10), "{metrics}");
+    assert_eq!(uart["missed_write_count"], 0);
     let text = folder.read("serial");
     assert!(text.len() == 128 && text.starts_with(b"PROBE READY"), "{}", String::from_utf8_lossy(&text));
 }

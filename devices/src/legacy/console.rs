@@ -36,8 +36,10 @@ const STACK_BYTES: usize = 128 << 10;
 pub struct ConsoleCounters {
     /// Bytes that the descriptor took.
     pub written_bytes: AtomicU64,
-    /// Bytes that were lost: beyond the limit, the buffer full, or the descriptor broken.
+    /// Bytes that were lost: the buffer full, or the descriptor broken.
     pub dropped_bytes: AtomicU64,
+    /// Bytes that were dropped: beyond the limit.
+    pub limited_bytes: AtomicU64,
 }
 
 /// The owner's end of a console: it lives as long as the machine.
@@ -269,9 +271,12 @@ impl Write for ConsoleWriter {
         let mut buffer = lock(&self.shared.buffer);
         let room = if buffer.broken { 0 } else { BUFFER_BYTES_MAX - buffer.bytes.len() };
         let fits = bytes.len().min(room);
-        let taken = if buffer.meter.as_mut().is_none_or(|meter| meter.lets(fits)) { fits } else { 0 };
-        buffer.bytes.extend(&bytes[..taken]);
-        self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - taken), Ordering::Relaxed);
+        self.shared.counters.dropped_bytes.fetch_add(as_u64(bytes.len() - fits), Ordering::Relaxed);
+        if buffer.meter.as_mut().is_none_or(|meter| meter.lets(fits)) {
+            buffer.bytes.extend(&bytes[..fits]);
+        } else {
+            self.shared.counters.limited_bytes.fetch_add(as_u64(fits), Ordering::Relaxed);
+        }
         if buffer.thread == ThreadState::Prepared {
             self.shared.write_at_once(&mut buffer);
         }
@@ -404,7 +409,8 @@ mod tests {
             writer.write_all(&[byte]).unwrap();
         }
         assert!(output.drain(soon()));
-        assert_eq!(output.counters().dropped_bytes.load(Ordering::Relaxed), 85);
+        assert_eq!(output.counters().limited_bytes.load(Ordering::Relaxed), 85);
+        assert_eq!(output.counters().dropped_bytes.load(Ordering::Relaxed), 0);
         output.limit(None);
         writer.write_all(b"free").unwrap();
         assert!(output.drain(soon()));

@@ -45,7 +45,7 @@ use super::slots::MemorySlots;
 use super::{CONSOLE_THREAD, SerialOutput};
 use crate::config::{BALLOON_ID, ENTROPY_ID, HOTPLUG_ID, LimiterConfig, NetSource, VmConfig};
 use crate::control::{EventSender, GuestEvent};
-use crate::metrics::{DeviceFigures, DiskQueueFigures, FlowFigures};
+use crate::metrics::{ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
 
 /// What keeps a device from being made or connected.
@@ -508,8 +508,13 @@ impl Devices {
         self.virtio.iter().map(VirtioSlot::figures).collect()
     }
 
-    pub(super) fn console_dropped_bytes(&self) -> u64 {
-        self.console.counters().dropped_bytes.load(Ordering::Relaxed)
+    /// What became of serial output that was not written.
+    pub(super) fn console_figures(&self) -> ConsoleFigures {
+        let counters = self.console.counters();
+        ConsoleFigures {
+            dropped_bytes: counters.dropped_bytes.load(Ordering::Relaxed),
+            limited_bytes: counters.limited_bytes.load(Ordering::Relaxed),
+        }
     }
 
     fn report(&self, slot: &VirtioSlot) -> DeviceReport {

@@ -277,7 +277,7 @@ impl Machine {
             memory_bytes: self.slots.present().iter().map(|slot| slot.bytes).sum(),
             vcpus: self.vcpus.iter().map(vcpu).collect(),
             devices: self.devices.figures(),
-            console_dropped_bytes: self.devices.console_dropped_bytes(),
+            console: self.devices.console_figures(),
             placement_drift: self.watch.as_ref().map(Watch::drifted),
         }
     }

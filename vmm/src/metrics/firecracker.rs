@@ -122,8 +122,11 @@ fn line(utc_ms: u64, now: &Snapshot, last: &Snapshot, missed: u64, extra: &Map<S
         "exit_mmio_write": exits(ExitKind::MmioWrite),
     });
     figures.insert("vcpu".to_owned(), vcpu);
-    let dropped = now.console_dropped_bytes.saturating_sub(last.console_dropped_bytes);
-    figures.insert("uart".to_owned(), json!({ "missed_write_count": dropped }));
+    let uart = json!({
+        "missed_write_count": now.console.dropped_bytes.saturating_sub(last.console.dropped_bytes),
+        "rate_limiter_dropped_bytes": now.console.limited_bytes.saturating_sub(last.console.limited_bytes),
+    });
+    figures.insert("uart".to_owned(), uart);
     for (kind, name) in [(DeviceKind::Disk, "block"), (DeviceKind::Net, "net"), (DeviceKind::Entropy, "entropy")] {
         let mut sums = Map::new();
         for device in now.devices.iter().filter(|device| device.kind == kind) {

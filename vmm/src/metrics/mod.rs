@@ -36,10 +36,19 @@ pub struct Snapshot {
     pub vcpus: Vec<VcpuFigures>,
     /// Its virtio devices, in order of their interrupts.
     pub devices: Vec<DeviceFigures>,
-    /// Bytes of serial output that the console did not take.
-    pub console_dropped_bytes: u64,
+    /// What became of serial output that was not written.
+    pub console: ConsoleFigures,
     /// Threads, and memory as one, that were not where they were asked to be at the last look; `None` if nothing was asked.
     pub placement_drift: Option<u64>,
+}
+
+/// Serial output that was not written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConsoleFigures {
+    /// Bytes that the console did not take.
+    pub dropped_bytes: u64,
+    /// Bytes beyond its limit.
+    pub limited_bytes: u64,
 }
 
 /// What a vCPU has done.
@@ -116,7 +125,7 @@ impl Snapshot {
             memory_bytes: 0,
             vcpus: Vec::new(),
             devices: Vec::new(),
-            console_dropped_bytes: 0,
+            console: ConsoleFigures::default(),
             placement_drift: None,
         }
     }

@@ -4,7 +4,10 @@ use std::fmt::{Display, Write};
 
 use devices::virtio::blk::DiskOperation;
 
-use super::{DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, RouteFigures, Snapshot};
+use super::{
+    ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, RouteFigures,
+    Snapshot,
+};
 use crate::control::State;
 use crate::machine::DeviceKind;
 use crate::vcpu::ExitKind;
@@ -22,8 +25,11 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &[RouteFigu
     vcpus(&mut page, machine);
     devices(&mut page, &machine.devices);
     disk_queues(&mut page, &machine.devices);
-    page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that the console did not take.");
-    page.sample("husk_console_dropped_bytes_total", &[], machine.console_dropped_bytes);
+    page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that was not written.");
+    let ConsoleFigures { dropped_bytes, limited_bytes } = machine.console;
+    for (reason, bytes) in [("output", dropped_bytes), ("limit", limited_bytes)] {
+        page.sample("husk_console_dropped_bytes_total", &[("reason", reason)], bytes);
+    }
     if let Some(drift) = machine.placement_drift {
         page.metric(
             "husk_placement_drift",
@@ -205,7 +211,7 @@ mod tests {
             memory_bytes: 1 << 27,
             vcpus: vec![vcpu],
             devices: vec![device],
-            console_dropped_bytes: 9,
+            console: ConsoleFigures { dropped_bytes: 9, limited_bytes: 4 },
             placement_drift: Some(0),
         };
         let latency = Latency::default();
