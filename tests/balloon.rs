@@ -42,7 +42,7 @@ fn a_balloon_is_described_changed_and_told_of_as_firecracker_does() {
     assert_eq!(vm.get("/balloon")["stats_polling_interval_s"], 5);
     vm.client.ask("PATCH", "/balloon/hinting/start", "").done();
     assert_eq!(vm.get("/balloon/hinting/status"), json!({ "host_cmd": 2 }));
-    vm.client.ask("PATCH", "/balloon/hinting/stop", "").done();
+    vm.client.ask("PATCH", "/balloon/hinting/stop", "{}").done();
     assert_eq!(vm.get("/balloon/hinting/status"), json!({ "host_cmd": 1 }));
     let devices = vm.get("/husk/v1/devices");
     assert_eq!(devices[0]["kind"], "balloon", "{devices}");

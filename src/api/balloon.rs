@@ -72,8 +72,8 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             patch,
             "/balloon/hinting/stop",
-            "Ends hinting: the guest has its pages back; after the start.",
-            None,
+            "Ends hinting: the guest has its pages back; after the start. As with Firecracker, a body is not looked at.",
+            optional::<serde_json::Value>(),
             Success::NoContent,
             |_, _| ask(BalloonAsk::StopHinting),
         ),
