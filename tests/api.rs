@@ -134,6 +134,11 @@ fn a_wrong_body_is_refused_by_its_field_and_changes_nothing() {
         ("GET", "/balloon", "", &["the machine has none"]),
         ("PUT", "/vsock", "{}", &["vsock", "not supported yet"]),
         ("GET", "/mmds", "", &["metadata", "not supported yet"]),
+        ("DELETE", "/network-interfaces/eth0", "", &["unplugging a network", "not supported yet"]),
+        ("DELETE", "/pmem/p", "", &["pmem", "not supported yet"]),
+        ("PATCH", "/machine-config", "{}", &["Empty PATCH request."]),
+        ("PATCH", "/machine-config", r#"{"smt": null, "vcpu_count": null}"#, &["Empty PATCH request."]),
+        ("PUT", "/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "T3"}"#, &["T3", "T2CL"]),
         ("PUT", "/snapshot/create", "{}", &["mem_file_path"]),
         (
             "PUT",

@@ -210,7 +210,8 @@ fn a_disk_in_use_is_resized_and_the_guest_is_told() {
     let missing = json!({ "drive_id": "data", "path_on_host": vm.folder.at("missing") });
     vm.patch("/drives/data", &missing).refused(&["missing"]);
     assert_eq!(vm.get("/vm/config")["drives"][0]["path_on_host"], other.as_str());
-    vm.patch("/drives/none", &json!({ "drive_id": "none" })).refused(&["no disk `none`"]);
+    vm.patch("/drives/data", &json!({ "drive_id": "data" })).refused(&["changes nothing", "path_on_host"]);
+    vm.patch("/drives/none", &json!({ "drive_id": "none", "path_on_host": other })).refused(&["no disk `none`"]);
     vm.stop();
 }
 
@@ -275,9 +276,16 @@ fn the_log_goes_where_a_client_says_and_reads_as_it_says() {
     let text = vm.folder.read("log");
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains(" [vm-7:husk-api:DEBUG] api: PUT /actions"), "{text}");
-    vm.put("/logger", &json!({ "module": "nothing" })).done();
+    vm.put("/logger", &json!({ "module": "nothing", "level": "Debug" })).done();
     vm.get("/machine-config");
     assert_eq!(vm.folder.read("log").len(), text.len(), "no other module's lines");
+    vm.put("/logger", &json!({ "module": "husk", "level": "Debug" })).done();
+    vm.get("/machine-config");
+    let text = vm.folder.read("log");
+    assert!(String::from_utf8_lossy(&text).contains("api: GET /machine-config"));
+    vm.put("/logger", &json!({})).done();
+    vm.get("/machine-config");
+    assert_eq!(vm.folder.read("log").len(), text.len(), "without a level it is Info");
     vm.stop();
     let json =
         husk(["--log-format", "json", "--level", "debug", "--boot-timer", "--no-api", "--config-file", "/x"]).end();

@@ -74,7 +74,7 @@ enum VmState {
 struct CpuConfig(serde_json::Map<String, serde_json::Value>);
 
 /// What husk does not have yet: answered 400, by name. It shrinks as they come.
-const NOT_YET: [(Method, &str, &str); 8] = [
+const NOT_YET: [(Method, &str, &str); 10] = [
     (Method::PUT, "/vsock", "the vsock device"),
     (Method::PUT, "/pmem/{id}", "the pmem device"),
     (Method::PATCH, "/pmem/{id}", "the pmem device"),
@@ -83,6 +83,8 @@ const NOT_YET: [(Method, &str, &str); 8] = [
     (Method::PATCH, "/mmds", "the metadata service"),
     (Method::PUT, "/mmds/config", "the metadata service"),
     (Method::DELETE, "/drives/{drive_id}", "unplugging a drive"),
+    (Method::DELETE, "/network-interfaces/{iface_id}", "unplugging a network interface"),
+    (Method::DELETE, "/pmem/{id}", "the pmem device"),
 ];
 
 pub(super) fn routes() -> Vec<Route> {
@@ -128,7 +130,13 @@ pub(super) fn routes() -> Vec<Route> {
             "Changes some of them; before the start.",
             required::<MachineConfigurationPart>(),
             Success::NoContent,
-            |_, request| configure(Change::MachinePart(request.parse()?)),
+            |_, request| {
+                let part: MachineConfigurationPart = request.parse()?;
+                if part == MachineConfigurationPart::default() {
+                    return Err(Fault::bad("Empty PATCH request. Give one thing to change at least"));
+                }
+                configure(Change::MachinePart(part))
+            },
         ),
         route(
             put.clone(),
@@ -203,7 +211,7 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             put.clone(),
             "/logger",
-            "Sets where husk's log goes and what is in it; at any time.",
+            "Sets where husk's log goes and what is in it; a level that is absent is Info. At any time, and not, as with Firecracker, before the start alone.",
             required::<Logger>(),
             Success::NoContent,
             |_, request| {
@@ -215,7 +223,7 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             put.clone(),
             "/metrics",
-            "Sets the file or named pipe that the machine's figures are written to, each minute; once.",
+            "Sets the file or named pipe that the machine's figures are written to, each minute; once. At any time, and not, as with Firecracker, before the start alone.",
             required::<Metrics>(),
             Success::NoContent,
             |context, request| {
@@ -282,6 +290,9 @@ fn machine_config(_: &Context, _: &Request) -> Result<Plan, Fault> {
 fn patch_drive(_: &Context, request: &Request) -> Result<Plan, Fault> {
     let PartialDrive { drive_id, path_on_host, rate_limiter } =
         request.parse_named("drive_id", |drive: &PartialDrive| &drive.drive_id)?;
+    if path_on_host.is_none() && rate_limiter.is_none() {
+        return Err(Fault::bad("the body changes nothing: give path_on_host or rate_limiter"));
+    }
     let change = DiskChange::Part { path: path_on_host, limits: rate_limiter };
     Ok(Plan::Ask(Command::Disk(drive_id, Box::new(change)), done))
 }

@@ -97,7 +97,8 @@ pub(crate) fn identify(id: &str, format: LogFormat) {
     settings(|settings| (settings.id, settings.format) = (id.to_owned(), format));
 }
 
-/// Changes what `logger` has of it; what it has not stays.
+/// Changes what `logger` has of it. What it has not stays, but for the level: that is then [`LogLevel::Info`], as with
+/// Firecracker.
 ///
 /// # Errors
 /// Its file cannot be opened; then nothing has changed.
@@ -114,9 +115,7 @@ pub(crate) fn configure(logger: &Logger) -> Result<(), LoggerError> {
             settings.module.clone_from(module);
         }
     });
-    if let Some(level) = level {
-        log::set_max_level(filter(*level));
-    }
+    log::set_max_level(filter(level.unwrap_or(LogLevel::Info)));
     Ok(())
 }
 
