@@ -58,6 +58,28 @@ fn memory_of_huge_pages_on_a_node_is_there_before_the_guest_and_told_page_by_pag
 }
 
 #[test]
+fn a_machine_that_restarts_has_its_pages_again_out_of_a_pool_that_has_no_others() {
+    let pool = Pool::of_2m(32);
+    let before = pool.free();
+    let folder = common::folder::Folder::new();
+    let socket = folder.at("s");
+    let run = ["run", "--kernel", PROBE, "--cmdline", "check=serial end=i8042", "--memory", "64M,pages=2M,nodes=0"];
+    let mut husk = husk(run).args(["--on-reboot", "restart", "--api-sock", &socket]).typed();
+    for boot in 1..=3 {
+        husk.wait_for_times("SERIAL WAIT", boot);
+        let report = common::http::Connection::open(&socket).ask("GET", "/husk/v1/placement", "").json();
+        let by_size = &report["memory"]["regions"][0]["resident_by_size"];
+        assert_eq!(by_size, &json!({ "2M": { "0": 64 * MIB } }), "boot {boot}: {report}");
+        assert_eq!(before - pool.free(), 32, "boot {boot}");
+        husk.type_in(b"end\n");
+    }
+    husk.wait_for_times("SERIAL WAIT", 4);
+    husk.signal(libc::SIGTERM);
+    assert_eq!(husk.end().code(), Some(0));
+    assert_eq!(pool.free(), before, "given back");
+}
+
+#[test]
 fn what_is_planned_is_told_before_the_start() {
     let mut vm = Vm::new();
     vm.describe("check=serial end=poweroff");
