@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::folder::Folder;
 use common::guest::probe;
 use common::http::Connection;
+use common::network::{in_network_namespace, tap};
 use common::{Husk, through_shell};
 
 /// Longer than husk's own patience.
@@ -58,12 +59,17 @@ fn wait_until_held(husk: &Husk) {
 
 /// The probe with a disk on an ext4 of its own, about to write to it; what is told of `engine` are words of `--disk`.
 fn about_to_write(folder: &Folder, engine: &str) -> Husk {
+    about_to_write_with(folder, engine, "serial,blk", &[])
+}
+
+/// As [`about_to_write`], of a probe with these checks and a husk with these words more.
+fn about_to_write_with(folder: &Folder, engine: &str, checks: &str, more: &[&str]) -> Husk {
     fs::create_dir(folder.at("mount")).unwrap();
     let image = folder.sparse("image", 16 << 20);
     let made = Command::new("mkfs.ext4").args(["-q", "-F", &image]).status().unwrap();
     assert!(made.success());
     let disk = format!("mount/disk,{engine}");
-    let launch = probe("check=serial,blk end=poweroff").args(["--disk", &disk, "--api-sock", "s"]);
+    let launch = probe(&format!("check={checks} end=poweroff")).args(["--disk", &disk, "--api-sock", "s"]).args(more);
     let script = "exec unshare -m sh -c '
         mount -o loop image mount && truncate -s 2M mount/disk && sync -f mount/disk && exec \"$@\"' sh \"$@\"";
     let husk = through_shell(script, &launch.folder(folder.path())).typed();
@@ -109,4 +115,25 @@ fn a_machine_whose_disk_does_not_answer_ends_when_it_is_told_to() {
     // The kernel keeps a process until its calls return.
     drop(frozen);
     assert_eq!(husk.end().code(), Some(0));
+}
+
+/// The same of a network whose queues the disk's thread serves: its frames wait too, and it holds up nobody else.
+#[test]
+fn a_network_on_the_thread_of_a_disk_that_does_not_answer_delays_neither_a_pause_nor_an_end() {
+    in_network_namespace(|| {
+        tap("tap7");
+        let folder = Folder::new();
+        let net = ["--net", "tap=tap7,iothread=io"];
+        let mut husk = about_to_write_with(&folder, "engine=sync,iothread=io", "net,serial,blk", &net);
+        let mut client = Connection::open(folder.at("s"));
+        let frozen = Frozen::new(&husk, folder.at("mount"));
+        husk.type_in(b"end\n");
+        wait_until_held(&husk);
+        client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
+        assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
+        husk.signal(libc::SIGTERM);
+        husk.wait_for_error("device `disk0` does not answer: its requests are given up");
+        drop(frozen);
+        assert_eq!(husk.end().code(), Some(0));
+    });
 }

@@ -26,7 +26,6 @@ pub mod worker;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -38,6 +37,7 @@ pub use features::FeatureSet;
 use queue::{QueueState, ReadyQueue};
 pub use state::{DeviceState, RestoreError};
 use transport::Interrupt;
+use worker::Holding;
 
 /// What kind of device it is (virtio 1.3 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,12 +151,13 @@ pub trait VirtioDevice: Send {
     /// What keeps it from that, which is the host's fault or a queue left out.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
-    /// Takes nothing new, and waits until nothing is in flight, so that [`Self::stop`] is quick. False if what backs the
-    /// device does not answer before the deadline: then the device goes on as before. A device that never waits for its
-    /// host is always quiet.
-    fn quiet(&self, _deadline: Instant) -> bool {
-        true
-    }
+    /// Lets nothing new begin that may wait for the host, until [`Self::release`] or [`Self::stop`]. When all that is
+    /// returned has come, nothing is in flight, the device's I/O threads answer, and [`Self::stop`] is quick: who must not
+    /// wait for the host asks each device first, since a thread may be held up by another's.
+    fn hold(&self) -> Vec<Holding>;
+
+    /// Undoes [`Self::hold`].
+    fn release(&self);
 
     /// Stops serving, and returns where each queue has come to.
     fn stop(&mut self) -> Vec<(u16, QueueState)>;

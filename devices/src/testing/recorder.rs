@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::bus::lock;
 use crate::virtio::queue::{QueueState, ReadyQueue};
 use crate::virtio::rng::RngState;
+use crate::virtio::worker::Holding;
 use crate::virtio::{Activation, DeviceState, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 
 /// What a device was told.
@@ -78,6 +79,12 @@ impl VirtioDevice for Recorder {
         record.running = true;
         Ok(())
     }
+
+    fn hold(&self) -> Vec<Holding> {
+        Vec::new()
+    }
+
+    fn release(&self) {}
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {
         let mut record = lock(&self.record);

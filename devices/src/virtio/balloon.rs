@@ -23,7 +23,7 @@ use self::worker::{BalloonWorker, Queues};
 use super::exhaustion::Exhaustion;
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
-use super::worker::{AttachError, Attachment, IoThreadHandle};
+use super::worker::{AttachError, Attachment, Holding, IoThreadHandle};
 use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 use crate::backend::memory::Reclaim;
 use crate::bus::lock;
@@ -244,6 +244,14 @@ impl VirtioDevice for Balloon {
         }
         self.shared.voice.started(interrupt);
         Ok(())
+    }
+
+    fn hold(&self) -> Vec<Holding> {
+        self.run.iter().map(Attachment::hold).collect()
+    }
+
+    fn release(&self) {
+        self.run.iter().for_each(Attachment::release);
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

@@ -18,7 +18,6 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -37,7 +36,7 @@ use worker::BlkWorker;
 
 use super::queue::QueueState;
 use super::throttle::Throttle;
-use super::worker::IoThreadHandle;
+use super::worker::{Holding, IoThreadHandle};
 use super::{
     Activation, DeviceCounters, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
     read_config_bytes,
@@ -296,8 +295,12 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
-    fn quiet(&self, deadline: Instant) -> bool {
-        lock(&self.queues).quiet(deadline)
+    fn hold(&self) -> Vec<Holding> {
+        lock(&self.queues).hold()
+    }
+
+    fn release(&self) {
+        lock(&self.queues).release();
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

@@ -21,7 +21,7 @@ use self::worker::MemoryWorker;
 use super::exhaustion::Exhaustion;
 use super::queue::QueueState;
 use super::voice::{Changed, ConfigVoice};
-use super::worker::{AttachError, Attachment, IoThreadHandle};
+use super::worker::{AttachError, Attachment, Holding, IoThreadHandle};
 use super::{Activation, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice, read_config_bytes};
 use crate::fault::FaultLog;
 use crate::state::SaveState;
@@ -219,6 +219,14 @@ impl VirtioDevice for MemoryDevice {
         self.run = Some(attached.map_err(|AttachError { error, .. }| StartError::Attach(error))?);
         self.shared.voice.started(interrupt);
         Ok(())
+    }
+
+    fn hold(&self) -> Vec<Holding> {
+        self.run.iter().map(Attachment::hold).collect()
+    }
+
+    fn release(&self) {
+        self.run.iter().for_each(Attachment::release);
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

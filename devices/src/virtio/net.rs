@@ -41,6 +41,7 @@ use steering::Steering;
 
 use super::queue::{QueueError, QueueState};
 use super::transport::Interrupt;
+use super::worker::Holding;
 use super::{
     Activation, ActiveQueue, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
     read_config_bytes,
@@ -247,6 +248,15 @@ impl VirtioDevice for Net {
             self.link.started(interrupt);
         }
         Ok(())
+    }
+
+    fn hold(&self) -> Vec<Holding> {
+        self.pairs.iter().flat_map(Pair::hold).chain(self.control.hold()).collect()
+    }
+
+    fn release(&self) {
+        self.pairs.iter().for_each(Pair::release);
+        self.control.release();
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

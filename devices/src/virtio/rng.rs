@@ -13,7 +13,7 @@ use super::queue::{Chain, QueueError, QueueState};
 use super::state::restore_limits;
 use super::throttle::Throttle;
 use super::transport::Interrupt;
-use super::worker::{AttachError, Attachment, CHAINS_PER_WAKE_MAX, IoThreadHandle, Progress, Source, Worker};
+use super::worker::{AttachError, Attachment, CHAINS_PER_WAKE_MAX, Holding, IoThreadHandle, Progress, Source, Worker};
 use super::{
     Activation, ActiveQueue, DeviceCounters, DeviceState, DeviceType, Identity, RestoreError, StartError, VirtioDevice,
     read_config_bytes,
@@ -83,6 +83,14 @@ impl VirtioDevice for Rng {
         let attached = self.thread.attach(worker);
         self.run = Some(attached.map_err(|AttachError { error, .. }| StartError::Attach(error))?);
         Ok(())
+    }
+
+    fn hold(&self) -> Vec<Holding> {
+        self.run.iter().map(Attachment::hold).collect()
+    }
+
+    fn release(&self) {
+        self.run.iter().for_each(Attachment::release);
     }
 
     fn stop(&mut self) -> Vec<(u16, QueueState)> {

@@ -26,7 +26,7 @@ use devices::virtio::mem::MemoryDeviceControl;
 use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::{self, MmioState, MmioTransport, TransportError};
-use devices::virtio::worker::IoThread;
+use devices::virtio::worker::{Holding, IoThread};
 use devices::virtio::{DeviceCounters, RestoreError, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use schemars::JsonSchema;
@@ -145,7 +145,7 @@ pub enum DeviceError {
     },
 }
 
-/// What a device with nothing in flight has to say so.
+/// What the devices have to say that nothing is in flight, however long the vCPUs took to park.
 const QUIET_DEVICE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// All devices of a machine.
@@ -558,15 +558,24 @@ impl Devices {
     /// Completes what is in flight in every device, and lets none take more.
     ///
     /// # Errors
-    /// The id of a device whose host has not answered by the deadline, and which goes on. The others are paused.
+    /// The id of a device that has not answered by the deadline: its host does not, or that of another on its thread. All go
+    /// on then.
     pub(super) fn pause(&self, deadline: Instant) -> Result<(), String> {
-        let pause = |slot: &&VirtioSlot| {
-            // One that takes all the time leaves the next ones enough to say that they are quiet.
-            let deadline = deadline.max(Instant::now() + QUIET_DEVICE_PATIENCE);
-            !lock(&slot.transport).core().pause_by(deadline)
-        };
-        let held: Vec<_> = self.virtio.iter().filter(pause).collect();
-        held.first().map_or(Ok(()), |slot| Err(slot.id.clone()))
+        // All of them before the first is stopped: to stop one waits for its thread, which another may hold up.
+        let holding: Vec<_> = self.virtio.iter().map(|slot| lock(&slot.transport).core().hold()).collect();
+        let deadline = deadline.max(Instant::now() + QUIET_DEVICE_PATIENCE);
+        let is_quiet = |holding: &[Holding]| holding.iter().all(|holding| holding.wait_until(deadline));
+        let held = self.virtio.iter().zip(&holding).find(|(_, holding)| !is_quiet(holding));
+        match held {
+            Some((slot, _)) => {
+                self.virtio.iter().for_each(|slot| lock(&slot.transport).core().release());
+                Err(slot.id.clone())
+            }
+            None => {
+                self.virtio.iter().for_each(|slot| lock(&slot.transport).core().pause());
+                Ok(())
+            }
+        }
     }
 
     /// Starts the threads that do not run yet.

@@ -333,11 +333,7 @@ impl Machine {
     /// Parks the machine, or lets it run on if something does not let go of it in time.
     fn park(&mut self) -> Result<(), MachineError> {
         self.try_park().map_err(|holder| {
-            // What was parked runs on; a vCPU that is held up does what it was asked when it comes back. It has a device's
-            // lock, and then no device was paused yet.
-            if let Holder::Device(_) = holder {
-                self.devices.resume();
-            }
+            // The devices run on. A vCPU that is held up does what it was asked when it comes back.
             self.vcpus.iter().for_each(VcpuHandle::ask_run);
             MachineError::Held { holder, patience: PARK_PATIENCE }
         })

@@ -9,7 +9,7 @@ use crate::backend::block::BlockBackend;
 use crate::virtio::queue::QueueState;
 use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
-use crate::virtio::worker::{AttachError, Attachment, IoThreadHandle};
+use crate::virtio::worker::{AttachError, Attachment, Holding, IoThreadHandle};
 
 /// All queues of a disk, by index.
 pub(super) struct QueueSlots {
@@ -117,18 +117,28 @@ impl QueueSlots {
     /// Asks all queues to take nothing new, and waits until nothing is in flight. After the deadline all go on, and it
     /// is false.
     pub(super) fn quiet(&self, deadline: Instant) -> bool {
-        let running = || {
-            self.slots.iter().filter_map(|slot| match &slot.run {
-                Run::Running(attachment) => Some(attachment),
-                _ => None,
-            })
-        };
-        let holding: Vec<_> = running().map(Attachment::hold).collect();
-        let quiet = holding.iter().all(|holding| holding.wait_until(deadline));
+        let quiet = self.hold().iter().all(|holding| holding.wait_until(deadline));
         if !quiet {
-            running().for_each(Attachment::release);
+            self.release();
         }
         quiet
+    }
+
+    /// Asks all queues to take nothing new.
+    pub(super) fn hold(&self) -> Vec<Holding> {
+        self.running().map(Attachment::hold).collect()
+    }
+
+    /// Lets all queues go on.
+    pub(super) fn release(&self) {
+        self.running().for_each(Attachment::release);
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Attachment<BlkWorker>> {
+        self.slots.iter().filter_map(|slot| match &slot.run {
+            Run::Running(attachment) => Some(attachment),
+            _ => None,
+        })
     }
 
     /// Gives quiet queues other backends, one each, does `between` while none is served, and lets them go on.

@@ -10,7 +10,7 @@ use crate::backend::net::NetBackend;
 use crate::limit::Limiter;
 use crate::virtio::queue::QueueState;
 use crate::virtio::throttle::Throttle;
-use crate::virtio::worker::{AttachError, Attachment, IoThreadHandle, Worker};
+use crate::virtio::worker::{AttachError, Attachment, Holding, IoThreadHandle, Worker};
 use crate::virtio::{ActiveQueue, StartError};
 
 /// What serves one pair of queues of a device.
@@ -55,6 +55,17 @@ impl Pair {
         self.transmit.start(thread, |throttle| TransmitWorker::new(transmit, throttle, ends))
     }
 
+    /// As [`VirtioDevice::hold`](crate::virtio::VirtioDevice::hold), of both.
+    pub(super) fn hold(&self) -> impl Iterator<Item = Holding> {
+        [self.receive.hold(), self.transmit.hold()].into_iter().flatten()
+    }
+
+    /// Undoes [`Self::hold`].
+    pub(super) fn release(&self) {
+        self.receive.release();
+        self.transmit.release();
+    }
+
     /// Stops serving them, and says where those that were served have come to.
     pub(super) fn stop(&mut self) -> [Option<QueueState>; 2] {
         [self.receive.stop(), self.transmit.stop()]
@@ -82,6 +93,21 @@ impl<W: Retired> Lane<W> {
                 }
                 Err(StartError::Attach(error))
             }
+        }
+    }
+
+    /// Asks whether its thread answers. Frames never wait for the host, so they go on.
+    pub(super) fn hold(&self) -> Option<Holding> {
+        match self {
+            Self::Running(attachment) => Some(attachment.hold()),
+            Self::Stopped(_) | Self::Lost => None,
+        }
+    }
+
+    /// Undoes [`Self::hold`].
+    pub(super) fn release(&self) {
+        if let Self::Running(attachment) = self {
+            attachment.release();
         }
     }
 

@@ -13,7 +13,6 @@ mod state;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -27,6 +26,7 @@ pub use self::state::{RunState, SavedQueue, TransportState};
 use super::Interrupt;
 use crate::fault::FaultLog;
 use crate::virtio::queue::{QueueConfig, QueueState};
+use crate::virtio::worker::Holding;
 use crate::virtio::{Activation, ActiveQueue, Identity, VirtioDevice};
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -134,13 +134,17 @@ impl TransportCore {
         &self.doorbells
     }
 
-    /// As [`Self::pause`], unless something is still in flight at the deadline: then it is false, and the device goes on.
-    pub fn pause_by(&mut self, deadline: Instant) -> bool {
-        let quiet = self.run != Run::Running || self.device.quiet(deadline);
-        if quiet {
-            self.pause();
+    /// Prepares a device that runs for [`Self::pause`], which is quick when all that is returned has come.
+    /// [`Self::release`] undoes it.
+    pub fn hold(&self) -> Vec<Holding> {
+        if self.run == Run::Running { self.device.hold() } else { Vec::new() }
+    }
+
+    /// Lets a device that was held, and not paused, go on.
+    pub fn release(&self) {
+        if self.run == Run::Running {
+            self.device.release();
         }
-        quiet
     }
 
     /// Stops the device for as long as the machine is paused. When this returns, all that was in flight is complete.

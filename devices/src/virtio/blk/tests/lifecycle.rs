@@ -200,7 +200,12 @@ fn a_pause_gives_up_at_its_deadline_on_a_backend_that_does_not_answer() {
     let fault = Fault { depth: 8, release: Release::Drained, ..Fault::default() };
     let mut bench = Bench::with(fault, DiskAccess::ReadWrite, FLUSH);
     let transport = bench.driver.transport().clone();
-    assert!(transport.lock().unwrap().core().pause_by(Instant::now() + DEADLINE), "nothing is in flight");
+    let quiet_by = |deadline| {
+        let holding = transport.lock().unwrap().core().hold();
+        holding.iter().all(|holding| holding.wait_until(deadline))
+    };
+    assert!(quiet_by(Instant::now() + DEADLINE), "nothing is in flight");
+    transport.lock().unwrap().core().pause();
     transport.lock().unwrap().core().resume();
     for sector in 0..2_u64 {
         let (header, status) = (bench.header(IN, sector), bench.status_byte());
@@ -212,7 +217,8 @@ fn a_pause_gives_up_at_its_deadline_on_a_backend_that_does_not_answer() {
             assert!(Instant::now() < deadline, "the queue takes requests, also after a pause that gave up");
             std::thread::yield_now();
         }
-        assert!(!transport.lock().unwrap().core().pause_by(Instant::now()));
+        assert!(!quiet_by(Instant::now()));
+        transport.lock().unwrap().core().release();
         assert_eq!(bench.driver.queues[0].device_used_index(), 0, "nobody is told of a success");
     }
     transport.lock().unwrap().core().pause();
