@@ -63,7 +63,7 @@ pub(super) fn complete(
     loop {
         let answered = answer(job.next(is_device));
         if let Verdict::End(result) = job.advance(answered) {
-            let result = image.settle(job.action(), result);
+            let result = image.settle(&job, result);
             return Submission::Done(job.finish(result, pool));
         }
     }

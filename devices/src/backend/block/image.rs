@@ -16,9 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::image_error::DiskImageError;
-use super::job::Alignment;
+use super::job::{Alignment, Job};
 use super::probe::{self, check, sane_block_bytes};
-use super::{BlockAction, CacheMode, Discard, DiskAccess, DiskGeometry, Durability, SECTOR_BYTES};
+use super::{CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
 
 /// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
 /// some 50 ms (measured). An orchestrator that restarts a husk at once must not be refused for that; a disk that somebody
@@ -234,18 +234,14 @@ impl DiskImage {
         self.kind == Kind::MemoryFile
     }
 
-    /// What an operation's result means for the disk: after a flush through the page cache has failed, no later one is
-    /// believed, since the kernel marks the pages clean that it could not write.
-    pub(super) fn settle(&self, action: BlockAction, result: io::Result<()>) -> io::Result<()> {
-        let syncs = match action {
-            BlockAction::Flush => true,
-            BlockAction::WriteZeroes { durability, .. } => durability == Durability::Durable,
-            BlockAction::Read | BlockAction::Write(_) | BlockAction::Discard { .. } => false,
-        };
-        if !syncs || self.direct.is_some() {
+    /// What a job's result means for the disk: after a sync through the page cache has failed, no later one is believed,
+    /// since the kernel marks the pages clean that it could not write. What failed before its sync has lost nothing.
+    pub(super) fn settle(&self, job: &Job, result: io::Result<()>) -> io::Result<()> {
+        if !job.is_syncing() || self.direct.is_some() {
             return result;
         }
-        // Whoever submits a flush after this one failed hears of it through the driver: Relaxed will do.
+        // Whoever submits a flush after this one failed hears of it through the driver: Relaxed will do. Of two that run at
+        // once on two queues the kernel tells one, and the other, which it answers well, may be believed.
         if result.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }

@@ -147,6 +147,11 @@ impl Job {
         self.operation.action
     }
 
+    /// Whether the last or next step makes what came before durable.
+    pub(super) fn is_syncing(&self) -> bool {
+        self.stage == Stage::Sync
+    }
+
     /// What to ask the host for. `is_device` says that the disk is a block device.
     pub(super) fn next(&mut self, is_device: bool) -> Step {
         let offset = self.operation.offset + self.done;

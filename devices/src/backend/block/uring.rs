@@ -304,7 +304,7 @@ impl UringBackend {
                 Verdict::End(result) => {
                     self.free.push(slot);
                     self.note_end(job.action());
-                    let result = self.image.settle(job.action(), result);
+                    let result = self.image.settle(&job, result);
                     completions.push(job.finish(result, &mut self.pool));
                 }
             }
@@ -358,7 +358,7 @@ impl BlockBackend for UringBackend {
         }
         if let Some(result) = self.do_here(&mut job) {
             self.free.push(slot);
-            let result = self.image.settle(job.action(), result);
+            let result = self.image.settle(&job, result);
             return Submission::Done(job.finish(result, &mut self.pool));
         }
         self.slots[index(slot)] = Some(job);

@@ -9,8 +9,11 @@ const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
 /// A disk behind a script.
 fn scripted(cache: CacheMode, features: u64, script: Script) -> (Bench, Arc<Mutex<Vec<Told>>>) {
-    let setup = Setup { options: DiskOptions { cache, block: None }, features, ..Setup::default() };
-    let bench = Bench::build(&setup);
+    scripted_as(&Setup { options: DiskOptions { cache, block: None }, features, ..Setup::default() }, script)
+}
+
+fn scripted_as(setup: &Setup, script: Script) -> (Bench, Arc<Mutex<Vec<Told>>>) {
+    let bench = Bench::build(setup);
     let told = Arc::<Mutex<Vec<Told>>>::default();
     let backend = ScriptedBackend::new(Arc::clone(&bench.image), script, Arc::clone(&told));
     let deadline = std::time::Instant::now() + crate::testing::DEADLINE;
@@ -95,6 +98,36 @@ fn after_a_flush_has_failed_no_later_one_is_believed() {
         assert_eq!(bench.request(FLUSH_REQUEST, 0, &[]).0, IOERR);
     }
     assert_eq!(bench.read(0, SECTOR).0, OK, "nothing else is refused");
+}
+
+#[test]
+fn zeroes_that_find_no_space_before_they_are_synced_cost_no_later_request_its_answer() {
+    let zeroes = |bench: &mut Bench| {
+        let range = [&8_u64.to_le_bytes()[..], &8_u32.to_le_bytes(), &0_u32.to_le_bytes()].concat();
+        let (data, status) = (bench.driver.place(&range), bench.status_byte());
+        let header = bench.header(13, 0);
+        bench.driver.queues[0].add(&[header, Buffer::Readable(data, 16), Buffer::Writable(status, 1)]);
+        bench.driver.kick(0);
+        status
+    };
+    let (tell, full) = std::sync::mpsc::channel();
+    let setup = Setup {
+        options: DiskOptions { cache: CacheMode::Writethrough, block: None },
+        features: WRITE_ZEROES,
+        on_full: OnFull::Keep(Arc::new(move || tell.send(()).unwrap())),
+        ..Setup::default()
+    };
+    let script = |step| if step == 0 { Answer::Errno(libc::ENOSPC) } else { Answer::Host };
+    let (mut bench, told) = scripted_as(&setup, Box::new(script));
+    let kept = zeroes(&mut bench);
+    full.recv_timeout(crate::testing::DEADLINE).unwrap();
+    bench.pause();
+    bench.resume();
+    bench.driver.wait_used(0);
+    let later = zeroes(&mut bench);
+    bench.driver.wait_used(0);
+    assert_eq!([kept, later].map(|status| bench.status(status)), [OK; 2]);
+    assert_eq!(*told.lock().unwrap(), [Told::Other, Told::Synced, Told::Other, Told::Synced]);
 }
 
 /// Writes and flushes as a driver issues them, in batches.
