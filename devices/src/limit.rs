@@ -149,6 +149,12 @@ impl Limiter {
         Ok(Member { limiter: Arc::clone(self), id, wake })
     }
 
+    /// How many members wait in line.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.state).line.all().count()
+    }
+
     fn now_ns(&self) -> u64 {
         // 584 years.
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)

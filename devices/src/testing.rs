@@ -35,6 +35,19 @@ pub fn memory_with_hole(region_bytes: usize) -> Arc<GuestMemory> {
     Arc::new(memory.expect("the host has memory for a test"))
 }
 
+/// Waits until `holds` does.
+///
+/// # Panics
+/// If it does not in time.
+#[track_caller]
+pub fn wait_until(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it does not come to pass in time");
+        std::thread::yield_now();
+    }
+}
+
 /// Waits until the thread of this process called `name` sleeps and nothing wakes it.
 ///
 /// # Panics

@@ -14,12 +14,14 @@ pub(super) struct Throttle {
     member: Member,
     timer: TimerFd,
     waiting: bool,
+    /// It has asked since [`Self::settle`].
+    asked: bool,
 }
 
 impl Throttle {
     pub(super) fn new(limiter: &Arc<Limiter>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { member: limiter.join()?, timer, waiting: false })
+        Ok(Self { member: limiter.join()?, timer, waiting: false, asked: false })
     }
 
     /// What wakes a queue that has to wait.
@@ -29,6 +31,7 @@ impl Throttle {
 
     /// Whether a request may begin now. If not, a source fires when it is worth asking again.
     pub(super) fn admit(&mut self, flow: Flow, bytes: u64) -> bool {
+        self.asked = true;
         match self.member.admit(flow, bytes) {
             Admission::Granted => self.waiting = false,
             Admission::After(wait) => {
@@ -38,6 +41,15 @@ impl Throttle {
             Admission::InLine => self.waiting = true,
         }
         !self.waiting
+    }
+
+    /// A wake ends. What the queue waited for and did not ask for again has gone another way, refused or lost or changed by
+    /// the driver: others need not wait for it. Returns whether the queue waits.
+    pub(super) fn settle(&mut self) -> bool {
+        if !std::mem::take(&mut self.asked) {
+            self.stop();
+        }
+        self.waiting
     }
 
     /// The queue stops: others need not wait for it.

@@ -444,13 +444,14 @@ impl Worker for BlkWorker {
 
     fn wake(&mut self) -> Progress {
         self.reap(|backend, completions| backend.poll(completions));
-        match self.serve() {
-            Ok(progress) => progress,
-            Err(error) => {
-                self.retire(error);
-                Progress::Idle
-            }
+        let served = self.serve();
+        if self.throttle.as_mut().is_some_and(|throttle| !throttle.settle()) {
+            self.end_throttling();
         }
+        served.unwrap_or_else(|error| {
+            self.retire(error);
+            Progress::Idle
+        })
     }
 
     fn begin_looking(&mut self) {

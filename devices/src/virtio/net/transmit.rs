@@ -217,14 +217,15 @@ impl Worker for TransmitWorker {
     }
 
     fn wake(&mut self) -> Progress {
-        match self.serve() {
-            Ok(progress) => progress,
-            Err(error) => {
-                self.publish();
-                super::retire(&self.counters, &self.log, &self.interrupt, error);
-                Progress::Idle
-            }
+        let served = self.serve();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.settle();
         }
+        served.unwrap_or_else(|error| {
+            self.publish();
+            super::retire(&self.counters, &self.log, &self.interrupt, error);
+            Progress::Idle
+        })
     }
 
     fn begin_looking(&mut self) {

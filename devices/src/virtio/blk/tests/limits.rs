@@ -1,8 +1,10 @@
 //! A disk that is held to a rate.
 
 use super::*;
-use crate::testing::{DEADLINE, wait_asleep};
+use crate::testing::{DEADLINE, wait_asleep, wait_until};
 use std::time::Instant;
+
+const MULTI_QUEUE: u64 = FLUSH | EVENT_IDX | 1 << VIRTIO_BLK_F_MQ;
 
 fn operations(rate: Option<Rate>) -> LimiterConfig {
     LimiterConfig { total: Limits { operations: rate, bytes: None }, ..LimiterConfig::default() }
@@ -111,6 +113,27 @@ fn disks_of_a_group_share_its_rate() {
     for bench in &mut disks {
         wait_until_used(bench, 5);
     }
+}
+
+#[test]
+fn a_queue_whose_request_is_refused_while_it_waits_leaves_the_line() {
+    let limiter = Limiter::new(operations(Rate::new(1, 0, 3_600_000)));
+    let setup = Setup { limiter: Some(Arc::clone(&limiter)), queues: 2, features: MULTI_QUEUE, ..Setup::default() };
+    let mut bench = Bench::build(&setup);
+    assert_eq!(bench.read(0, SECTOR).0, OK);
+    let statuses = [(0, SECTORS - 1), (1, 0)].map(|(queue, sector)| {
+        let (data, header, status) = (bench.driver.allocate(512), bench.header(IN, sector), bench.status_byte());
+        bench.driver.queues[queue].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+        bench.driver.kick(queue);
+        wait_until(|| limiter.waiting() == queue + 1);
+        status
+    });
+    // What the first asks for is not there any more when it may go.
+    bench.control.resize(&bench.image, (SECTORS - 8) * SECTOR_BYTES).unwrap();
+    limiter.change(operations(Rate::new(1, 0, 3_600_000)));
+    bench.driver.wait_used(0);
+    bench.driver.wait_used(1);
+    assert_eq!(statuses.map(|status| bench.status(status)), [IOERR, OK]);
 }
 
 #[test]

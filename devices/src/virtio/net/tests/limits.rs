@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::limit::{LimiterConfig, Limits, Rate};
-use crate::testing::{DEADLINE, wait_asleep};
+use crate::testing::{DEADLINE, wait_asleep, wait_until};
 use std::time::{Duration, Instant};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -149,6 +149,48 @@ fn networks_of_a_group_share_its_rate() {
     wait_for(9);
     limiter.change(LimiterConfig::default());
     wait_for(10);
+}
+
+/// How a frame that waits comes to wait no longer.
+#[derive(Debug, Clone, Copy)]
+enum Spoil {
+    Cable,
+    Header,
+    Ring,
+}
+
+#[test]
+fn a_network_that_loses_the_frame_it_waits_with_leaves_the_line() {
+    for spoil in [Spoil::Cable, Spoil::Header, Spoil::Ring] {
+        let limiter = Limiter::new(outward(frames(1)));
+        let [mut waits, mut behind] = [in_group(&limiter), in_group(&limiter)];
+        waits.send(&[&frame(60, 1)]);
+        assert_eq!(waits.wire.receive(), frame(60, 1));
+        let mut add = |bench: &mut Bench, waiting| {
+            let place = bench.driver.place(&frame(60, waiting));
+            let head = bench.driver.queues[TX].add(&[Buffer::Readable(place, 72)]);
+            bench.driver.kick(TX);
+            wait_until(|| limiter.waiting() == waiting);
+            (place, head)
+        };
+        let (place, head) = add(&mut waits, 1);
+        add(&mut behind, 2);
+        match spoil {
+            Spoil::Cable => waits.control.set_link(LinkState::Down),
+            // A checksum that begins far behind the frame's end.
+            Spoil::Header => {
+                vm_memory::Bytes::write_slice(&**waits.driver.memory(), &[1, 0, 0, 0, 0, 0, 0xff, 0xff], place)
+                    .unwrap();
+            }
+            Spoil::Ring => {
+                let nowhere = Descriptor { address: u64::MAX - 4, len: 72, flags: 0, next: 0 };
+                waits.driver.queues[TX].write_descriptor(head, nowhere);
+            }
+        }
+        limiter.change(outward(frames(1)));
+        assert_eq!(behind.wire.receive(), frame(60, 2), "{spoil:?}");
+        assert_eq!(waits.wire.try_receive(), None, "{spoil:?}");
+    }
 }
 
 #[test]
