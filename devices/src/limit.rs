@@ -172,6 +172,19 @@ impl Member {
         state.admit(self.id, flow, bytes, self.limiter.now_ns())
     }
 
+    /// Lets a request of so many bytes begin that can wait no longer, on credit, and steps out of the line. False if
+    /// something is owed already: whoever stops a queue again and again gains one request by it.
+    pub fn borrow(&self, flow: Flow, bytes: u64) -> bool {
+        let mut state = lock(&self.limiter.state);
+        state.leave_line(self.id);
+        state.buckets.borrow(flow, bytes, self.limiter.now_ns())
+    }
+
+    /// Gives back what a request of so many bytes was granted: it did not happen, and asks again if it still is to.
+    pub fn give_back(&self, flow: Flow, bytes: u64) {
+        lock(&self.limiter.state).buckets.give_back(flow, bytes);
+    }
+
     /// Steps out of the line: the queue stops.
     pub fn give_up(&self) {
         lock(&self.limiter.state).leave_line(self.id);
@@ -243,19 +256,38 @@ impl Buckets {
 
     /// Takes a request's share from all buckets that apply, or from none; then how long until it can.
     fn take(&mut self, flow: Flow, bytes: u64, now_ns: u64) -> Result<(), Shortage> {
-        let directed = match flow {
-            Flow::In => &mut self.inward,
-            Flow::Out => &mut self.outward,
-        };
-        let (of_total, of_flow) = (self.total.wait_ns(bytes, now_ns), directed.wait_ns(bytes, now_ns));
+        let mut pairs = self.pairs(flow);
+        let [of_total, of_flow] = pairs.each_mut().map(|pair| pair.wait_ns(bytes, now_ns));
         match of_total.max(of_flow) {
             0 => {
-                self.total.take(bytes);
-                directed.take(bytes);
+                pairs.into_iter().for_each(|pair| pair.take(bytes));
                 Ok(())
             }
             wait_ns => Err(Shortage { wait_ns, lack: if of_total > 0 { Lack::OfTotal } else { Lack::OfFlow } }),
         }
+    }
+
+    /// Takes a request's share though it is not there, unless a bucket that applies owes something.
+    fn borrow(&mut self, flow: Flow, bytes: u64, now_ns: u64) -> bool {
+        let mut pairs = self.pairs(flow);
+        let owes = pairs.each_mut().map(|pair| pair.owes(now_ns)).contains(&true);
+        if !owes {
+            pairs.into_iter().for_each(|pair| pair.take(bytes));
+        }
+        !owes
+    }
+
+    fn give_back(&mut self, flow: Flow, bytes: u64) {
+        self.pairs(flow).into_iter().for_each(|pair| pair.give_back(bytes));
+    }
+
+    /// Those that apply: of both flows, and of this one.
+    fn pairs(&mut self, flow: Flow) -> [&mut Pair; 2] {
+        let directed = match flow {
+            Flow::In => &mut self.inward,
+            Flow::Out => &mut self.outward,
+        };
+        [&mut self.total, directed]
     }
 }
 
@@ -267,11 +299,21 @@ impl Pair {
     }
 
     fn take(&mut self, bytes: u64) {
-        for (bucket, cost) in [(&mut self.bytes, bytes), (&mut self.operations, 1)] {
-            if let Some(bucket) = bucket {
-                bucket.take(cost);
-            }
-        }
+        self.costs(bytes).for_each(|(bucket, cost)| bucket.take(cost));
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        self.costs(bytes).for_each(|(bucket, cost)| bucket.give_back(cost));
+    }
+
+    fn owes(&mut self, now_ns: u64) -> bool {
+        self.costs(0).any(|(bucket, _)| bucket.owes(now_ns))
+    }
+
+    /// Each bucket that there is, and what a request of so many bytes costs of it.
+    fn costs(&mut self, bytes: u64) -> impl Iterator<Item = (&mut Bucket, u64)> {
+        let costs = [(&mut self.bytes, bytes), (&mut self.operations, 1)];
+        costs.into_iter().filter_map(|(bucket, cost)| Some((bucket.as_mut()?, cost)))
     }
 }
 

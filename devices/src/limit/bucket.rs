@@ -77,11 +77,22 @@ impl Bucket {
         u64::try_from((missing + size - 1) / size).unwrap_or(u64::MAX)
     }
 
-    /// Takes `cost` tokens, for which there must be no wait.
+    /// Takes `cost` tokens, for which there must be no wait, or nothing owed.
     pub(crate) fn take(&mut self, cost: u64) {
         let from_burst = cost.min(self.burst);
         self.burst -= from_burst;
         self.level -= self.worth(cost - from_burst);
+    }
+
+    /// Puts `cost` tokens back that were taken, as far as there is room. The burst is gone once it was used.
+    pub(crate) fn give_back(&mut self, cost: u64) {
+        self.level = self.level.saturating_add(self.worth(cost)).min(self.worth(self.rate.size));
+    }
+
+    /// Whether more was taken than there was.
+    pub(crate) fn owes(&mut self, now_ns: u64) -> bool {
+        self.refill(now_ns);
+        self.level < 0
     }
 
     fn refill(&mut self, now_ns: u64) {

@@ -94,6 +94,37 @@ fn a_flow_that_waits_for_its_own_limit_does_not_hold_up_the_other() {
 }
 
 #[test]
+fn what_cannot_wait_goes_once_on_credit_and_is_paid_for_afterwards() {
+    let hourly = |size| Limits { operations: Rate::new(size, 0, 3_600_000), bytes: None };
+    let limiter = Limiter::new(LimiterConfig { inward: hourly(1), ..LimiterConfig::default() });
+    let (member, other) = (limiter.join().unwrap(), limiter.join().unwrap());
+    assert_eq!(member.admit(Flow::In, 0), Admission::Granted);
+    assert!(matches!(member.admit(Flow::In, 0), Admission::After(_)));
+    assert_eq!(other.admit(Flow::In, 0), Admission::InLine);
+    assert!(member.borrow(Flow::In, 0));
+    assert!(nudged(&other), "who borrows leaves the line");
+    let Admission::After(wait) = other.admit(Flow::In, 0) else { panic!("nothing is left") };
+    assert!(wait > Duration::from_secs(3600), "{wait:?}: what was borrowed is paid for first");
+    assert!(!member.borrow(Flow::In, 0) && !other.borrow(Flow::In, 0), "a debt is not doubled");
+    assert!(member.borrow(Flow::Out, 0), "the other flow owes nothing");
+}
+
+#[test]
+fn what_did_not_happen_costs_nothing() {
+    let total = Limits { operations: Rate::new(2, 0, 3_600_000), bytes: Rate::new(100, 0, 3_600_000) };
+    let limiter = Limiter::new(LimiterConfig { total, ..LimiterConfig::default() });
+    let member = limiter.join().unwrap();
+    for _ in 0..5 {
+        assert_eq!(member.admit(Flow::Out, 100), Admission::Granted);
+        member.give_back(Flow::Out, 100);
+    }
+    // More than was ever taken fills no bucket beyond its size.
+    member.give_back(Flow::Out, u64::MAX);
+    assert_eq!([(); 2].map(|()| member.admit(Flow::Out, 50)), [Admission::Granted; 2]);
+    assert!(matches!(member.admit(Flow::Out, 0), Admission::After(_)));
+}
+
+#[test]
 fn without_limits_all_who_wait_are_told_at_once() {
     let total = Limits { operations: Rate::new(1, 0, 3_600_000), bytes: None };
     let limiter = Limiter::new(LimiterConfig { total, ..LimiterConfig::default() });

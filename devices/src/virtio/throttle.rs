@@ -43,6 +43,17 @@ impl Throttle {
         !self.waiting
     }
 
+    /// Whether a request that can wait no longer, since the queue stops, may begin on credit.
+    pub(super) fn borrow(&mut self, flow: Flow, bytes: u64) -> bool {
+        self.stop();
+        self.member.borrow(flow, bytes)
+    }
+
+    /// A request that was admitted did not happen.
+    pub(super) fn give_back(&self, flow: Flow, bytes: u64) {
+        self.member.give_back(flow, bytes);
+    }
+
     /// A wake ends. What the queue waited for and did not ask for again has gone another way, refused or lost or changed by
     /// the driver: others need not wait for it. Returns whether the queue waits.
     pub(super) fn settle(&mut self) -> bool {

@@ -264,8 +264,7 @@ impl ReceiveWorker {
             self.counters.received.count_dropped();
             return;
         }
-        let bytes = u64::try_from(len - HEADER_BYTES).expect("64 bits fit");
-        let granted = self.throttle.as_mut().is_none_or(|throttle| throttle.admit(Flow::In, bytes));
+        let granted = self.throttle.as_mut().is_none_or(|throttle| throttle.admit(Flow::In, frame_bytes(len)));
         if granted { self.deliver(len) } else { self.waits_for = WaitsFor::Admission(len) }
     }
 
@@ -280,7 +279,7 @@ impl ReceiveWorker {
         }
         let ring = &mut self.queue.ring;
         self.room.take(len, |head, written| ring.add_used(head, written));
-        self.tally.add(u64::try_from(len - HEADER_BYTES).expect("64 bits fit"));
+        self.tally.add(frame_bytes(len));
     }
 
     /// The backend is gone, and with it the wire. A reset tries again.
@@ -348,13 +347,17 @@ impl Worker for ReceiveWorker {
         self.waits_for == WaitsFor::Frames
     }
 
-    /// A frame that may not be delivered yet is, since it could not be kept. The driver does not miss one whose end still
-    /// waits for room: it is counted as dropped.
+    /// A frame that may not be delivered yet cannot be kept: it is delivered on credit, or dropped where the driver has had
+    /// that already. One whose end still waits for room is dropped, too.
     fn drain(&mut self) {
         match self.waits_for {
             WaitsFor::Admission(len) => {
-                self.deliver(len);
-                self.publish();
+                if self.throttle.as_mut().is_none_or(|throttle| throttle.borrow(Flow::In, frame_bytes(len))) {
+                    self.deliver(len);
+                    self.publish();
+                } else {
+                    self.counters.received.count_dropped();
+                }
             }
             _ if self.room.spilled().is_some() => self.counters.received.count_dropped(),
             _ => {}
@@ -371,6 +374,11 @@ impl Retired for ReceiveWorker {
     fn into_parts(self) -> (QueueState, Option<Throttle>) {
         (self.queue.ring.state(), self.throttle)
     }
+}
+
+/// What a limit counts of what was read, header included.
+fn frame_bytes(len: usize) -> u64 {
+    u64::try_from(len - HEADER_BYTES).expect("64 bits fit")
 }
 
 /// Whether a frame is not segmented and its packet larger than `mtu` (virtio 1.3 §5.1.4.1). VLAN tags belong to the

@@ -240,10 +240,14 @@ impl Worker for TransmitWorker {
         self.waits_for == WaitsFor::Room
     }
 
-    /// A frame that waits for room is not waited for: its chain is as if it had never been popped.
+    /// A frame that waits for room is not waited for: its chain is as if it had never been popped, and it was admitted for
+    /// nothing.
     fn drain(&mut self) {
         if self.waits_for == WaitsFor::Room {
             self.queue.ring.unpop(1);
+            if let Some(throttle) = &self.throttle {
+                throttle.give_back(Flow::Out, self.frame.bytes().into());
+            }
         }
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {

@@ -218,6 +218,39 @@ fn a_network_that_waits_pauses_at_once_and_loses_nothing() {
 }
 
 #[test]
+fn resets_and_pauses_give_no_more_than_one_frame_beyond_the_limit() {
+    for resets in [true, false] {
+        let (mut bench, limiter) = limited(inward(frames(1)));
+        bench.wire.send(&frame(100, 0));
+        for seed in 1..10 {
+            bench.wire.send(&frame(100, seed));
+            (0..2).for_each(|_| drop(bench.post(128)));
+            wait_until(|| limiter.waiting() == 1);
+            if resets {
+                bench.initialize(ALL);
+            } else {
+                bench.pause();
+                bench.resume();
+            }
+        }
+        assert_eq!(bench.count(|all| &all.received.frames), 2, "one within the limit, and one on credit");
+        assert_eq!(bench.count(|all| &all.received.dropped), 8);
+    }
+}
+
+#[test]
+fn a_frame_that_waits_for_the_wire_through_pauses_is_charged_once() {
+    const FRAMES: usize = 30;
+    let (mut bench, _) = limited(outward(frames(30)));
+    for sent in add_frames(&mut bench, FRAMES) {
+        // The wire holds fewer than there are.
+        bench.pause();
+        bench.resume();
+        assert_eq!(bench.wire.receive(), sent);
+    }
+}
+
+#[test]
 fn a_network_that_waits_is_reset_like_any_other() {
     let (mut bench, limiter) = limited(outward(frames(1)));
     for _ in 0..10 {
