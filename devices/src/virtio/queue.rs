@@ -238,6 +238,16 @@ impl ReadyQueue {
         self.held.push_back(head);
     }
 
+    /// As [`Self::hold`], for the held chain that was popped last: it stays before the others.
+    ///
+    /// # Panics
+    /// If no chain is in flight, which is the device's bug.
+    pub fn hold_first(&mut self, head: u16) {
+        assert!(self.in_flight > 0, "a device holds a chain that it did not have");
+        self.in_flight -= 1;
+        self.held.push_front(head);
+    }
+
     /// Whether the next pop takes a chain that was popped before.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()

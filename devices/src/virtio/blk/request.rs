@@ -86,7 +86,9 @@ impl Request {
             Self::Read { len, .. } => (Flow::In, len.into()),
             Self::Write { len, .. } => (Flow::Out, len.into()),
             Self::GetId => (Flow::In, 0),
-            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => (Flow::Out, 0),
+            // Where the host has no better way, all of it is written.
+            Self::WriteZeroes { len, .. } => (Flow::Out, len),
+            Self::Flush | Self::Discard { .. } => (Flow::Out, 0),
         }
     }
 }

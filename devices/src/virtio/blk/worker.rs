@@ -20,6 +20,7 @@ use super::slots::Idle;
 use super::{DiskName, SERIAL_BYTES};
 use crate::backend::block::{BlockAction, BlockBackend, BlockOperation, CacheMode, Completion, Submission, Token};
 use crate::fault::FaultLog;
+use crate::limit::Flow;
 use crate::virtio::buffers::write_at;
 use crate::virtio::linger::Linger;
 use crate::virtio::queue::{Chain, QueueError, QueueState};
@@ -59,6 +60,8 @@ pub(super) struct BlkWorker {
     linger: Linger,
     blocked: Blocked,
     intake: Intake,
+    /// Bytes that this wake has taken on.
+    taken_bytes: u64,
     /// When the chains that are popped now were noticed, once one needs to know.
     noticed: Option<Instant>,
     /// Since when the limiter lets nothing begin.
@@ -91,12 +94,12 @@ enum Begun {
     Throttled,
 }
 
-/// Whether a chain still has to pass the limiter.
+/// Where a popped chain comes from, and is put back.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Admission {
-    Due,
-    /// It has, before it was put aside.
-    Passed,
+enum Origin {
+    Ring,
+    /// It was popped before, and kept.
+    Kept,
 }
 
 impl BlkWorker {
@@ -129,6 +132,7 @@ impl BlkWorker {
             linger: Linger::new(),
             blocked: Blocked::No,
             intake: Intake::Open,
+            taken_bytes: 0,
             noticed: None,
             throttled: None,
             log,
@@ -160,20 +164,20 @@ impl BlkWorker {
             return Ok(Progress::Idle);
         }
         let mut budget = CHAINS_PER_WAKE_MAX;
-        let mut bytes = 0;
+        self.taken_bytes = 0;
         loop {
             self.noticed = None;
             self.queue.ring.disable_notification();
             let mut begun = Begun::Yes;
             while begun == Begun::Yes && self.may_pop() && budget > 0 {
-                let admission = if self.queue.ring.is_holding() { Admission::Passed } else { Admission::Due };
+                let origin = if self.queue.ring.is_holding() { Origin::Kept } else { Origin::Ring };
                 if !self.queue.ring.pop(&mut self.chain)? {
                     break;
                 }
-                bytes += u64::from(self.chain.readable_len()) + u64::from(self.chain.writable_len());
-                budget = if bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
+                self.taken_bytes += u64::from(self.chain.readable_len()) + u64::from(self.chain.writable_len());
                 self.show_if_due();
-                begun = self.begin(admission);
+                begun = self.begin(origin);
+                budget = if self.taken_bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
             }
             self.backend.commit();
             self.publish();
@@ -204,7 +208,7 @@ impl BlkWorker {
     }
 
     /// Turns the popped chain into an operation, or answers it at once.
-    fn begin(&mut self, admission: Admission) -> Begun {
+    fn begin(&mut self, origin: Origin) -> Begun {
         let head = self.chain.head();
         let Some(status) = request::status_address(&self.chain) else {
             self.log.report(format_args!("request without room for a status"));
@@ -221,10 +225,13 @@ impl BlkWorker {
             features: self.features,
         };
         let request = request::parse(self.queue.ring.memory(), &self.chain, data_len, &disk);
-        if let (Admission::Due, Some(throttle), Ok(request)) = (admission, &mut self.throttle, &request) {
+        if let (Some(throttle), Ok(request)) = (&mut self.throttle, &request) {
             let (flow, bytes) = request.share();
             if !throttle.admit(flow, bytes) {
-                self.queue.ring.unpop(1);
+                match origin {
+                    Origin::Ring => self.queue.ring.unpop(1),
+                    Origin::Kept => self.queue.ring.hold_first(head),
+                }
                 self.throttled.get_or_insert_with(Instant::now);
                 return Begun::Throttled;
             }
@@ -267,6 +274,7 @@ impl BlkWorker {
                 self.submit(in_flight, BlockAction::Discard { len }, offset, buffers);
             }
             Request::WriteZeroes { offset, len, space } => {
+                self.taken_bytes += len;
                 let buffers = self.buffers();
                 let action = BlockAction::WriteZeroes { len, space, durability: self.policy.writes };
                 self.submit(in_flight, action, offset, buffers);
@@ -310,7 +318,10 @@ impl BlkWorker {
                 self.batch.add_served(action, bytes, since);
                 self.answer(head, status, Status::Ok, written, bytes);
             }
-            Err(error) if self.keeps(action, &error) => self.keep(head),
+            Err(error) if self.keeps(action, &error) => {
+                let moved = if let BlockAction::WriteZeroes { len, .. } = action { len } else { bytes };
+                self.keep(head, moved);
+            }
             Err(error) => {
                 self.batch.add_served(action, 0, since);
                 self.log.report(format_args!("{action:?} of {bytes} bytes at {offset:#x}: {error}"));
@@ -332,7 +343,12 @@ impl BlkWorker {
         changes && self.shared.keeps_when_full() && matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
 
-    fn keep(&mut self, head: u16) {
+    /// Puts a request aside that was to move so many bytes. It did not happen, and asks the limiter again when it is tried
+    /// again: the driver may have changed it by then.
+    fn keep(&mut self, head: u16, bytes: u64) {
+        if let Some(throttle) = &self.throttle {
+            throttle.give_back(Flow::Out, bytes);
+        }
         self.queue.ring.hold(head);
         if self.intake != Intake::Full {
             self.intake = Intake::Full;

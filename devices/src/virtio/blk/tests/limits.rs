@@ -1,6 +1,7 @@
 //! A disk that is held to a rate.
 
 use super::*;
+use crate::limit::{Admission, Flow};
 use crate::testing::{DEADLINE, wait_asleep, wait_until};
 use std::time::Instant;
 
@@ -89,6 +90,90 @@ fn bytes_and_directions_are_limited_apart() {
     transport.lock().unwrap().core().resume();
     limiter.change(LimiterConfig::default());
     bench.driver.wait_used(0);
+}
+
+/// Makes a write of so many sectors of zeroes available, and rings.
+fn add_zeroes(bench: &mut Bench, sectors: u32) -> GuestAddress {
+    let range = [&0_u64.to_le_bytes()[..], &sectors.to_le_bytes(), &0_u32.to_le_bytes()].concat();
+    let (data, header, status) = (bench.driver.place(&range), bench.header(13, 0), bench.status_byte());
+    bench.driver.queues[0].add(&[header, Buffer::Readable(data, 16), Buffer::Writable(status, 1)]);
+    bench.driver.kick(0);
+    status
+}
+
+fn bytes_out(bytes: u64) -> LimiterConfig {
+    let outward = Limits { bytes: Rate::new(bytes, 0, 3_600_000), operations: None };
+    LimiterConfig { outward, ..LimiterConfig::default() }
+}
+
+#[test]
+fn zeroes_are_bytes_that_are_written() {
+    let limiter = Limiter::new(bytes_out(8 * SECTOR_BYTES));
+    let features = FLUSH | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    let mut bench = Bench::build(&Setup { limiter: Some(Arc::clone(&limiter)), features, ..Setup::default() });
+    let first = add_zeroes(&mut bench, 7);
+    bench.driver.wait_used(0);
+    let second = add_zeroes(&mut bench, 2);
+    wait_until(|| limiter.waiting() == 1);
+    assert_eq!([first, second].map(|status| bench.status(status)), [OK, UNWRITTEN]);
+    limiter.change(LimiterConfig::default());
+    bench.driver.wait_used(0);
+    assert_eq!(bench.status(second), OK);
+}
+
+/// A disk whose first write of one sector, through an indirect table, finds no space, and a second one behind it; where the
+/// table and the statuses are.
+fn with_a_kept_write(limiter: &Arc<Limiter>) -> (Bench, GuestAddress, [GuestAddress; 2]) {
+    let (tell, full) = std::sync::mpsc::channel();
+    let setup = Setup {
+        limiter: Some(Arc::clone(limiter)),
+        fault: Fault { fail_nth: Some(0), errno: libc::ENOSPC, ..Fault::default() },
+        on_full: OnFull::Keep(Arc::new(move || tell.send(()).unwrap())),
+        ..Setup::default()
+    };
+    let mut bench = Bench::build(&setup);
+    let (header, status) = (bench.header(OUT, 0), bench.status_byte());
+    let (data, table) = (bench.driver.place(&[0x31; 4 * SECTOR]), bench.driver.allocate(64));
+    let chain = [header, Buffer::Readable(data, 512), Buffer::Writable(status, 1)];
+    bench.driver.queues[0].add_indirect(table, &chain);
+    let other = bench.begin_write(0, 0x32);
+    bench.driver.kick(0);
+    full.recv_timeout(DEADLINE).unwrap();
+    (bench, table, [status, other])
+}
+
+#[test]
+fn a_kept_request_that_the_driver_makes_larger_pays_for_what_it_has_become() {
+    let limiter = Limiter::new(bytes_out(4 * SECTOR_BYTES));
+    let (mut bench, table, statuses) = with_a_kept_write(&limiter);
+    // The length of the second descriptor.
+    let len = GuestAddress(table.0 + 16 + 8);
+    bench.driver.memory().write_slice(&2048_u32.to_le_bytes(), len).unwrap();
+    bench.pause();
+    bench.resume();
+    bench.driver.wait_used(0);
+    wait_until(|| limiter.waiting() == 1);
+    assert_eq!(statuses.map(|status| bench.status(status)), [OK, UNWRITTEN]);
+    assert_eq!(bench.disk()[..4 * SECTOR], [0x31; 4 * SECTOR]);
+}
+
+#[test]
+fn a_kept_request_that_waits_for_the_limiter_stays_before_all_others_through_a_pause() {
+    let limiter = Limiter::new(bytes_out(4 * SECTOR_BYTES));
+    let (mut bench, _, statuses) = with_a_kept_write(&limiter);
+    let rival = limiter.join().unwrap();
+    assert_eq!(rival.admit(Flow::Out, 2048), Admission::Granted, "what was kept has cost nothing");
+    for _ in 0..2 {
+        bench.pause();
+        bench.resume();
+        wait_until(|| limiter.waiting() == 1);
+        assert_eq!(statuses.map(|status| bench.status(status)), [UNWRITTEN; 2]);
+    }
+    limiter.change(LimiterConfig::default());
+    bench.driver.wait_used(0);
+    bench.driver.wait_used(0);
+    assert_eq!(statuses.map(|status| bench.status(status)), [OK; 2]);
+    assert_eq!(bench.disk()[..SECTOR], [0x32; SECTOR], "the later one came later");
 }
 
 #[test]
