@@ -14,7 +14,8 @@ use crate::virtio::net::{ReceiveRoom, TransmitFrame};
 /// How the backend misbehaves, from when it is set until it is cleared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetFault {
-    /// The error that every receive gives, by number.
+    /// The error that every receive gives, by number. As with a tap it takes a frame with it, unless the interface is gone
+    /// (EBADFD).
     pub receive: Option<i32>,
     /// The error that every transmit gives, by number.
     pub transmit: Option<i32>,
@@ -148,7 +149,11 @@ impl NetBackend for FakeNet {
     }
 
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize> {
-        fail(lock(&self.shared.fault).receive)?;
+        let fault = lock(&self.shared.fault).receive;
+        if fault.is_some_and(|error| error != libc::EBADFD) {
+            self.socket.recv(&mut [0])?;
+        }
+        fail(fault)?;
         room.read_from(self.socket.as_fd())
     }
 

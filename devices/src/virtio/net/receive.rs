@@ -150,12 +150,8 @@ impl ReceiveWorker {
                 Ok(()) if self.publishing == Publishing::Early && turn.is_power_of_two() => self.publish(),
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        self.fail(&error);
-                    }
-                    return Ok(Progress::Idle);
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Idle),
+                Err(error) => self.fail(&error),
             }
         }
         Ok(if self.waits_for == WaitsFor::Frames { Progress::More } else { Progress::Idle })
@@ -185,10 +181,10 @@ impl ReceiveWorker {
                 Ok(_) => self.counters.received.count_dropped(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Idle,
-                Err(error) => {
-                    self.fail(&error);
-                    return Progress::Idle;
-                }
+                Err(error) => self.fail(&error),
+            }
+            if self.waits_for == WaitsFor::Reset {
+                return Progress::Idle;
             }
         }
         Progress::More
@@ -282,12 +278,16 @@ impl ReceiveWorker {
         self.tally.add(frame_bytes(len));
     }
 
-    /// The backend is gone, and with it the wire. A reset tries again.
+    /// A read failed. A tap says so of one frame, which is gone then: it has no header that says what the frame is, or the
+    /// host had no memory for it.
     fn fail(&mut self, error: &io::Error) {
         self.log.report(format_args!("cannot receive: {error}"));
         self.counters.received.count_error();
-        self.waits_for = WaitsFor::Reset;
-        self.link.cut();
+        // The interface was deleted, and with it the wire. A reset tries again.
+        if error.raw_os_error() == Some(libc::EBADFD) {
+            self.waits_for = WaitsFor::Reset;
+            self.link.cut();
+        }
     }
 
     /// Chains without a frame are as if they had never been popped, or come back empty where a later one came back

@@ -173,6 +173,27 @@ fn a_backend_that_is_gone_is_a_link_that_is_down_until_reset() {
 }
 
 #[test]
+fn a_frame_that_the_host_cannot_give_is_an_error_and_the_next_one_comes() {
+    for errno in [libc::EINVAL, libc::EFAULT, libc::ENOMEM, libc::EIO] {
+        let mut bench = Bench::new(STATUS | MERGE);
+        bench.wire.set_fault(NetFault { receive: Some(errno), ..NetFault::default() });
+        // With room and, later, with the cable out.
+        let room = bench.post(2048);
+        (0..3).for_each(|seed| bench.wire.send(&frame(60, seed)));
+        bench.wait_count(|all| &all.received.errors, 3);
+        bench.control.set_link(LinkState::Down);
+        bench.wire.send(&frame(60, 4));
+        bench.wait_count(|all| &all.received.errors, 4);
+        bench.wire.set_fault(NetFault::default());
+        bench.control.set_link(LinkState::Up);
+        assert_eq!(bench.control.link(), LinkState::Up);
+        bench.wire.send(&frame(60, 5));
+        bench.driver.wait_used(RX);
+        assert_eq!(bench.driver.bytes_at(room, 72), delivered(&frame(60, 5), 1));
+    }
+}
+
+#[test]
 fn a_deleted_interface_takes_the_link_down_from_either_side() {
     let mut bench = Bench::new(STATUS);
     bench.wire.set_fault(NetFault { transmit: Some(libc::EBADFD), ..NetFault::default() });
