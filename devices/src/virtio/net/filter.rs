@@ -157,12 +157,17 @@ impl SourceFilter {
         if !source.is_unspecified() && !addresses.ipv6.contains(&source) {
             return Err("IPv6 from another's address");
         }
-        let upper = Upper::find(head, at + IPV6_BYTES, header[NEXT_HEADER])?;
+        // What is behind the packet is no part of it: whoever takes it puts another fragment there.
+        let end = at + IPV6_BYTES + usize::from(u16::from_be_bytes(field(&header, PAYLOAD_LENGTH)?));
+        let packet = &head[..end.min(head.len())];
+        let upper = Upper::find(packet, at + IPV6_BYTES, header[NEXT_HEADER])?;
+        if upper.at > packet.len() {
+            return Err(CUT_SHORT);
+        }
         let Some(icmp) = upper.icmp else {
             return if source.is_unspecified() { Err("IPv6 from no address") } else { Ok(upper.at) };
         };
-        let end = at + IPV6_BYTES + usize::from(u16::from_be_bytes(field(&header, PAYLOAD_LENGTH)?));
-        let message = Icmp { head, at: upper.at, end };
+        let message = Icmp { packet, at: upper.at, end };
         // RFC 4861 §4: bytes of a message before its options.
         let options = match icmp {
             ROUTER_SOLICITATION => 8,
@@ -223,12 +228,12 @@ struct Upper {
 }
 
 impl Upper {
-    fn find(head: &[u8], mut at: usize, mut next: u8) -> Result<Self, Refusal> {
+    fn find(packet: &[u8], mut at: usize, mut next: u8) -> Result<Self, Refusal> {
         let mut fragmented = false;
         loop {
             let (follows, units) = match next {
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
-                    let [follows, units] = field(head, at)?;
+                    let [follows, units] = field(packet, at)?;
                     // RFC 4302 §2.2: in four bytes, less two.
                     (
                         follows,
@@ -240,7 +245,7 @@ impl Upper {
                     )
                 }
                 FRAGMENT => {
-                    let [follows, _, high, low] = field(head, at)?;
+                    let [follows, _, high, low, ..] = field::<8>(packet, at)?;
                     fragmented = true;
                     if u16::from_be_bytes([high, low]) & !7 != 0 {
                         // RFC 7112: all headers are in the first.
@@ -249,7 +254,7 @@ impl Upper {
                     (follows, 8)
                 }
                 ICMPV6 => {
-                    let [icmp] = field(head, at)?;
+                    let [icmp] = field(packet, at)?;
                     return Ok(Self { at, icmp: Some(icmp), fragmented });
                 }
                 _ => return Ok(Self { at, icmp: None, fragmented }),
@@ -261,7 +266,7 @@ impl Upper {
 
 /// A neighbour discovery message, which ends with its packet.
 struct Icmp<'a> {
-    head: &'a [u8],
+    packet: &'a [u8],
     at: usize,
     end: usize,
 }
@@ -269,13 +274,13 @@ struct Icmp<'a> {
 impl Icmp<'_> {
     /// Its target must be one of `own`. Returns where its options begin.
     fn about(&self, own: &[Ipv6Addr]) -> Result<usize, Refusal> {
-        let target = Ipv6Addr::from(field::<16>(self.head, self.at + 8)?);
+        let target = Ipv6Addr::from(field::<16>(self.packet, self.at + 8)?);
         if own.contains(&target) { Ok(24) } else { Err("neighbour discovery about another's address") }
     }
 
     /// What its options, which begin `skip` bytes into it, say of link-layer addresses must be `mac`.
     fn check_options(&self, skip: usize, mac: [u8; MAC_BYTES]) -> Result<(), Refusal> {
-        let mut options = self.head.get(self.at + skip..self.end).ok_or(CUT_SHORT)?;
+        let mut options = self.packet.get(self.at + skip..self.end).ok_or(CUT_SHORT)?;
         while !options.is_empty() {
             let [kind, units] = field(options, 0)?;
             let bytes = usize::from(units) * 8;

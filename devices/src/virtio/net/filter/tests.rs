@@ -191,6 +191,14 @@ fn neighbour_discovery_hides_behind_no_other_header_and_in_no_fragment() {
         );
     }
     assert!(!passes(&v6(V6, FRAGMENT, &fragment(1, ICMPV6))), "headers in a later fragment");
+    // What lies behind the packet shows what the next fragment will not have there.
+    for header in [FRAGMENT, DESTINATION_OPTIONS] {
+        let short =
+            v6(V6, header, &if header == FRAGMENT { fragment(1, ICMPV6) } else { vec![ICMPV6, 0, 0, 0, 0, 0, 0, 0] });
+        for behind in [&[128; 16][..], &honest] {
+            assert!(!passes(&[&short[..], behind].concat()), "{header}");
+        }
+    }
 }
 
 #[test]

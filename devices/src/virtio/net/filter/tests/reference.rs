@@ -61,7 +61,10 @@ fn ipv4(rest: &mut &[u8]) -> Option<()> {
 
 fn ipv6(rest: &mut &[u8], frame: &[u8]) -> Option<()> {
     let header = eat(rest, 40)?;
-    let packet_end = frame.len() - rest.len() + usize::from(header[4]) * 256 + usize::from(header[5]);
+    let begin = frame.len() - rest.len();
+    let packet_end = begin + usize::from(header[4]) * 256 + usize::from(header[5]);
+    let frame = &frame[..packet_end.min(frame.len())];
+    let rest = &mut &frame[begin..];
     let is_own = |address: &[u8]| [V6, LINK_LOCAL].iter().any(|own| own.octets() == *address);
     let from_nobody = header[8..24] == [0; 16];
     hold(header[0] & 0xf0 == 0x60 && (from_nobody || is_own(&header[8..24])))?;
