@@ -287,7 +287,7 @@ pub enum ConfigError {
         /// What is wrong.
         problem: TuningError,
     },
-    /// The devices of a group have different limits.
+    /// The devices of a group have different limits, or those of a thread poll differently.
     #[error(transparent)]
     Group(TuningError),
     /// A MAC address that cannot be one.
@@ -467,6 +467,9 @@ impl VmConfig {
         let disks = self.disks.iter().map(|disk| (disk.tuning.limits, disk.tuning.limit_group.as_deref()));
         let nets = self.nets.iter().map(|net| (net.tuning.limits, net.tuning.limit_group.as_deref()));
         tuning::validate_groups(disks.chain(nets)).map_err(ConfigError::Group)?;
+        let disks = self.disks.iter().map(|disk| (disk.tuning.poll_us, &disk.tuning.threads));
+        let nets = self.nets.iter().map(|net| (net.tuning.poll_us, &net.tuning.threads));
+        tuning::validate_shared_threads(disks.chain(nets)).map_err(ConfigError::Group)?;
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),

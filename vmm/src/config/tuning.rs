@@ -18,7 +18,7 @@ pub const POLL_US_MAX: u32 = 1000;
 pub enum IoThreads {
     /// On so many threads of its own, the queues dealt out in turn.
     Own(usize),
-    /// On a thread that it shares with the other devices that name it; it polls for as long as the first of them says.
+    /// On a thread that it shares with the other devices that name it, all of which say how long it polls.
     Shared(String),
 }
 
@@ -80,6 +80,9 @@ pub enum TuningError {
     /// Two devices of a group say different things.
     #[error("limit_group={0}: its devices have different limits: give each the same")]
     GroupDiffers(String),
+    /// Two devices of a thread say different things.
+    #[error("iothread={0}: its devices have different poll_us: give each the same")]
+    ThreadDiffers(String),
     /// No packet that is smaller than what IPv4 asks of every link.
     #[error("mtu={0}: use {MTU_MIN} to 65535")]
     Mtu(u16),
@@ -98,14 +101,27 @@ pub enum TuningError {
 pub(super) fn validate_groups<'a>(
     devices: impl Iterator<Item = (LimiterConfig, Option<&'a str>)> + Clone,
 ) -> Result<(), TuningError> {
-    for (limits, group) in devices.clone() {
-        if let Some(name) = group
-            && devices.clone().any(|(other, other_group)| other_group == group && other != limits)
-        {
-            return Err(TuningError::GroupDiffers(name.to_owned()));
-        }
-    }
-    Ok(())
+    differs(devices).map_or(Ok(()), |group| Err(TuningError::GroupDiffers(group.to_owned())))
+}
+
+/// A thread that devices share polls as each of them says. `devices` are their `poll_us` and where they are served.
+pub(super) fn validate_shared_threads<'a>(
+    devices: impl Iterator<Item = (u32, &'a IoThreads)> + Clone,
+) -> Result<(), TuningError> {
+    let named = devices.map(|(poll_us, threads)| match threads {
+        IoThreads::Own(_) => (poll_us, None),
+        IoThreads::Shared(name) => (poll_us, Some(name.as_str())),
+    });
+    differs(named).map_or(Ok(()), |thread| Err(TuningError::ThreadDiffers(thread.to_owned())))
+}
+
+/// The first name of which two devices say different things.
+fn differs<'a, T: PartialEq>(devices: impl Iterator<Item = (T, Option<&'a str>)> + Clone) -> Option<&'a str> {
+    let mut all = devices.clone();
+    all.find_map(|(said, name)| {
+        let name = name?;
+        devices.clone().any(|(other, other_name)| other_name == Some(name) && other != said).then_some(name)
+    })
 }
 
 pub(super) fn validate_poll(poll_us: u32) -> Result<(), TuningError> {
@@ -133,5 +149,15 @@ mod tests {
         );
         let differ = verdict(&[device(Some("g"), 5), device(Some("g"), 6)]);
         assert_eq!(differ, Err(TuningError::GroupDiffers("g".to_owned())));
+    }
+
+    #[test]
+    fn a_shared_thread_polls_as_each_of_its_devices_says() {
+        let [own, shared, other] =
+            [IoThreads::Own(1), IoThreads::Shared("io".to_owned()), IoThreads::Shared("other".to_owned())];
+        let verdict = |devices: &[_]| validate_shared_threads(devices.iter().copied());
+        assert_eq!(verdict(&[(50, &shared), (50, &shared), (7, &own), (9, &own), (0, &other)]), Ok(()));
+        let differ = verdict(&[(0, &own), (0, &shared), (50, &shared)]).unwrap_err();
+        assert_eq!(differ.to_string(), "iothread=io: its devices have different poll_us: give each the same");
     }
 }
