@@ -73,10 +73,20 @@ pub enum Admission {
 /// The buckets of a device or of a group.
 #[derive(Debug)]
 pub struct Limiter {
-    start: Instant,
+    clock: Clock,
     /// There are limits: without, nobody needs the lock.
     limited: AtomicBool,
     state: Mutex<State>,
+}
+
+/// Where a limiter's time comes from.
+#[derive(Debug)]
+enum Clock {
+    /// The time since then.
+    Host(Instant),
+    /// A test's hand sets it, in nanoseconds.
+    #[cfg(test)]
+    Hand(Arc<std::sync::atomic::AtomicU64>),
 }
 
 #[derive(Debug)]
@@ -118,9 +128,20 @@ pub struct Member {
 impl Limiter {
     /// A limiter whose buckets are full.
     pub fn new(config: LimiterConfig) -> Arc<Self> {
+        Self::by(Clock::Host(Instant::now()), config)
+    }
+
+    /// As [`Self::new`], by a clock that stands still between what a test adds to it. Timers do not: who is woken early asks
+    /// again.
+    #[cfg(test)]
+    pub(crate) fn by_hand(now_ns: &Arc<std::sync::atomic::AtomicU64>, config: LimiterConfig) -> Arc<Self> {
+        Self::by(Clock::Hand(Arc::clone(now_ns)), config)
+    }
+
+    fn by(clock: Clock, config: LimiterConfig) -> Arc<Self> {
         let state = State { buckets: Buckets::new(config), members: Vec::new(), line: Line::default(), next_id: 0 };
         let limited = AtomicBool::new(!config.is_unlimited());
-        Arc::new(Self { start: Instant::now(), limited, state: Mutex::new(state) })
+        Arc::new(Self { clock, limited, state: Mutex::new(state) })
     }
 
     /// Replaces the limits. The buckets are full again, and all who wait ask again.
@@ -156,8 +177,12 @@ impl Limiter {
     }
 
     fn now_ns(&self) -> u64 {
-        // 584 years.
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        match &self.clock {
+            // 584 years.
+            Clock::Host(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            #[cfg(test)]
+            Clock::Hand(now_ns) => now_ns.load(Ordering::Relaxed),
+        }
     }
 }
 

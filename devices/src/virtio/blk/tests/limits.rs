@@ -54,6 +54,51 @@ fn a_drained_bucket_lets_its_rate_through_and_no_more() {
 }
 
 #[test]
+fn a_thousand_a_second_are_a_thousand_a_second_once_the_bucket_is_empty() {
+    const SECONDS: u64 = 3;
+    const SECOND_NS: u64 = 1_000_000_000;
+    let now_ns = Arc::new(AtomicU64::new(0));
+    let limiter = Limiter::by_hand(&now_ns, operations(Rate::per_second(1000)));
+    let mut bench = Bench::build(&Setup { limiter: Some(Arc::clone(&limiter)), ..Setup::default() });
+    let (header, data, status) = (bench.header(IN, 1), bench.driver.allocate(512), bench.status_byte());
+    let chain = [header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)];
+    let entries = bench.driver.queues[0].free();
+    let mut taken = 0;
+    // Has the queue take all that it may have at this moment.
+    let mut take_all = || loop {
+        while bench.driver.queues[0].free() >= chain.len() {
+            bench.driver.queues[0].add(&chain);
+        }
+        // Who stops leaves the line: who stands there afterwards has asked since.
+        bench.pause();
+        bench.resume();
+        let mut waits = false;
+        wait_until(|| {
+            waits = limiter.waiting() == 1;
+            while bench.driver.queues[0].take_used().is_some() {
+                taken += 1;
+            }
+            taken == bench.submitted() && (waits || bench.driver.queues[0].free() == entries)
+        });
+        if waits {
+            return taken;
+        }
+    };
+    let drained = take_all();
+    assert_eq!(drained, 1000, "what the bucket had");
+    // It looks between one and twelve milliseconds late each time.
+    let (mut now, mut random) = (0, 0x9e37_79b9_u64);
+    while now < SECONDS * SECOND_NS {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        now = (now + 1_000_000 + random % 11_000_000).min(SECONDS * SECOND_NS);
+        now_ns.store(now, Ordering::Relaxed);
+        take_all();
+    }
+    let served = take_all() - drained;
+    assert!((990 * SECONDS..=1010 * SECONDS).contains(&served), "{served} in {SECONDS} s");
+}
+
+#[test]
 fn a_queue_that_waits_pauses_at_once_and_goes_on_where_it_was() {
     let (mut bench, limiter) = limited(operations(Rate::new(3, 0, 3_600_000)));
     let statuses = add_reads(&mut bench, 8);
@@ -222,12 +267,26 @@ fn a_queue_whose_request_is_refused_while_it_waits_leaves_the_line() {
 }
 
 #[test]
-fn a_queue_that_waits_costs_no_cpu() {
-    let limiter = Limiter::new(operations(Rate::new(1, 0, 3_600_000)));
-    let thread = "husk-io-waits";
-    let mut bench = Bench::build(&Setup { limiter: Some(limiter), thread, ..Setup::default() });
-    add_reads(&mut bench, 20);
-    wait_until_used(&bench, 1);
-    wait_asleep(thread);
-    assert_eq!(bench.submitted(), 1);
+fn a_queue_that_waits_costs_no_cpu_whether_its_thread_polls_or_not() {
+    for poll in [Duration::ZERO, Duration::from_millis(1)] {
+        let limiter = Limiter::new(operations(Rate::new(1, 0, 3_600_000)));
+        let thread = "husk-io-waits";
+        let mut bench = Bench::build(&Setup { limiter: Some(limiter), thread, poll, ..Setup::default() });
+        add_reads(&mut bench, 20);
+        wait_until_used(&bench, 1);
+        wait_asleep(thread);
+        assert_eq!(bench.submitted(), 1);
+    }
+}
+
+#[test]
+fn a_disk_whose_thread_polls_is_asleep_when_there_is_nothing_to_do() {
+    for engine in [Engine::Sync, Engine::Uring] {
+        let (thread, poll) = ("husk-io-polls", Duration::from_millis(1));
+        let mut bench = Bench::build(&Setup { engine, thread, poll, ..Setup::default() });
+        for _ in 0..3 {
+            assert_eq!(bench.read(1, SECTOR).0, OK);
+            wait_asleep(thread);
+        }
+    }
 }
