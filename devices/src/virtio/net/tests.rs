@@ -55,10 +55,10 @@ impl Bench {
 
     /// As [`Self::new`], of a device that has an address and `options`.
     fn with_options(wanted: u64, options: NetOptions) -> Self {
-        Self::build(wanted, options, "husk-io-test")
+        Self::build(wanted, options, IoThread::spawn("husk-io-test").unwrap())
     }
 
-    fn build(wanted: u64, options: NetOptions, thread: &str) -> Self {
+    fn build(wanted: u64, options: NetOptions, thread: IoThread) -> Self {
         Self::over(|backend, _| Arc::new(backend), wanted, options, thread)
     }
 
@@ -67,11 +67,10 @@ impl Bench {
         backend: impl FnOnce(FakeNet, &Arc<GuestMemory>) -> Arc<dyn NetBackend>,
         wanted: u64,
         options: NetOptions,
-        thread: &str,
+        thread: IoThread,
     ) -> Self {
         let (fake, wire) = FakeNet::new(Offloads::ALL);
         let memory = memory_with_hole(16 << 20);
-        let thread = IoThread::spawn(thread).unwrap();
         let net = card(backend(fake, &memory), options, &thread);
         let (counters, control) = (net.counters(), net.control());
         let transport = MmioTransport::new("net0", Box::new(net), memory.clone()).unwrap();

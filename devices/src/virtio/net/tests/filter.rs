@@ -169,7 +169,7 @@ fn a_guest_that_changes_a_frame_behind_the_check_sends_what_was_checked() {
             hasty = Some(Arc::clone(&backend));
             backend as Arc<dyn NetBackend>
         };
-        let mut bench = Bench::over(make, ALL, options, "husk-io-test");
+        let mut bench = Bench::over(make, ALL, options, IoThread::spawn("husk-io-test").unwrap());
         let good = packet(MAC, &[], GUEST, 400);
         let spoofed: Vec<u8> = good.iter().map(|byte| !byte).collect();
         let place = bench.driver.place(&good);

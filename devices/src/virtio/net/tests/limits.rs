@@ -166,7 +166,7 @@ fn a_network_that_loses_the_frame_it_waits_with_leaves_the_line() {
         let [mut waits, mut behind] = [in_group(&limiter), in_group(&limiter)];
         waits.send(&[&frame(60, 1)]);
         assert_eq!(waits.wire.receive(), frame(60, 1));
-        let mut add = |bench: &mut Bench, waiting| {
+        let add = |bench: &mut Bench, waiting| {
             let place = bench.driver.place(&frame(60, waiting));
             let head = bench.driver.queues[TX].add(&[Buffer::Readable(place, 72)]);
             bench.driver.kick(TX);
@@ -224,7 +224,8 @@ fn resets_and_pauses_give_no_more_than_one_frame_beyond_the_limit() {
         bench.wire.send(&frame(100, 0));
         for seed in 1..10 {
             bench.wire.send(&frame(100, seed));
-            (0..2).for_each(|_| drop(bench.post(128)));
+            bench.post(128);
+            bench.post(128);
             wait_until(|| limiter.waiting() == 1);
             if resets {
                 bench.initialize(ALL);
@@ -264,16 +265,35 @@ fn a_network_that_waits_is_reset_like_any_other() {
 }
 
 #[test]
-fn a_network_that_waits_costs_no_cpu() {
-    let limiter = Limiter::new(LimiterConfig { inward: frames(1), outward: frames(1), ..LimiterConfig::default() });
-    let thread = "husk-io-netwait";
-    let mut bench = Bench::build(ALL, NetOptions { limiter: Some(limiter), ..NetOptions::default() }, thread);
-    add_frames(&mut bench, 5);
-    for seed in 0..5 {
-        bench.post(128);
-        bench.wire.send(&frame(100, seed));
+fn a_network_that_waits_costs_no_cpu_whether_its_thread_polls_or_not() {
+    for poll in [Duration::ZERO, Duration::from_millis(1)] {
+        let limiter = Limiter::new(LimiterConfig { inward: frames(1), outward: frames(1), ..LimiterConfig::default() });
+        let (name, options) = ("husk-io-netwait", NetOptions { limiter: Some(limiter), ..NetOptions::default() });
+        let mut bench = Bench::build(ALL, options, IoThread::spawn_polling(name, poll).unwrap());
+        add_frames(&mut bench, 5);
+        for seed in 0..5 {
+            bench.post(128);
+            bench.wire.send(&frame(100, seed));
+        }
+        wait_for_used(&mut bench, TX, 1);
+        wait_for_used(&mut bench, RX, 1);
+        wait_asleep(name);
     }
-    wait_for_used(&mut bench, TX, 1);
-    wait_for_used(&mut bench, RX, 1);
-    wait_asleep(thread);
+}
+
+#[test]
+fn a_network_whose_thread_polls_is_asleep_when_there_is_nothing_to_do() {
+    let (name, poll) = ("husk-io-netpoll", Duration::from_millis(1));
+    let mut bench = Bench::build(ALL, NetOptions::default(), IoThread::spawn_polling(name, poll).unwrap());
+    for seed in 0..3 {
+        bench.send(&[&frame(60, seed)]);
+        assert_eq!(bench.wire.receive(), frame(60, seed));
+        // With room for frames, and without.
+        wait_asleep(name);
+        bench.post(128);
+        wait_asleep(name);
+        bench.wire.send(&frame(60, seed));
+        bench.driver.wait_used(RX);
+        wait_asleep(name);
+    }
 }
