@@ -7,7 +7,6 @@
 //! | [`plan`] | where VMs would fit on a host, a pure function |
 //! | [`placement`] | guest memory on the asked pages and nodes: checked, applied, looked up |
 //! | [`vcpu`] | the vCPU thread: exit in, entry out; asks answered; kicks that cannot be lost |
-//! | [`epoch`] | snapshots as files: state, layers of memory, chains |
 //! | [`host`] | what this host can do: facts and verdicts |
 //! | [`line_file`] | files that lines are appended to without waiting |
 //! | [`metrics`] | what the machine and the process count, and its two forms |
@@ -22,6 +21,8 @@ pub mod config;
 pub mod control;
 pub mod epoch;
 mod error;
+#[cfg(test)]
+mod golden;
 pub mod host;
 pub mod line_file;
 pub mod machine;

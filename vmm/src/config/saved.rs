@@ -1,6 +1,8 @@
 //! A [`VmConfig`] as a snapshot keeps it: types of its own, so that a change of the configuration's types never changes
 //! what lies in files. What comes back is only read; [`VmConfig::validate_restored`] holds it against every limit.
 
+mod placement;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use arch::boot::BootEntry;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::placement::PlacementState;
 use super::extension::Placement;
 use super::{
     BalloonConfig, BlockSize, BootConfig, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, Entropy,
@@ -39,7 +42,7 @@ pub struct ConfigState {
     memory_bytes: u64,
     memory_is_shared: bool,
     track_dirty_pages: bool,
-    placement: Placement,
+    placement: PlacementState,
     boot: Option<BootState>,
     tables: SavedTables,
     disks: Vec<DiskState>,
@@ -222,7 +225,7 @@ impl ConfigState {
             memory_bytes: *size_bytes,
             memory_is_shared: *backing == MemoryBacking::Memfd,
             track_dirty_pages: *track_dirty_pages,
-            placement: Placement::of(config),
+            placement: PlacementState::save(Placement::of(config)),
             boot: boot.as_ref().map(BootState::save).transpose()?,
             tables: (*tables).into(),
             disks: disks.iter().map(DiskState::save).collect::<Result<_, _>>()?,
@@ -279,7 +282,7 @@ impl ConfigState {
             serial: serial.restore(),
             serial_limit: serial_limit.and_then(RateState::restore),
         };
-        placement.apply(&mut config);
+        placement.restore().apply(&mut config);
         Ok(config)
     }
 }

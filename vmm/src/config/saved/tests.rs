@@ -116,3 +116,9 @@ fn an_address_of_a_group_is_refused() {
     state.nets[0].mac = Some([1, 0, 0, 0, 0, 0]);
     assert!(matches!(state.restore(), Err(MacAddressError::Multicast { .. })));
 }
+
+#[test]
+fn the_first_versions_bytes_are_read_for_ever() {
+    let read: ConfigState = postcard::from_bytes(&crate::golden::bytes("config-v1.txt")).unwrap();
+    assert_eq!(read, ConfigState::save(&rich()).unwrap());
+}

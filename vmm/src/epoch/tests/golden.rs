@@ -6,25 +6,13 @@ use std::path::Path;
 use super::super::index::{ChunkRecord, Parent};
 use super::super::state_file::SamplePage;
 use super::super::*;
+use crate::golden::bytes as golden;
 
 const PAGES: u64 = CHUNK_PAGES + 8;
 
 /// What a page of the golden memory holds.
 fn page(number: u64) -> Vec<u8> {
     (0..PAGE_BYTES / 8).flat_map(|word| (number << 32 | word | 1).to_le_bytes()).collect()
-}
-
-/// The bytes of a dump, whose lines are of 32 bytes each; one that begins with `#` is for people.
-fn bytes(dump: &str) -> Vec<u8> {
-    let lines = dump.lines().filter(|line| !line.starts_with('#'));
-    let digits: Vec<u8> =
-        lines.flat_map(|line| line.bytes()).map(|d| u8::try_from((d as char).to_digit(16).unwrap()).unwrap()).collect();
-    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
-}
-
-fn golden(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/golden").join(name);
-    bytes(&fs::read_to_string(path).unwrap())
 }
 
 fn record(chunk: u64, pages: &[u64]) -> ChunkRecord {
