@@ -41,7 +41,6 @@ pub struct Placement {
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// Whether it is a memfd that another process can be handed; absent is what is so without this.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,
     /// The pages that it is made of; absent is what `machine-config` says.
     pub pages: Option<Pages>,
