@@ -158,6 +158,17 @@ fn a_wrong_body_is_refused_by_its_field_and_changes_nothing() {
 }
 
 #[test]
+fn a_file_that_the_guest_shall_write_can_be_written() {
+    let mut vm = Vm::new();
+    // Not even root writes to a program that runs.
+    let mut drive = json!({ "drive_id": "d", "is_root_device": false, "path_on_host": common::HUSK });
+    vm.put("/drives/d", &drive).refused(&["path_on_host", common::HUSK, "Text file busy"]);
+    drive["is_read_only"] = true.into();
+    vm.put("/drives/d", &drive).done();
+    vm.stop();
+}
+
+#[test]
 fn requests_come_in_pieces_in_chunks_and_one_after_the_other() {
     let mut vm = Vm::new();
     for byte in request("GET", "/version", "").into_bytes() {

@@ -10,7 +10,9 @@ use common::folder::Folder;
 use common::guest::{PROBE, READY, noise, probe};
 use common::network::{Echo, in_network_namespace, ip, tap};
 use common::refusal::{refused, with};
+use common::vm::Vm;
 use common::{Launch, husk, sys, through_shell};
+use serde_json::json;
 
 const MAC: &str = "02:00:00:00:00:07";
 /// VIRTIO_NET_F_MQ, virtio 1.3 §5.1.3.
@@ -36,6 +38,23 @@ fn a_guest_finds_its_neighbour_and_gets_its_echoes_by_either_table() {
             ip("link show tap7");
         });
     }
+}
+
+#[test]
+fn a_tap_is_attached_to_when_a_client_names_it_and_when_the_machine_starts() {
+    in_network_namespace(|| {
+        let mut vm = Vm::new();
+        vm.describe("check=net end=poweroff");
+        let net = json!({ "iface_id": "net0", "host_dev_name": "tap7", "guest_mac": MAC });
+        vm.put("/network-interfaces/net0", &net).refused(&["host_dev_name: tap tap7 does not exist", "ip tuntap add"]);
+        assert_eq!(vm.get("/vm/config")["network-interfaces"], json!([]));
+        tap("tap7");
+        for _ in 0..2 {
+            vm.put("/network-interfaces/net0", &net).done();
+        }
+        vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+        vm.husk.end().went_well().check("net");
+    });
 }
 
 #[test]

@@ -126,6 +126,32 @@ fn a_paused_machine_goes_to_firecrackers_two_files_and_comes_back_from_them() {
 }
 
 #[test]
+fn a_serial_port_that_is_described_before_a_snapshot_is_loaded_is_that_of_its_machine() {
+    let mut vm = counting();
+    let point = vm.folder.path().join("point");
+    vm.job("/husk/v1/snapshots", &json!({ "path": point }));
+    let (state, memory) = (point.join("state"), point.join("memory"));
+    let load = json!({ "snapshot_path": state, "mem_file_path": memory, "resume_vm": true });
+    let mut clone = Vm::new();
+    clone.put("/cpu-config", &json!({})).done();
+    let serial = json!({ "serial_out_path": clone.folder.at("serial"), "rate_limiter": null });
+    clone.put("/serial", &serial).done();
+    clone.put("/snapshot/load", &load).done();
+    assert_eq!(clone.get("/vm/config")["serial"], serial);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !clone.folder.read("serial").windows(5).any(|text| text == b"TICK ") {
+        assert!(Instant::now() < deadline, "the machine says nothing");
+        std::thread::yield_now();
+    }
+    clone.stop();
+    let mut described = Vm::new();
+    described.put("/serial", &serial).done();
+    described.put("/entropy", &json!({})).done();
+    described.put("/snapshot/load", &load).refused(&["has been configured"]);
+    described.stop();
+}
+
+#[test]
 fn a_machine_that_runs_goes_on_and_its_point_does_so_too_in_every_mode() {
     let mut vm = counting();
     let point = vm.folder.path().join("point");

@@ -161,6 +161,7 @@ impl From<CommandError> for Fault {
             | CommandError::NothingToLimit(_) => Code::NoSuchDevice,
             CommandError::Start(_)
             | CommandError::File { .. }
+            | CommandError::Tap(_)
             | CommandError::Body(_)
             | CommandError::Disk(_)
             | CommandError::NoBalloon

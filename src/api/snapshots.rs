@@ -163,6 +163,7 @@ fn restore(_: &Context, request: &Request) -> Result<Plan, Fault> {
         disks: disks.into_iter().map(|disk| (disk.id, disk.path)).collect(),
         nets: nets.into_iter().map(|net| (net.id, net.tap)).collect(),
         pages: None,
+        serial: None,
         strict_disks,
     };
     let clock = match clock {

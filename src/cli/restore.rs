@@ -91,6 +91,7 @@ impl RestoreWords {
                 disks: self.disk.into_iter().map(|(id, path)| (id, path.into())).collect(),
                 nets: self.net,
                 pages: None,
+                serial: None,
                 strict_disks: self.strict_disks,
             },
         }

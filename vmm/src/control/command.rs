@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use devices::backend::net::TapError;
 use devices::virtio::balloon::BalloonError;
 use devices::virtio::mem::MemoryRequestError;
 use thiserror::Error;
@@ -196,6 +197,9 @@ pub enum CommandError {
         /// What the host said.
         cause: io::Error,
     },
+    /// A tap that it shall have cannot be attached to.
+    #[error("host_dev_name")]
+    Tap(#[source] TapError),
     /// The machine cannot be assembled. The program, which assembles it, has said why.
     #[error("cannot start the machine: {0}")]
     Start(String),

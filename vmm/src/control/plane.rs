@@ -17,8 +17,10 @@ pub struct ControlPlane {
     pub(super) news: EventLog,
     pub(super) state: StateCell,
     pub(super) stop_grace: Duration,
-    /// Somebody has described a part of the machine.
+    /// Somebody has described a part of the machine that a snapshot has as well.
     pub(super) configured: bool,
+    /// Somebody has said where the serial port's other end is.
+    pub(super) serial_given: bool,
     metrics: Option<FirecrackerFile>,
     supervisor: Option<Supervisor>,
 }
@@ -35,6 +37,7 @@ impl ControlPlane {
             state: StateCell::default(),
             stop_grace: Duration::ZERO,
             configured: false,
+            serial_given: false,
             metrics: None,
             supervisor: None,
         }

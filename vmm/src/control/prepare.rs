@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use devices::backend::net::{InterfaceName, Tap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::{Action, ControlError, ControlPlane, State};
-use crate::config::firecracker::Change;
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
+use crate::config::firecracker::{Access, Change, OfHost};
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
 use crate::snapshot::RestoreRequest;
@@ -181,12 +182,24 @@ impl ControlPlane {
         let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
         match command {
             Command::Configure(change) => {
+                // As with Firecracker, neither keeps a snapshot from being loaded: its machine has CPUs of its own, and the
+                // serial port that is given here.
+                let noted = match change {
+                    Change::Serial(_) => Some(&mut self.serial_given),
+                    Change::CpuConfig(_) => None,
+                    _ => Some(&mut self.configured),
+                };
                 let result = configure(change, config);
-                self.configured |= result.is_ok();
+                if let Some(noted) = noted {
+                    *noted |= result.is_ok();
+                }
                 Step::GoOn(result)
             }
             Command::Restore(_) if self.configured => Step::GoOn(Err(CommandError::Configured)),
-            Command::Restore(request) => Step::Restore(request),
+            Command::Restore(mut request) => {
+                request.overrides.serial = self.serial_given.then(|| (config.serial.clone(), config.serial_limit));
+                Step::Restore(request)
+            }
             Command::Snapshot(..) => refuse(Action::Snapshot),
             Command::Start => match config.validate(HostFacts::read()) {
                 Ok(()) => Step::Start,
@@ -222,14 +235,26 @@ impl ControlPlane {
     }
 }
 
-/// Applies a change whose files can be opened.
+/// Applies a change that keeps every limit and names what there is.
 fn configure(change: Change, config: &mut VmConfig) -> CommandResult {
-    for (field, path) in change.files() {
-        // A pipe would keep us waiting; what kind of file it may be is found at the start.
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
-        opened.map_err(|cause| CommandError::File { field, path: path.to_owned(), cause })?;
+    let mut changed = config.clone();
+    change.clone().apply(&mut changed, HostFacts::read())?;
+    for named in change.of_host() {
+        match named {
+            OfHost::File { field, path, access } => {
+                // A pipe would keep us waiting; what kind of file it may be is found at the start.
+                let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+                let mut options = OpenOptions::new();
+                let opened = options.read(true).write(access == Access::ReadWrite).custom_flags(flags).open(path);
+                opened.map_err(|cause| CommandError::File { field, path: path.to_owned(), cause })?;
+            }
+            OfHost::Tap(name) => {
+                let name = InterfaceName::new(name).expect("names have been held to their form");
+                Tap::open(&name).map_err(CommandError::Tap)?;
+            }
+        }
     }
-    change.apply(config, HostFacts::read())?;
+    *config = changed;
     Ok(Reply::Done)
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use arch::clock::ClockPolicy;
 
-use crate::config::Pages;
+use crate::config::{Pages, Rate, SerialTarget};
 use crate::epoch::PointFiles;
 
 /// What a point holds of guest memory.
@@ -100,6 +100,8 @@ pub struct Overrides {
     pub nets: Vec<(String, String)>,
     /// The pages of its memory.
     pub pages: Option<Pages>,
+    /// The other end of its serial port, and what its output is held to.
+    pub serial: Option<(SerialTarget, Option<Rate>)>,
     /// Whether a disk that somebody wrote to since is refused, and not only told of.
     pub strict_disks: bool,
 }

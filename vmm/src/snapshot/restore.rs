@@ -228,7 +228,7 @@ fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -
 
 /// Changes what is asked to be other than in the point.
 fn change(config: &mut VmConfig, overrides: Overrides) -> Result<(), RestoreError> {
-    let Overrides { disks, nets, pages, strict_disks: _ } = overrides;
+    let Overrides { disks, nets, pages, serial, strict_disks: _ } = overrides;
     for (id, path) in disks {
         let disk = config.disks.iter_mut().find(|disk| disk.id == id);
         disk.ok_or(RestoreError::NoSuchDevice { kind: "disk", id })?.source = DiskSource::Path(path);
@@ -239,6 +239,9 @@ fn change(config: &mut VmConfig, overrides: Overrides) -> Result<(), RestoreErro
     }
     if let Some(pages) = pages {
         config.memory.placement.pages = pages;
+    }
+    if let Some((target, limit)) = serial {
+        (config.serial, config.serial_limit) = (target, limit);
     }
     Ok(())
 }

@@ -45,6 +45,31 @@ pub enum Change {
     Placement(Placement),
 }
 
+/// A thing of the host that a change names.
+#[derive(Debug)]
+pub(crate) enum OfHost<'a> {
+    /// A file or device.
+    File {
+        /// The field that names it.
+        field: &'static str,
+        /// Its path.
+        path: &'a Path,
+        /// What the machine does with it.
+        access: Access,
+    },
+    /// A tap.
+    Tap(&'a str),
+}
+
+/// What a machine does with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It is read.
+    Read,
+    /// It is written as well.
+    ReadWrite,
+}
+
 impl Change {
     /// Applies the change to `config` and holds the result against every limit; on an error `config` is as it was.
     ///
@@ -58,15 +83,24 @@ impl Change {
         Ok(())
     }
 
-    /// Files of the host that the change names, each with its field. As Firecracker does, husk refuses one that cannot be
-    /// opened when it is named, and not first at the start.
-    pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
+    /// What the change names of the host. As Firecracker does, husk refuses what cannot be opened when it is named, and not
+    /// first at the start.
+    pub(crate) fn of_host(&self) -> Vec<OfHost<'_>> {
+        let file = |field, path| OfHost::File { field, path, access: Access::Read };
         match self {
             Self::BootSource(boot) => {
-                let initrd = boot.initrd_path.as_deref().map(|path| ("initrd_path", path));
-                [Some(("kernel_image_path", boot.kernel_image_path.as_path())), initrd].into_iter().flatten().collect()
+                let kernel = file("kernel_image_path", &boot.kernel_image_path);
+                [Some(kernel), boot.initrd_path.as_deref().map(|path| file("initrd_path", path))]
+                    .into_iter()
+                    .flatten()
+                    .collect()
             }
-            Self::Drive(drive) => drive.path_on_host.iter().map(|path| ("path_on_host", path.as_path())).collect(),
+            Self::Drive(drive) => {
+                let access = if drive.is_read_only == Some(true) { Access::Read } else { Access::ReadWrite };
+                let file = |path| OfHost::File { field: "path_on_host", path, access };
+                drive.path_on_host.as_deref().map(file).into_iter().collect()
+            }
+            Self::NetworkInterface(interface) => vec![OfHost::Tap(&interface.host_dev_name)],
             _ => Vec::new(),
         }
     }

@@ -33,6 +33,7 @@ use super::{
 };
 
 pub use change::Change;
+pub(crate) use change::{Access, OfHost};
 
 /// The kernel command line where `boot_args` is absent.
 pub const DEFAULT_BOOT_ARGS: &str =
