@@ -238,7 +238,7 @@ impl VirtioDevice for Balloon {
         match self.thread.attach(worker) {
             Ok(attachment) => self.run = Some(attachment),
             Err(AttachError { error, worker }) => {
-                self.ledger = worker.and_then(BalloonWorker::into_ledger);
+                self.ledger = worker.into_ledger();
                 return Err(StartError::Attach(error));
             }
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use self::host::{Command, Guest, Host};
+use self::host::{Command, Guest, Host, Occupant, Seats};
 
 /// What a worker may do in one wake before its siblings get their turn.
 pub const CHAINS_PER_WAKE_MAX: u16 = 64;
@@ -96,6 +96,7 @@ pub struct IoThread {
 pub struct IoThreadHandle {
     commands: Sender<Command>,
     event: Arc<EventFd>,
+    seats: Arc<Seats>,
     life: Arc<Mutex<Life>>,
 }
 
@@ -129,8 +130,8 @@ pub struct Holding {
 pub struct AttachError<W> {
     /// Why.
     pub error: io::Error,
-    /// The worker, unless the thread ended just then and took it along.
-    pub worker: Option<W>,
+    /// The worker.
+    pub worker: W,
 }
 
 impl IoThread {
@@ -159,9 +160,10 @@ impl IoThread {
     pub fn prepare(name: &str, poll: Duration) -> io::Result<Self> {
         let (commands, queue) = mpsc::channel();
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let host = Host::new(queue, &event, poll)?;
+        let seats = Arc::new(Seats::new(&event)?);
+        let host = Host::new(queue, Arc::clone(&seats), poll);
         let life = Arc::new(Mutex::new(Life::Prepared { name: name.to_owned(), host }));
-        Ok(Self { name: name.to_owned(), handle: IoThreadHandle { commands, event, life } })
+        Ok(Self { name: name.to_owned(), handle: IoThreadHandle { commands, event, seats, life } })
     }
 
     /// Lets the thread run, if it does not yet.
@@ -221,33 +223,32 @@ impl std::fmt::Debug for IoThreadHandle {
 }
 
 impl IoThreadHandle {
-    /// Puts `worker` on the thread, and returns when it is there. It is woken once.
+    /// Puts `worker` on the thread, which takes it as soon as it can and wakes it once. It is not waited for: another worker
+    /// there may be held up by what backs it.
     ///
     /// # Errors
     /// [`AttachError`], if the thread cannot be created or has ended, or if its epoll refuses a source.
     pub fn attach<W: Worker>(&self, worker: W) -> Result<Attachment<W>, AttachError<W>> {
-        if let Err(error) = self.start() {
-            return Err(AttachError { error, worker: Some(worker) });
-        }
-        let (give_back, back) = mpsc::channel();
-        let (reply, slot) = mpsc::channel();
-        self.send(Command::Attach(Box::new(Guest { worker, give_back }), reply));
-        let ended = |_| Err(io::Error::other("the I/O thread has ended"));
-        match slot.recv().unwrap_or_else(ended) {
-            Ok(slot) => Ok(Attachment { thread: self.clone(), slot, back }),
-            Err(error) => Err(AttachError { error, worker: back.recv().ok() }),
+        // What is sent while it runs comes before its end, which takes it off again.
+        let mut life = self.life();
+        let (sources, listening) = (worker.sources(), worker.is_listening());
+        let seat = life.start().and_then(|()| match *life {
+            Life::Running(_) => self.seats.take(&sources, listening),
+            Life::Prepared { .. } | Life::Ended => Err(io::Error::other("the I/O thread has ended")),
+        });
+        match seat {
+            Ok(slot) => {
+                let (give_back, back) = mpsc::channel();
+                let worker = Box::new(Guest { worker, give_back });
+                self.send(Command::Attach(slot, Occupant { worker, sources, listening }));
+                Ok(Attachment { thread: self.clone(), slot, back })
+            }
+            Err(error) => Err(AttachError { error, worker }),
         }
     }
 
     fn start(&self) -> io::Result<()> {
-        let mut life = self.life();
-        *life = match mem::replace(&mut *life, Life::Ended) {
-            Life::Prepared { name, host } => {
-                Life::Running(Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || host.run())?)
-            }
-            other => other,
-        };
-        Ok(())
+        self.life().start()
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -259,6 +260,19 @@ impl IoThreadHandle {
         if self.commands.send(command).is_ok() {
             let _pending = self.event.write(1);
         }
+    }
+}
+
+impl Life {
+    /// Lets a prepared thread run.
+    fn start(&mut self) -> io::Result<()> {
+        *self = match mem::replace(self, Self::Ended) {
+            Self::Prepared { name, host } => {
+                Self::Running(Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || host.run())?)
+            }
+            other => other,
+        };
+        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ enum Run {
     Running(Attachment<BlkWorker>),
     /// It is off its thread for a moment.
     Halted(Box<BlkWorker>),
-    /// The I/O thread ended and took the backend along: the machine is coming down.
+    /// Only while it becomes another.
     Lost,
 }
 
@@ -87,7 +87,7 @@ impl QueueSlot {
                 Ok(())
             }
             Err(AttachError { error, worker }) => {
-                self.run = worker.map_or(Run::Lost, |worker| Run::Halted(Box::new(worker)));
+                self.run = Run::Halted(Box::new(worker));
                 Err(error)
             }
         }

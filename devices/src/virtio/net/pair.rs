@@ -33,7 +33,7 @@ pub(super) enum Lane<W> {
     /// What it keeps while it is not served.
     Stopped(Option<Throttle>),
     Running(Attachment<W>),
-    /// The I/O thread ended and took the throttle along: the machine is coming down.
+    /// Only while it becomes another.
     Lost,
 }
 
@@ -80,7 +80,7 @@ impl<W: Retired> Lane<W> {
         worker: impl FnOnce(Option<Throttle>) -> W,
     ) -> Result<(), StartError> {
         let Self::Stopped(throttle) = std::mem::replace(self, Self::Lost) else {
-            return Err(StartError::Attach(io::Error::other("the I/O thread has ended")));
+            unreachable!("a transport starts only a stopped device");
         };
         match thread.attach(worker(throttle)) {
             Ok(attachment) => {
@@ -88,9 +88,7 @@ impl<W: Retired> Lane<W> {
                 Ok(())
             }
             Err(AttachError { error, worker }) => {
-                if let Some(worker) = worker {
-                    *self = Self::Stopped(worker.into_parts().1);
-                }
+                *self = Self::Stopped(worker.into_parts().1);
                 Err(StartError::Attach(error))
             }
         }

@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Progress, Source, Worker, thread_id};
+use crate::bus::lock;
 
 const EVENTS_PER_WAIT: usize = 32;
 
@@ -20,7 +22,8 @@ const COMMANDS: u64 = u64::MAX;
 
 /// What a thread is asked to do.
 pub(super) enum Command {
-    Attach(Box<dyn Hosted>, Sender<io::Result<usize>>),
+    /// The seat is the worker's, and its sources are watched.
+    Attach(usize, Occupant),
     Detach(usize),
     /// The sender is told when nothing is in flight.
     Hold(usize, Sender<()>),
@@ -32,7 +35,6 @@ pub(super) enum Command {
 
 /// A worker of any type, with the way back to who attached it.
 pub(super) trait Hosted: Send {
-    fn sources(&self) -> Vec<Source>;
     fn wake(&mut self) -> Progress;
     fn begin_looking(&mut self);
     fn look(&self) -> bool;
@@ -50,10 +52,6 @@ pub(super) struct Guest<W> {
 }
 
 impl<W: Worker> Hosted for Guest<W> {
-    fn sources(&self) -> Vec<Source> {
-        self.worker.sources()
-    }
-
     fn wake(&mut self) -> Progress {
         self.worker.wake()
     }
@@ -90,9 +88,79 @@ impl<W: Worker> Hosted for Guest<W> {
     }
 }
 
+/// What a thread watches, and for whom: shared with those who attach, so that nobody waits for a thread to sit down on it.
+pub(super) struct Seats {
+    epoll: Epoll,
+    /// By number. Locked when workers come and go, and never for longer than a look.
+    taken: Mutex<Vec<bool>>,
+}
+
+/// A worker that is about to sit down.
+pub(super) struct Occupant {
+    pub(super) worker: Box<dyn Hosted>,
+    pub(super) sources: Vec<Source>,
+    pub(super) listening: bool,
+}
+
+impl Seats {
+    /// None is taken, and commands are announced by `event`.
+    ///
+    /// # Errors
+    /// Those of its epoll.
+    pub(super) fn new(event: &EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
+        epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
+        Ok(Self { epoll, taken: Mutex::default() })
+    }
+
+    /// Takes a seat for a worker with these sources, and watches them. What fires before the worker sits there is not
+    /// missed: it is woken once then.
+    ///
+    /// # Errors
+    /// The epoll refuses a source; then nothing was taken.
+    pub(super) fn take(&self, sources: &[Source], listening: bool) -> io::Result<usize> {
+        let mut taken = lock(&self.taken);
+        let seat = taken.iter().position(|taken| !taken).unwrap_or(taken.len());
+        for (count, source) in sources.iter().enumerate() {
+            if let Err(error) = self.epoll.ctl(ControlOperation::Add, source.fd(), source.interest(seat, listening)) {
+                self.unwatch(&sources[..count]);
+                return Err(error);
+            }
+        }
+        match taken.get_mut(seat) {
+            Some(taken) => *taken = true,
+            None => taken.push(true),
+        }
+        Ok(seat)
+    }
+
+    /// The worker there is gone.
+    fn free(&self, seat: usize, sources: &[Source]) {
+        self.unwatch(sources);
+        lock(&self.taken)[seat] = false;
+    }
+
+    fn unwatch(&self, sources: &[Source]) {
+        for source in sources {
+            let gone = self.epoll.ctl(ControlOperation::Delete, source.fd(), EpollEvent::default());
+            debug_assert!(gone.is_ok(), "a source was closed while its worker was attached");
+        }
+    }
+
+    /// Turns the level sources of the slot `number` on or off, as its worker said.
+    fn listen(&self, number: usize, slot: &Slot) {
+        for source in slot.sources.iter().filter(|source| !matches!(source, Source::Edge(_))) {
+            let interest = source.interest(number, slot.listening);
+            let changed = self.epoll.ctl(ControlOperation::Modify, source.fd(), interest);
+            changed.expect("a descriptor that is in our epoll stays open and there");
+        }
+    }
+}
+
 /// What the thread owns.
 pub(super) struct Host {
-    epoll: Epoll,
+    seats: Arc<Seats>,
     queue: Receiver<Command>,
     slots: Vec<Option<Slot>>,
     /// How long to look before sleeping.
@@ -120,15 +188,9 @@ impl Slot {
 }
 
 impl Host {
-    /// Without workers. What is put into `queue` is announced by `event`.
-    ///
-    /// # Errors
-    /// Those of its epoll.
-    pub(super) fn new(queue: Receiver<Command>, event: &EventFd, poll: Duration) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, COMMANDS);
-        epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
-        Ok(Self { epoll, queue, slots: Vec::new(), poll })
+    /// Without workers.
+    pub(super) fn new(queue: Receiver<Command>, seats: Arc<Seats>, poll: Duration) -> Self {
+        Self { seats, queue, slots: Vec::new(), poll }
     }
 
     /// Serves until it is asked to end.
@@ -150,7 +212,7 @@ impl Host {
 
     /// Waits for events, and marks who has to be woken. True if there are commands.
     fn collect(&mut self, timeout_ms: i32, events: &mut [EpollEvent]) -> bool {
-        let count = match self.epoll.wait(timeout_ms, events) {
+        let count = match self.seats.epoll.wait(timeout_ms, events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => panic!("epoll_wait on our own epoll fails: {error}"),
@@ -220,7 +282,7 @@ impl Host {
             let listening = slot.worker.is_listening();
             if listening != slot.listening {
                 slot.listening = listening;
-                listen(&self.epoll, number, slot);
+                self.seats.listen(number, slot);
             }
         }
     }
@@ -229,9 +291,7 @@ impl Host {
         // A command that is sent after the last try_recv comes with an edge of its own.
         while let Ok(command) = self.queue.try_recv() {
             match command {
-                Command::Attach(worker, reply) => {
-                    let _unwanted = reply.send(self.attach(worker));
-                }
+                Command::Attach(seat, occupant) => self.seat(seat, occupant),
                 Command::Detach(slot) => self.detach(slot),
                 Command::Hold(slot, quiet) => self.hold(slot, quiet),
                 Command::Release(slot) => self.release(slot),
@@ -248,29 +308,16 @@ impl Host {
         Wish::GoOn
     }
 
-    fn attach(&mut self, worker: Box<dyn Hosted>) -> io::Result<usize> {
-        let free = self.slots.iter().position(Option::is_none);
-        let slot = free.unwrap_or(self.slots.len());
-        let (sources, listening) = (worker.sources(), worker.is_listening());
-        for (count, source) in sources.iter().enumerate() {
-            let interest = source.interest(slot, listening);
-            if let Err(error) = self.epoll.ctl(ControlOperation::Add, source.fd(), interest) {
-                self.unwatch(&sources[..count]);
-                worker.leave();
-                return Err(error);
-            }
+    fn seat(&mut self, seat: usize, Occupant { worker, sources, listening }: Occupant) {
+        if self.slots.len() <= seat {
+            self.slots.resize_with(seat + 1, || None);
         }
-        let occupied = Some(Slot { worker, sources, due: true, listening, quiet: None });
-        match free {
-            Some(free) => self.slots[free] = occupied,
-            None => self.slots.push(occupied),
-        }
-        Ok(slot)
+        self.slots[seat] = Some(Slot { worker, sources, due: true, listening, quiet: None });
     }
 
     fn detach(&mut self, slot: usize) {
         if let Some(Slot { worker, sources, .. }) = self.slots[slot].take() {
-            self.unwatch(&sources);
+            self.seats.free(slot, &sources);
             worker.leave();
         }
     }
@@ -289,21 +336,6 @@ impl Host {
             slot.worker.release();
             slot.due = true;
         }
-    }
-
-    fn unwatch(&self, sources: &[Source]) {
-        for source in sources {
-            let gone = self.epoll.ctl(ControlOperation::Delete, source.fd(), EpollEvent::default());
-            debug_assert!(gone.is_ok(), "a source was closed while its worker was attached");
-        }
-    }
-}
-
-/// Turns the level sources of the slot `number` on or off, as its worker said.
-fn listen(epoll: &Epoll, number: usize, slot: &Slot) {
-    for source in slot.sources.iter().filter(|source| !matches!(source, Source::Edge(_))) {
-        let changed = epoll.ctl(ControlOperation::Modify, source.fd(), source.interest(number, slot.listening));
-        changed.expect("a descriptor that is in our epoll stays open and there");
     }
 }
 

@@ -152,6 +152,38 @@ fn a_freed_slot_is_used_again_and_the_end_drains_who_is_left() {
     assert_eq!((second.detach().id, third.detach().id), (2, 3), "also from a thread that has ended");
 }
 
+/// Waits in its wake until it is let go, as one whose backend does not answer.
+struct HeldUp(Receiver<()>);
+
+impl Worker for HeldUp {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn wake(&mut self) -> Progress {
+        self.0.recv_timeout(DEADLINE).unwrap();
+        Progress::Idle
+    }
+
+    fn drain(&mut self) {}
+}
+
+#[test]
+fn who_puts_a_worker_on_a_thread_that_is_held_up_does_not_wait_for_it() {
+    let bench = Bench::new();
+    let thread = IoThread::spawn("husk-io-test").unwrap();
+    let (let_go, held) = mpsc::channel();
+    let first = thread.handle().attach(HeldUp(held)).map_err(|error| error.error).unwrap();
+    let (worker, _signal) = bench.worker(1, 0);
+    let second = thread.handle().attach(worker).unwrap();
+    assert!(!second.hold().wait_until(Instant::now()), "the thread does not answer");
+    second.release();
+    let_go.send(()).unwrap();
+    assert_eq!(bench.next(), woken(1));
+    assert_eq!(second.detach().id, 1);
+    first.detach();
+}
+
 #[test]
 fn a_worker_that_cannot_be_watched_comes_back() {
     let bench = Bench::new();
@@ -161,7 +193,7 @@ fn a_worker_that_cannot_be_watched_comes_back() {
     // An epoll takes each descriptor once.
     let refused = handle.attach(Teller { sources: 2, ..worker }).unwrap_err();
     assert_eq!(refused.error.raw_os_error(), Some(libc::EEXIST));
-    assert_eq!(refused.worker.unwrap().id, 1);
+    assert_eq!(refused.worker.id, 1);
     thread.join();
     let (worker, _signal) = bench.worker(2, 0);
     assert!(handle.attach(worker).is_err(), "the thread has ended");
