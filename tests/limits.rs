@@ -66,6 +66,11 @@ fn a_group_changes_as_one_and_stays_one_over_a_snapshot() {
     end(husk, &mut client);
     let restored = common::husk(["restore", &point, "--paused", "--api-sock", &folder.at("r")]).start();
     let mut client = Connection::open(folder.at("r"));
+    // Clients are answered before the machine is there.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while client.ask("GET", "/", "").json()["state"] != "Paused" {
+        assert!(Instant::now() < deadline, "the machine does not come back");
+    }
     assert_eq!(totals(&mut client), [expected.clone(), expected]);
     end(restored, &mut client);
 }
