@@ -41,7 +41,9 @@ pub(crate) use server::{Server, ServerError};
 pub(crate) use socket::{DEFAULT_PATH, Listener, SocketError};
 
 /// The version of Firecracker's API that is followed.
-pub(crate) const FIRECRACKER_VERSION: &str = "1.17.0";
+pub(crate) const FIRECRACKER_VERSION: &str = FIRECRACKER_VERSION_TAG.split_at(1).1;
+/// The same as the program `firecracker` says it.
+pub(crate) const FIRECRACKER_VERSION_TAG: &str = "v1.17.0";
 
 /// Bytes of a request, its headers and body, where nobody asks for another limit.
 pub(crate) const REQUEST_BYTES_MAX: usize = 64 << 10;

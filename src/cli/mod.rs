@@ -20,15 +20,17 @@ mod thread;
 mod words;
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use plan::PlanError;
 pub(crate) use snapshot::SnapshotError;
 
 use self::deferred::Deferred;
+use crate::api::FIRECRACKER_VERSION_TAG;
 use crate::demo;
 use crate::exit::ExitStatus;
 use crate::session::RunError;
@@ -100,7 +102,12 @@ pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
     if first.is_some_and(|word| word.to_str().is_some_and(Command::has_subcommand)) {
         return Subcommanded::parse().command.run(started);
     }
-    let Cli { command, firecracker } = Cli::parse();
+    let mut words = Cli::command();
+    if std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some("firecracker".as_ref())) {
+        // Its clients read the version of what they take this for.
+        words = words.name("Firecracker").version(FIRECRACKER_VERSION_TAG);
+    }
+    let Cli { command, firecracker } = Cli::from_arg_matches(&words.get_matches()).unwrap_or_else(|error| error.exit());
     match command {
         Some(command) => command.run(started),
         None => firecracker.run(started),
