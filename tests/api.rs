@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use common::folder::Folder;
 use common::guest::PROBE;
 use common::http::{Connection, request};
-use common::husk;
 use common::vm::Vm;
+use common::{Launch, husk};
 use serde_json::{Value, json};
 
 #[test]
@@ -20,6 +20,8 @@ fn a_vm_is_described_started_paused_resumed_and_stopped() {
     assert_eq!(info, expected);
     assert_eq!(vm.get("/version"), json!({ "firecracker_version": "1.17.0" }));
     assert_eq!(vm.get("/machine-config")["mem_size_mib"], 128);
+    let none = json!({ "kernel_image_path": "", "initrd_path": null, "boot_args": null });
+    assert_eq!(vm.get("/vm/config")["boot-source"], none);
     vm.patch("/vm", &json!({ "state": "Paused" })).refused(&["pause", "not been started"]);
     vm.put("/actions", &json!({ "action_type": "InstanceStart" })).refused(&["no kernel", "PUT /boot-source"]);
     vm.describe("check=serial end=poweroff");
@@ -282,6 +284,44 @@ fn a_configuration_file_boots_at_once_and_the_socket_answers() {
     assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
     assert_eq!(client.ask("POST", "/husk/v1/stop", "").status, 202);
     assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_configuration_file_says_where_the_log_and_the_figures_go() {
+    let folder = Folder::new();
+    let text = json!({
+        "boot-source": { "kernel_image_path": PROBE, "boot_args": "end=poweroff" },
+        "logger": { "log_path": folder.at("log"), "level": "Debug", "show_level": true },
+        "metrics": { "metrics_path": folder.at("metrics"), "emit_id": true },
+    });
+    let file = folder.file("vm.json", text.to_string().as_bytes());
+    for words in
+        [&["--no-api", "--id", "seven", "--config-file", &file][..], &["run", "--id", "seven", "--config-file", &file]]
+    {
+        let ended = husk(words.iter().copied()).end();
+        assert_eq!(ended.code(), Some(0), "{ended}");
+        assert!(std::path::Path::new(&folder.at("log")).exists());
+        let metrics: Value = serde_json::from_slice(&folder.read("metrics")).unwrap_or_default();
+        assert_eq!(metrics["id"], "seven");
+        for name in ["log", "metrics"] {
+            let _ = std::fs::remove_file(folder.at(name));
+        }
+    }
+    let twice = husk(["--no-api", "--metrics-path", &folder.at("m"), "--config-file", &file]).end();
+    assert_eq!(twice.code(), Some(1), "{twice}");
+    assert!(twice.message().contains("metrics: --metrics-path is given as well"), "{twice}");
+    let unknown = json!({ "boot-source": { "kernel_image_path": PROBE }, "logger": { "lvl": 1 } });
+    let unknown = husk(["--no-api", "--config-file", &folder.file("x", unknown.to_string().as_bytes())]).end();
+    assert!(unknown.message().contains("logger.lvl: unknown field"), "{unknown}");
+}
+
+#[test]
+fn a_link_called_firecracker_says_firecrackers_version() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink(common::HUSK, folder.at("firecracker")).unwrap();
+    let said = Launch::new(folder.at("firecracker"), ["--version"]).end();
+    assert_eq!(said.text().trim(), "Firecracker v1.17.0");
+    assert!(husk(["--version"]).end().text().starts_with("husk "));
 }
 
 #[test]

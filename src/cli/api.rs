@@ -42,6 +42,11 @@ pub(super) struct SessionArgs {
 }
 
 impl SessionArgs {
+    /// The VM's name.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Sets the log up; how the machine runs, and the control socket that was asked for.
     pub(super) fn settle(&mut self, started: Instant) -> Result<(Manners, Option<Api>), RunError> {
         self.log.apply(&self.id)?;

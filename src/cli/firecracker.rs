@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmm::config::VmConfig;
-use vmm::config::firecracker;
+use vmm::config::firecracker::{self, BodyError, Described};
 use vmm::control::Escape;
 use vmm::epoch::StateHeader;
 use vmm::epoch::state_file::FORMAT_VERSION;
@@ -15,6 +15,7 @@ use super::api::Api;
 use super::log::LogArgs;
 use crate::api::{DEFAULT_PATH, REQUEST_BYTES_MAX};
 use crate::exit::ExitStatus;
+use crate::logging;
 use crate::session::{Begin, Manners, OnReboot, RunError};
 
 /// What `firecracker` takes. Those that change nothing here are accepted with one warning.
@@ -94,10 +95,10 @@ impl FirecrackerArgs {
             log::warn!("accepted without effect in this version: {}", given.join(" "));
         }
         let metrics = self.metrics_path.as_deref().map(FirecrackerFile::open).transpose()?;
-        let manners =
+        let mut manners =
             Manners { escape: Escape::None, on_reboot: OnReboot::Exit, stop_grace: self.stop_timeout, metrics };
         let (config, begin) = match &self.config_file {
-            Some(path) => (read_config_file(path)?, Begin::Now),
+            Some(path) => (read_config_file(path, &self.id, &mut manners)?, Begin::Now),
             None => (firecracker::blank(), Begin::WhenTold),
         };
         let api = (!self.no_api).then_some(Api {
@@ -148,12 +149,21 @@ impl Ignored {
     }
 }
 
-/// The VM that Firecracker's configuration file describes.
-pub(super) fn read_config_file(path: &Path) -> Result<VmConfig, RunError> {
-    let path = path.to_owned();
-    let text = match firecracker::read_text(&path) {
-        Ok(text) => text,
-        Err(source) => return Err(RunError::ReadFile { path, source }),
-    };
-    firecracker::parse(&text).map_err(|source| RunError::File { path, source })
+/// The VM that Firecracker's configuration file describes, called `id`; its log and its figures go where the file says.
+pub(super) fn read_config_file(path: &Path, id: &str, manners: &mut Manners) -> Result<VmConfig, RunError> {
+    let text = firecracker::read_text(path).map_err(|source| RunError::ReadFile { path: path.to_owned(), source })?;
+    let described = firecracker::parse(&text).map_err(|source| RunError::File { path: path.to_owned(), source })?;
+    let Described { machine, logger, metrics } = described;
+    if let Some(logger) = &logger {
+        logging::configure(logger)?;
+    }
+    if let Some(metrics) = &metrics {
+        if manners.metrics.is_some() {
+            let problem = "--metrics-path is given as well: remove one";
+            let source = BodyError::Value { path: "metrics".to_owned(), problem };
+            return Err(RunError::File { path: path.to_owned(), source });
+        }
+        manners.metrics = Some(FirecrackerFile::of_body(metrics, id)?);
+    }
+    Ok(machine)
 }

@@ -90,9 +90,10 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn run(mut self, started: Instant) -> Result<ExitStatus, RunError> {
-        let (manners, api) = self.session.settle(started)?;
+        let id = self.session.id().to_owned();
+        let (mut manners, api) = self.session.settle(started)?;
         let config = match self.config_file {
-            Some(path) => read_config_file(&path)?,
+            Some(path) => read_config_file(&path, &id, &mut manners)?,
             None => self.into_config()?,
         };
         super::api::run(config, Begin::Now, manners, api).map(|finished| finished.report())

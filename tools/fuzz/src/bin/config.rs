@@ -9,7 +9,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    if let Ok(config) = firecracker::parse(text) {
+    if let Ok(firecracker::Described { machine: config, .. }) = firecracker::parse(text) {
         // Right or wrong, it is said and not panicked about.
         let _verdict = config.validate(HostFacts { memory_bytes: 1 << 34 });
     }

@@ -17,7 +17,7 @@ use super::hotplug::MemoryHotplugConfig;
 use crate::config::{ID_LENGTH_MAX, ID_PATTERN};
 
 /// `BootSource`: what the machine starts with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// The kernel image: an ELF file or a bzImage.
@@ -326,8 +326,8 @@ impl<'de> Deserialize<'de> for LogLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct FullVmConfiguration {
-    /// Null before `PUT /boot-source`.
-    pub boot_source: Option<BootSource>,
+    /// What the machine starts with; before `PUT /boot-source` the kernel's path is empty.
+    pub boot_source: BootSource,
     /// The machine.
     pub machine_config: MachineConfiguration,
     /// The CPU template.

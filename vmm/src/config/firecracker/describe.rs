@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::DEFAULT_BOOT_ARGS;
 use super::balloon::Balloon;
 use super::bodies::{
     BootSource, CacheType, Drive, EntropyDevice, FullVmConfiguration, HugePages, IoEngine, MachineConfiguration,
@@ -17,7 +18,7 @@ use crate::config::{
 #[must_use]
 pub fn full(config: &VmConfig) -> FullVmConfiguration {
     FullVmConfiguration {
-        boot_source: config.boot.as_ref().map(boot_source),
+        boot_source: config.boot.as_ref().map(boot_source).unwrap_or_default(),
         machine_config: machine(config),
         cpu_config: config.cpu_template.as_ref().map(cpu_config),
         drives: config.disks.iter().map(drive).collect(),
@@ -74,7 +75,8 @@ fn boot_source(boot: &BootConfig) -> BootSource {
             KernelSource::BuiltIn(_) => "(built in)".into(),
         },
         initrd_path: boot.initrd.clone(),
-        boot_args: boot.cmdline.clone(),
+        // As the document has its default: it is not told.
+        boot_args: boot.cmdline.clone().filter(|words| words != DEFAULT_BOOT_ARGS),
     }
 }
 

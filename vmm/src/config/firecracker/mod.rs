@@ -24,7 +24,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
-use self::bodies::{BootSource, Drive, EntropyDevice, MachineConfiguration, NetworkInterface, SerialDevice};
+use self::bodies::{
+    BootSource, Drive, EntropyDevice, Logger, MachineConfiguration, Metrics, NetworkInterface, SerialDevice,
+};
 use self::change::not_yet;
 use super::extension::Extension;
 use super::{
@@ -144,13 +146,24 @@ struct ConfigFile {
     serial: Option<SerialDevice>,
     balloon: Option<balloon::Balloon>,
     vsock: Option<Value>,
-    logger: Option<Value>,
-    metrics: Option<Value>,
+    logger: Option<Logger>,
+    metrics: Option<Metrics>,
     mmds_config: Option<Value>,
     pmem: Option<Value>,
     memory_hotplug: Option<hotplug::MemoryHotplugConfig>,
     /// What the document cannot say.
     husk: Option<Extension>,
+}
+
+/// What a configuration file describes.
+#[derive(Debug)]
+pub struct Described {
+    /// The machine.
+    pub machine: VmConfig,
+    /// Where this process's log goes, and what is in it.
+    pub logger: Option<Logger>,
+    /// Where the machine's figures go.
+    pub metrics: Option<Metrics>,
 }
 
 /// A machine that nobody has described yet.
@@ -181,8 +194,8 @@ pub fn blank() -> VmConfig {
 ///
 /// # Errors
 /// The field that is wrong, and what is wrong with it.
-pub fn parse(text: &str) -> Result<VmConfig, BodyError> {
-    from_json::<ConfigFile>(text)?.into_config()
+pub fn parse(text: &str) -> Result<Described, BodyError> {
+    from_json::<ConfigFile>(text)?.into_described()
 }
 
 /// Reads the one JSON value that `text` must be.
@@ -226,14 +239,8 @@ fn cpu_template(section: Value) -> Result<CpuTemplate, BodyError> {
 }
 
 impl ConfigFile {
-    fn into_config(self) -> Result<VmConfig, BodyError> {
-        let sections = [
-            ("vsock", self.vsock),
-            ("logger", self.logger),
-            ("metrics", self.metrics),
-            ("mmds-config", self.mmds_config),
-            ("pmem", self.pmem),
-        ];
+    fn into_described(self) -> Result<Described, BodyError> {
+        let sections = [("vsock", self.vsock), ("mmds-config", self.mmds_config), ("pmem", self.pmem)];
         for (name, section) in sections {
             not_yet(name, section.filter(|section| section.as_array().is_none_or(|items| !items.is_empty())))?;
         }
@@ -265,7 +272,7 @@ impl ConfigFile {
         if let Some(extension) = self.husk {
             extension.apply(&mut config);
         }
-        Ok(config)
+        Ok(Described { machine: config, logger: self.logger, metrics: self.metrics })
     }
 }
 

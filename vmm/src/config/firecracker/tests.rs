@@ -28,7 +28,7 @@ fn with(section: &str) -> String {
 
 #[test]
 fn a_users_file_is_taken_as_it_is_and_the_root_drive_comes_first() {
-    let config = parse(FILE).unwrap();
+    let config = parse(FILE).unwrap().machine;
     assert_eq!((config.cpus, config.memory.size_bytes), (2, 1024 * MIB));
     assert_eq!(config.boot.as_ref().unwrap().cmdline.as_deref(), Some("console=ttyS0 reboot=k"));
     let ids: Vec<_> = config.disks.iter().map(|disk| (disk.id.as_str(), disk.read_only)).collect();
@@ -40,7 +40,7 @@ fn a_users_file_is_taken_as_it_is_and_the_root_drive_comes_first() {
 
 #[test]
 fn what_is_absent_has_firecrackers_defaults() {
-    let config = parse(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
+    let config = parse(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap().machine;
     assert_eq!((config.cpus, config.memory.size_bytes), (1, 128 * MIB));
     assert_eq!(config.boot.as_ref().unwrap().cmdline.as_deref(), Some(DEFAULT_BOOT_ARGS));
     assert!(config.disks.is_empty());
@@ -48,7 +48,7 @@ fn what_is_absent_has_firecrackers_defaults() {
 
 #[test]
 fn entropy_and_a_serial_file_are_taken() {
-    let config = parse(&with(r#""entropy": {}, "serial": {"serial_out_path": "/tmp/out"}"#)).unwrap();
+    let config = parse(&with(r#""entropy": {}, "serial": {"serial_out_path": "/tmp/out"}"#)).unwrap().machine;
     assert_eq!(config.entropy, Entropy::On);
     assert_eq!(config.serial, SerialTarget::File("/tmp/out".into()));
 }
@@ -72,7 +72,7 @@ fn a_wrong_field_is_named_with_its_place() {
 
 #[test]
 fn huge_pages_and_husks_own_key_say_where_memory_is() {
-    let placement = |sections: &str| parse(&with(sections)).unwrap().memory.placement;
+    let placement = |sections: &str| parse(&with(sections)).unwrap().machine.memory.placement;
     let huge =
         |pages: &str| format!(r#""machine-config": {{"vcpu_count": 1, "mem_size_mib": 64, "huge_pages": "{pages}"}}"#);
     assert_eq!(placement(&huge("None")), MemoryPlacement::default());
@@ -94,7 +94,7 @@ fn huge_pages_and_husks_own_key_say_where_memory_is() {
 fn tracking_of_dirty_pages_is_what_was_asked_and_is_told_again() {
     let machine = |track: &str| {
         let text = with(&format!(r#""machine-config": {{"vcpu_count": 1, "mem_size_mib": 64{track}}}"#));
-        parse(&text).unwrap()
+        parse(&text).unwrap().machine
     };
     for (track, on) in [("", false), (r#", "track_dirty_pages": true"#, true)] {
         let config = machine(track);
@@ -136,7 +136,7 @@ fn a_second_root_drive_and_a_drive_without_a_path_are_refused() {
 fn a_drives_engine_cache_and_limits_are_taken() {
     let tuning = |fields: &str| {
         let drive = r#""drive_id": "d", "is_root_device": false, "is_read_only": true, "path_on_host": "p""#;
-        parse(&with(&format!(r#""drives": [{{{drive}{fields}}}]"#))).unwrap().disks.remove(0).tuning
+        parse(&with(&format!(r#""drives": [{{{drive}{fields}}}]"#))).unwrap().machine.disks.remove(0).tuning
     };
     assert_eq!(tuning(""), DiskTuning::default());
     assert_eq!(tuning(r#", "io_engine": null, "cache_type": null, "rate_limiter": null"#), DiskTuning::default());
@@ -161,7 +161,7 @@ fn network_interfaces_are_taken_in_their_order() {
             {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:AC:10:00:02", "rx_rate_limiter": null},
             {"iface_id": "eth1", "host_dev_name": "tap1"}]"#,
     );
-    let config = parse(&text).unwrap();
+    let config = parse(&text).unwrap().machine;
     let nets: Vec<_> = config.nets.iter().map(|net| (net.id.as_str(), net.source.clone())).collect();
     let tap = |name: &str| NetSource::Tap(name.to_owned());
     assert_eq!(nets, [("eth0", tap("tap0")), ("eth1", tap("tap1"))]);
@@ -191,7 +191,7 @@ fn a_network_interfaces_mtu_and_limits_are_taken_and_told() {
         r#"{{"iface_id": "eth0", "host_dev_name": "tap0", "mtu": 9000, "rx_rate_limiter": {limiter},
              "tx_rate_limiter": {{"ops": {{"size": 10, "refill_time": 1000}}}}}}"#
     );
-    let config = parse(&with(&format!(r#""network-interfaces": [{interface}]"#))).unwrap();
+    let config = parse(&with(&format!(r#""network-interfaces": [{interface}]"#))).unwrap().machine;
     let limits = LimiterConfig {
         inward: Limits { bytes: Rate::new(1000, 500, 100), operations: None },
         outward: Limits { bytes: None, operations: Rate::new(10, 0, 1000) },
@@ -249,6 +249,10 @@ fn a_machine_described_by_bodies_is_told_in_them() {
     assert_eq!(told["drives"][0]["rate_limiter"], body::<Value>(limiter));
     assert_eq!(told["network-interfaces"][0]["host_dev_name"], "tap0");
     assert_eq!(told["entropy"]["rate_limiter"], body::<Value>(limiter));
+    put(&mut config, Change::BootSource(body(r#"{"kernel_image_path": "k"}"#)));
+    let told_boot = serde_json::to_value(describe::full(&config)).unwrap()["boot-source"].clone();
+    assert_eq!(told_boot, body::<Value>(r#"{"kernel_image_path": "k", "initrd_path": null, "boot_args": null}"#));
+    assert!(config.cmdline().starts_with(DEFAULT_BOOT_ARGS), "{}", config.cmdline());
     assert_eq!(told["cpu-config"]["kvm_capabilities"], body::<Value>(r#"["!56"]"#));
 }
 

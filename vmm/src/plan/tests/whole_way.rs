@@ -46,7 +46,7 @@ proptest! {
                 continue;
             }
             let text = with_placement(&file(vm), &told).unwrap();
-            let config = firecracker::parse(&text).unwrap();
+            let config = firecracker::parse(&text).unwrap().machine;
             let asked = Settled::as_asked(&config.memory.placement, config.memory_parts());
             let settled = settle(asked.clone(), config.memory.backing, &memory);
             prop_assert_eq!(settled.map_err(|error| error.to_string()), Ok(asked), "{}", text);
@@ -61,7 +61,7 @@ proptest! {
         let ground = &GROUNDS[which];
         let told = plan(ground, std::slice::from_ref(&vm), Overcommit::NONE).vms.remove(0);
         if !told.parts.is_empty() {
-            let config = firecracker::parse(&with_placement(&file(&vm), &told).unwrap()).unwrap();
+            let config = firecracker::parse(&with_placement(&file(&vm), &told).unwrap()).unwrap().machine;
             let auto = ThreadTerms { cpus: Some(Cpus::Auto(vm.siblings)), priority: None };
             let terms = names(&config).into_iter().map(|name| (name, auto.clone())).collect();
             let asked = ThreadPlacement { terms, ..ThreadPlacement::default() };
