@@ -1,7 +1,6 @@
 //! The files of format version 1, as husk 0.1.0 wrote them: read for ever.
 
 use std::fs;
-use std::path::Path;
 
 use super::super::index::{ChunkRecord, Parent};
 use super::super::state_file::SamplePage;
