@@ -50,7 +50,7 @@ fn first_vcpu(husk: &Husk) -> i32 {
 #[test]
 fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_signal() {
     let folder = Folder::new();
-    let disk = format!("{},iops=20", folder.sparse("disk", 1 << 20));
+    let disk = format!("{},iops=1", folder.sparse("disk", 1 << 20));
     let options = ["--memory", "64M,shared", "--api-sock", &folder.at("s"), "--disk", &disk];
     let husk = probe("check=blkbench end=poweroff").args(options).start();
     husk.wait_for(READY);
@@ -60,8 +60,11 @@ fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_sign
     while !client.ask("GET", "/husk/v1/metrics", "").body.lines().any(throttled) {
         assert!(Instant::now() < deadline, "the disk has no request that waits");
     }
+    // The wait that was counted is over; the guest has made its next request a tenth of a second later, and that one waits for
+    // the rest of its second.
+    std::thread::sleep(Duration::from_millis(100));
     // The guest itself would be told by KVM. It is held, and only the disk's thread looks at the ring again, when the
-    // limiter lets the next request through.
+    // limiter lets that request through.
     let vcpu = Held::hold_thread(first_vcpu(&husk));
     take_memory_away(&husk, PROBE);
     husk.wait_for_error("guest memory");

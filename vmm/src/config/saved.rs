@@ -142,12 +142,10 @@ struct LimitsState {
     operations: Option<RateState>,
 }
 
+/// Size, burst and milliseconds of a rate that is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct RateState {
-    size: u64,
-    burst: u64,
-    refill_ms: u64,
-}
+#[serde(into = "(u64, u64, u64)", try_from = "(u64, u64, u64)")]
+struct RateState(Rate);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct BalloonState {
@@ -280,7 +278,7 @@ impl ConfigState {
             hotplug: None,
             cpu_template: None,
             serial: serial.restore(),
-            serial_limit: serial_limit.and_then(RateState::restore),
+            serial_limit: serial_limit.map(Into::into),
         };
         placement.restore().apply(&mut config);
         Ok(config)
@@ -500,20 +498,33 @@ impl From<Limits> for LimitsState {
 impl From<LimitsState> for Limits {
     fn from(state: LimitsState) -> Self {
         let LimitsState { bytes, operations } = state;
-        Self { bytes: bytes.and_then(RateState::restore), operations: operations.and_then(RateState::restore) }
+        Self { bytes: bytes.map(Into::into), operations: operations.map(Into::into) }
     }
 }
 
 impl From<Rate> for RateState {
     fn from(rate: Rate) -> Self {
-        Self { size: rate.size(), burst: rate.burst(), refill_ms: rate.refill_ms() }
+        Self(rate)
     }
 }
 
-impl RateState {
-    fn restore(self) -> Option<Rate> {
-        let Self { size, burst, refill_ms } = self;
-        Rate::new(size, burst, refill_ms)
+impl From<RateState> for Rate {
+    fn from(RateState(rate): RateState) -> Self {
+        rate
+    }
+}
+
+impl From<RateState> for (u64, u64, u64) {
+    fn from(RateState(rate): RateState) -> Self {
+        (rate.size(), rate.burst(), rate.refill_ms())
+    }
+}
+
+impl TryFrom<(u64, u64, u64)> for RateState {
+    type Error = &'static str;
+
+    fn try_from((size, burst, refill_ms): (u64, u64, u64)) -> Result<Self, Self::Error> {
+        Rate::new(size, burst, refill_ms).map(Self).ok_or("a rate of nothing limits nothing")
     }
 }
 

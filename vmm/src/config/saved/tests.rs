@@ -122,3 +122,17 @@ fn the_first_versions_bytes_are_read_for_ever() {
     let read: ConfigState = postcard::from_bytes(&crate::golden::bytes("config-v1.txt")).unwrap();
     assert_eq!(read, ConfigState::save(&rich()).unwrap());
 }
+
+#[test]
+fn a_rate_that_limits_nothing_is_refused() {
+    let mut config = rich();
+    config.serial_limit = Rate::new(0x1234_5678, 0, 0x0765_4321);
+    let bytes = postcard::to_allocvec(&ConfigState::save(&config).unwrap()).unwrap();
+    for number in [0x1234_5678_u64, 0x0765_4321] {
+        let encoded = postcard::to_allocvec(&number).unwrap();
+        let place = bytes.windows(encoded.len()).position(|window| window == encoded).unwrap();
+        let zeroed = [&bytes[..place], &[0], &bytes[place + encoded.len()..]].concat();
+        assert!(postcard::from_bytes::<ConfigState>(&zeroed).is_err());
+        assert!(postcard::from_bytes::<ConfigState>(&bytes).is_ok());
+    }
+}
