@@ -102,6 +102,8 @@ pub struct NumaNode {
     pub memory: Vec<(GuestAddress, u64)>,
     /// Memory that can be plugged into it: first address and length in bytes.
     pub pluggable: Option<(GuestAddress, u64)>,
+    /// Virtio devices that are near it, by their places among the machine's.
+    pub devices: Vec<usize>,
     /// How far it is to each node, as ACPI counts; empty for the custom: 10 to itself, 20 to others.
     pub distances: Vec<u8>,
 }

@@ -16,7 +16,7 @@ pub(crate) struct NumaArg(pub(crate) GuestNode);
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum NumaArgError {
     /// It has a word that means nothing.
-    #[error("`{word}` is no option of a NUMA node: use cpus=, memory=, nodes=, policy= or distances=")]
+    #[error("`{word}` is no option of a NUMA node: use cpus=, memory=, nodes=, policy=, devices= or distances=")]
     UnknownWord {
         /// The word.
         word: String,
@@ -54,7 +54,8 @@ impl FromStr for NumaArg {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let list = |word, value: &str| colon_list(value).map_err(|source| NumaArgError::List { word, source });
-        let (mut cpus, mut memory, mut nodes, mut policy, mut distances) = (None, None, None, None, None);
+        let (mut cpus, mut memory, mut nodes, mut policy) = (None, None, None, None);
+        let (mut devices, mut distances) = (None, None);
         for text in text.split(',') {
             let unknown = || NumaArgError::UnknownWord { word: text.to_owned() };
             let (word, value) = text.split_once('=').ok_or_else(unknown)?;
@@ -66,6 +67,7 @@ impl FromStr for NumaArg {
                     let parsed: NodePolicy = value.parse().map_err(|()| NumaArgError::Policy(value.to_owned()))?;
                     policy.replace(parsed).is_some()
                 }
+                "devices" => devices.replace(value.split(':').map(str::to_owned).collect()).is_some(),
                 "distances" => {
                     let parsed: Result<Vec<u8>, _> = value.split(':').map(str::parse).collect();
                     distances.replace(parsed.map_err(|_| NumaArgError::Distances(value.to_owned()))?).is_some()
@@ -81,6 +83,7 @@ impl FromStr for NumaArg {
             cpus: cpus.unwrap_or_default(),
             bytes: memory.ok_or(NumaArgError::NoMemory)?,
             host,
+            devices: devices.unwrap_or_default(),
             distances: distances.unwrap_or_default(),
         }))
     }
@@ -99,11 +102,12 @@ mod tests {
     #[test]
     fn every_word_has_its_meaning() {
         assert_eq!(
-            read("cpus=0-1:4,memory=1G,nodes=0:2,policy=interleave,distances=10:21"),
+            read("cpus=0-1:4,memory=1G,nodes=0:2,policy=interleave,devices=root:eth0,distances=10:21"),
             Ok(GuestNode {
                 cpus: "0-1,4".parse().unwrap(),
                 bytes: 1 << 30,
                 host: Some(HostNodes { nodes: "0,2".parse().unwrap(), policy: NodePolicy::Interleave }),
+                devices: vec!["root".to_owned(), "eth0".to_owned()],
                 distances: vec![10, 21],
             })
         );

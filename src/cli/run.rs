@@ -65,8 +65,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "stdio|FILE|pty|null", default_value = "stdio", value_parser = parse_serial)]
     serial: SerialTarget,
     /// A NUMA node of the guest; repeat for each, in the order of their memory. The host's nodes and the policy are as for
-    /// --memory; distances are those to each node, 10 to itself.
-    #[arg(long, value_name = "cpus=LIST,memory=SIZE[,nodes=LIST][,policy=P][,distances=N:N]")]
+    /// --memory; devices are the ids of those near it; distances are those to each node, 10 to itself.
+    #[arg(long, value_name = "cpus=LIST,memory=SIZE[,nodes=LIST][,policy=P][,devices=ID:ID][,distances=N:N]")]
     numa: Vec<NumaArg>,
     /// Memory beside --memory that the guest is asked to plug and unplug while it runs (PATCH /hotplug/memory). WORD is block
     /// (2M), slot (128M), requested (at the start: 0), node (of the guest's).

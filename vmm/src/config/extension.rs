@@ -75,6 +75,9 @@ pub struct Node {
     /// How they are used.
     #[serde(default)]
     pub policy: NodePolicy,
+    /// The ids of the devices that are near it; its `_PXM` tells the guest.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// How far it is to each node, as ACPI counts: 10 to itself. Absent is 20 to any other.
     #[serde(default)]
     pub distances: Vec<u8>,
@@ -103,7 +106,8 @@ impl Placement {
         let node = |node: &GuestNode| {
             let (nodes, policy) = split(&node.host);
             let mem_size_mib = u32::try_from(node.bytes / MIB).unwrap_or(u32::MAX);
-            Node { cpus: node.cpus.clone(), mem_size_mib, nodes, policy, distances: node.distances.clone() }
+            let (devices, distances) = (node.devices.clone(), node.distances.clone());
+            Node { cpus: node.cpus.clone(), mem_size_mib, nodes, policy, devices, distances }
         };
         Self {
             memory: Memory {
@@ -129,10 +133,11 @@ impl Placement {
     pub(super) fn apply(self, config: &mut VmConfig) {
         let honour = if self.best_effort { Honour::BestEffort } else { Honour::Strictly };
         config.threads = ThreadPlacement { terms: self.threads, core_scheduling: self.core_scheduling, honour };
-        let node = |Node { cpus, mem_size_mib, nodes, policy, distances }| GuestNode {
+        let node = |Node { cpus, mem_size_mib, nodes, policy, devices, distances }| GuestNode {
             cpus,
             bytes: u64::from(mem_size_mib) * MIB,
             host: nodes.map(|nodes| HostNodes { nodes, policy }),
+            devices,
             distances,
         };
         config.numa = self.numa.into_iter().map(node).collect();

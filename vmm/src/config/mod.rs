@@ -440,12 +440,18 @@ impl VmConfig {
         )
     }
 
-    fn validate_devices(&self) -> Result<(), ConfigError> {
+    /// The ids of the machine's virtio devices, in the order of their windows.
+    pub(crate) fn device_ids(&self) -> Vec<&str> {
         let entropy = self.has_entropy().then_some(ENTROPY_ID);
         let memory = [self.balloon.as_ref().map(|_| BALLOON_ID), self.hotplug.as_ref().map(|_| HOTPLUG_ID)];
         let others = entropy.into_iter().chain(memory.into_iter().flatten());
         let disks = self.disks.iter().map(|disk| disk.id.as_str());
-        let ids: Vec<&str> = disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(others).collect();
+        disks.chain(self.nets.iter().map(|net| net.id.as_str())).chain(others).collect()
+    }
+
+    fn validate_devices(&self) -> Result<(), ConfigError> {
+        let ids = self.device_ids();
+        numa::validate_devices(&self.numa, &ids).map_err(ConfigError::Numa)?;
         for (index, id) in ids.iter().enumerate() {
             if !is_plain_name(id) {
                 return Err(ConfigError::BadId { id: (*id).to_owned() });

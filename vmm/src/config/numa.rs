@@ -15,6 +15,8 @@ pub struct GuestNode {
     pub bytes: u64,
     /// The host's nodes that its memory comes from, in the place of the whole memory's.
     pub host: Option<HostNodes>,
+    /// The ids of devices that are near it: the guest's driver takes memory and interrupts there.
+    pub devices: Vec<String>,
     /// How far it is to each node, itself included, as ACPI counts: 10 is here. Empty: 10 here and 20 elsewhere.
     pub distances: Vec<u8>,
 }
@@ -87,6 +89,26 @@ pub enum NumaError {
         /// What is wrong.
         problem: String,
     },
+    /// A device that the machine has not.
+    #[error("node {node}: the machine has no device {id}: its devices are {}", present.join(", "))]
+    NoSuchDevice {
+        /// The node.
+        node: usize,
+        /// The device.
+        id: String,
+        /// What there is.
+        present: Vec<String>,
+    },
+    /// A device in two nodes.
+    #[error("device {id} is in the nodes {first} and {second}: name it in one")]
+    DeviceTwice {
+        /// The device.
+        id: String,
+        /// A node.
+        first: usize,
+        /// Another.
+        second: usize,
+    },
     /// No ACPI to tell it.
     #[error("the guest learns of its nodes by ACPI: leave out --acpi off")]
     NoAcpi,
@@ -125,6 +147,21 @@ pub(super) fn validate(
     validate_cores(nodes, u16::try_from(cpus).unwrap_or(u16::MAX), threads)?;
     let sum = nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(node.bytes));
     if sum == memory.size_bytes { Ok(()) } else { Err(NumaError::Sum { nodes: sum, memory: memory.size_bytes }) }
+}
+
+/// Holds the devices of the nodes against those that there are.
+pub(super) fn validate_devices(nodes: &[GuestNode], present: &[&str]) -> Result<(), NumaError> {
+    for (node, id) in nodes.iter().enumerate().flat_map(|(node, of)| of.devices.iter().map(move |id| (node, id))) {
+        if !present.contains(&id.as_str()) {
+            let present = present.iter().map(|&id| id.to_owned()).collect();
+            return Err(NumaError::NoSuchDevice { node, id: id.clone(), present });
+        }
+        let first = nodes[..node].iter().position(|other| other.devices.contains(id));
+        if let Some(first) = first {
+            return Err(NumaError::DeviceTwice { id: id.clone(), first, second: node });
+        }
+    }
+    Ok(())
 }
 
 /// Every vCPU is in a node, and with it the other thread of its core: no host has a core in two.
@@ -172,7 +209,13 @@ mod tests {
     use super::*;
 
     fn node(cpus: &str, mib: u64, distances: &[u8]) -> GuestNode {
-        GuestNode { cpus: cpus.parse().unwrap(), bytes: mib * MIB, host: None, distances: distances.to_vec() }
+        GuestNode {
+            cpus: cpus.parse().unwrap(),
+            bytes: mib * MIB,
+            host: None,
+            devices: Vec::new(),
+            distances: distances.to_vec(),
+        }
     }
 
     fn refused(nodes: &[GuestNode]) -> String {
@@ -209,6 +252,21 @@ mod tests {
             Ok(()),
             "nothing follows it"
         );
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_or_in_two_nodes_is_named() {
+        let near = |devices: &[&str]| GuestNode {
+            devices: devices.iter().map(|&id| id.to_owned()).collect(),
+            ..node("", 32, &[])
+        };
+        let refused =
+            |nodes: &[GuestNode]| validate_devices(nodes, &["root", "rng"]).map_err(|error| error.to_string());
+        assert_eq!(refused(&[near(&["root"]), near(&["rng"])]), Ok(()));
+        let absent = "node 1: the machine has no device eth0: its devices are root, rng";
+        assert_eq!(refused(&[near(&[]), near(&["eth0"])]), Err(absent.to_owned()));
+        let twice = "device root is in the nodes 0 and 1: name it in one";
+        assert_eq!(refused(&[near(&["root"]), near(&["root"])]), Err(twice.to_owned()));
     }
 
     #[test]

@@ -387,6 +387,7 @@ fn load(config: &VmConfig, memory: &GuestMemory, count: VcpuCount) -> Result<Ker
 fn numa_nodes(config: &VmConfig) -> Vec<NumaNode> {
     let bytes: Vec<u64> = config.numa.iter().map(|node| node.bytes).collect();
     let ranges = layout::node_ranges(&bytes);
+    let ids = config.device_ids();
     let pluggable = |number: u16| {
         let here = config.hotplug.filter(|_| config.hotplug_node() == Some(number));
         here.map(|hotplug| (hotplug.start(&config.memory), hotplug.total_bytes))
@@ -395,6 +396,7 @@ fn numa_nodes(config: &VmConfig) -> Vec<NumaNode> {
         cpus: node.cpus.iter().filter_map(|cpu| u8::try_from(cpu).ok()).collect(),
         memory,
         pluggable: pluggable(number),
+        devices: node.devices.iter().filter_map(|near| ids.iter().position(|id| id == near)).collect(),
         distances: node.distances.clone(),
     };
     (0..).zip(config.numa.iter().zip(ranges)).map(node).collect()

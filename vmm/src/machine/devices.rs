@@ -174,8 +174,14 @@ pub(super) fn io_threads(config: &VmConfig) -> BTreeMap<String, Vec<u8>> {
     let mut served = BTreeMap::<String, Vec<u8>>::new();
     for (id, threads, queues) in disks.chain(nets) {
         for (index, name) in super::pool::names(id, threads).into_iter().enumerate() {
+            // The guest takes the memory for its requests on the device's node.
+            let near = config.numa.iter().find(|node| node.devices.contains(id) && !node.cpus.is_empty());
+            let of = match near {
+                Some(node) => node.cpus.iter().filter_map(|vcpu| u8::try_from(vcpu).ok()).collect(),
+                None => super::pool::served(index, threads, queues, vcpus),
+            };
             // Devices may share one.
-            served.entry(name).or_default().extend(super::pool::served(index, threads, queues, vcpus));
+            served.entry(name).or_default().extend(of);
         }
     }
     let others = [

@@ -55,7 +55,9 @@ impl VmDemand {
         let siblings = if machine.smt { Siblings::Shared } else { siblings };
         let mut config = blank();
         Change::Machine(MachineConfiguration { smt: false, ..machine }).apply(&mut config, ROOMY)?;
-        if let Some(placement) = husk.and_then(|extension| extension.placement) {
+        if let Some(mut placement) = husk.and_then(|extension| extension.placement) {
+            // Devices are no part of a plan.
+            placement.numa.iter_mut().for_each(|node| node.devices.clear());
             Change::Placement(placement).apply(&mut config, ROOMY)?;
         }
         let whole = || GuestNode {

@@ -33,7 +33,8 @@ pub(super) fn body(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     generation(&mut devices);
     event_device(&mut devices, generation_gsi(config.virtio_mmio));
     for (index, window) in config.virtio_mmio.iter().enumerate() {
-        virtio_mmio(&mut devices, index, window)?;
+        let near = config.numa.iter().position(|node| node.devices.contains(&index));
+        virtio_mmio(&mut devices, index, window, near)?;
     }
     let mut body = Scope::raw(Path::new("\\_SB_"), devices);
     // The sleep type of power off, in the first element; the others are for registers that are not here.
@@ -135,24 +136,30 @@ impl Event {
     }
 }
 
-fn virtio_mmio(sink: &mut Vec<u8>, index: usize, window: &VirtioMmioWindow) -> Result<(), AcpiError> {
+/// `near` is the node that it is near, if there is one.
+fn virtio_mmio(
+    sink: &mut Vec<u8>,
+    index: usize,
+    window: &VirtioMmioWindow,
+    near: Option<usize>,
+) -> Result<(), AcpiError> {
     let end = window.base.0.checked_add(window.size).filter(|&end| end <= 1 << 32);
     let above = AcpiError::WindowAbove4Gib { index, base: window.base };
     let (Some(_), Ok(base), Ok(size)) = (end, u32::try_from(window.base.0), u32::try_from(window.size)) else {
         return Err(above);
     };
     let resources: [&dyn Aml; 2] = [&Memory32Fixed::new(true, base, size), &edge_interrupt(window.gsi)];
-    Device::new(
-        Path::new(&format!("V{index:03X}")),
-        vec![
-            &Name::new("_HID".into(), &"LNRO0005"),
-            &Name::new("_UID".into(), &index),
-            // The device sees what the CPU wrote, with no flush in between.
-            &Name::new("_CCA".into(), &ONE),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
-        ],
-    )
-    .to_aml_bytes(sink);
+    let names = [
+        Name::new("_HID".into(), &"LNRO0005"),
+        Name::new("_UID".into(), &index),
+        // The device sees what the CPU wrote, with no flush in between.
+        Name::new("_CCA".into(), &ONE),
+        Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
+    ];
+    // ACPI 6.5 §6.2.15
+    let near = near.map(|node| Name::new("_PXM".into(), &node));
+    let children = names.iter().chain(&near).map(|name| name as &dyn Aml).collect();
+    Device::new(Path::new(&format!("V{index:03X}")), children).to_aml_bytes(sink);
     Ok(())
 }
 

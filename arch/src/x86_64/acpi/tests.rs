@@ -216,6 +216,25 @@ fn tables_without_room_or_without_memory_are_refused() {
     assert!(matches!(write_tables(&memory, &config(1)), Err(AcpiError::Memory(_))));
 }
 
+/// ACPI 6.5 §6.2.15: of a device that is near a node, and of no other.
+#[test]
+fn a_virtio_device_tells_the_node_that_it_is_near() {
+    let windows: Vec<_> = (0..3).map_while(virtio_mmio_window).collect();
+    let node = |devices: &[usize]| NumaNode {
+        cpus: Vec::new(),
+        memory: Vec::new(),
+        pluggable: None,
+        devices: devices.to_vec(),
+        distances: Vec::new(),
+    };
+    let body =
+        |numa: &[NumaNode]| dsdt::body(&AcpiConfig { cpus: VcpuCount::ONE, virtio_mmio: &windows, numa }).unwrap();
+    let count = |body: &[u8], part: &[u8]| body.windows(part.len()).filter(|bytes| *bytes == part).count();
+    let near = body(&[node(&[2]), node(&[0])]);
+    assert_eq!((count(&near, b"_PXM"), count(&near, b"\x08_PXM\x00"), count(&near, b"\x08_PXM\x01")), (2, 1, 1));
+    assert_eq!(count(&body(&[]), b"_PXM"), 0);
+}
+
 #[test]
 fn nodes_have_their_cpus_their_memory_and_their_distances() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
@@ -223,6 +242,7 @@ fn nodes_have_their_cpus_their_memory_and_their_distances() {
         cpus: cpus.to_vec(),
         memory: memory.iter().map(|&(start, length)| (GuestAddress(start), length)).collect(),
         pluggable: None,
+        devices: Vec::new(),
         distances: distances.to_vec(),
     };
     let numa = [

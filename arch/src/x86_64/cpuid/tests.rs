@@ -157,8 +157,13 @@ fn amd_leaves_agree_on_cores_ids_and_caches() {
 
 #[test]
 fn the_last_cache_is_not_shared_across_nodes() {
-    let node =
-        |cpus: &[u8]| NumaNode { cpus: cpus.to_vec(), memory: Vec::new(), pluggable: None, distances: Vec::new() };
+    let node = |cpus: &[u8]| NumaNode {
+        cpus: cpus.to_vec(),
+        memory: Vec::new(),
+        pluggable: None,
+        devices: Vec::new(),
+        distances: Vec::new(),
+    };
     let bits_of = |nodes: &[&[u8]], count| {
         let nodes: Vec<_> = nodes.iter().map(|cpus| node(cpus)).collect();
         last_cache_bits(&nodes, VcpuCount::new(count).unwrap())

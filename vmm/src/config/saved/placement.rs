@@ -44,7 +44,8 @@ impl PlacementState {
         // What backs it is saved with the memory itself.
         let Memory { shared: _, pages, nodes, policy, hotplug_node, prefault, lock, merge, dump } = memory;
         let memory = MemoryState { pages, nodes, policy, hotplug_node, prefault, lock, merge, dump };
-        let node = |Node { cpus, mem_size_mib, nodes, policy, distances }| NodeState {
+        // The guest has read in its tables which devices are near; version 1 does not keep it for a guest that starts anew.
+        let node = |Node { cpus, mem_size_mib, nodes, policy, devices: _, distances }| NodeState {
             cpus,
             mem_size_mib,
             nodes,
@@ -63,6 +64,7 @@ impl PlacementState {
             mem_size_mib,
             nodes,
             policy,
+            devices: Vec::new(),
             distances,
         };
         Placement { memory, numa: numa.into_iter().map(node).collect(), threads, core_scheduling, best_effort }

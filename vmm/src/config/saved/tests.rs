@@ -46,6 +46,7 @@ fn rich() -> VmConfig {
         cpus: cpus.parse().unwrap(),
         bytes: 128 * MIB,
         host,
+        devices: Vec::new(),
         distances: distances.to_vec(),
     };
     config.numa = vec![node("0-1", Some(host), [10, 20]), node("2-3", None, [20, 10])];
