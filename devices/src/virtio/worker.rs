@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use self::host::{Command, Guest, Host, Occupant, Seats};
+use self::host::{Claim, Command, Guest, Host, Occupant, Seats};
 
 /// What a worker may do in one wake before its siblings get their turn.
 pub const CHAINS_PER_WAKE_MAX: u16 = 64;
@@ -291,7 +291,26 @@ impl<W> Attachment<W> {
 
     /// Takes the worker off the thread: it is drained there, and then it is the caller's.
     pub fn detach(self) -> W {
-        self.thread.send(Command::Detach(self.slot));
+        self.thread.send(Command::Detach(self.slot, Arc::default()));
+        self.back()
+    }
+
+    /// As [`Self::detach`], if the thread comes to it before the deadline.
+    ///
+    /// # Errors
+    /// The attachment, as it was: another worker holds the thread up.
+    pub fn detach_by(self, deadline: Instant) -> Result<W, Self> {
+        let claim = Arc::<Claim>::default();
+        self.thread.send(Command::Detach(self.slot, Arc::clone(&claim)));
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.back.recv_timeout(left) {
+            Ok(worker) => Ok(worker),
+            Err(RecvTimeoutError::Timeout) if claim.take() => Err(self),
+            Err(_) => Ok(self.back()),
+        }
+    }
+
+    fn back(&self) -> W {
         self.back.recv().expect("a worker leaves its thread only by coming back, also when the thread ends")
     }
 }

@@ -147,14 +147,14 @@ impl DiskControl {
             return Err(ReplaceError::Held);
         }
         let before = (self.shared.sectors(), self.shared.backing_sectors());
-        let exchanged = queues.exchange(&mut backends, || {
+        let exchanged = queues.exchange(&mut backends, deadline, || {
             self.shared.clear_full();
             self.shared.set_sectors(new.sectors, new.sectors);
         });
-        exchanged.map_err(|error| {
+        if let Err(ReplaceError::Attach(_)) = exchanged {
             self.shared.set_sectors(before.0, before.1);
-            ReplaceError::Attach(error)
-        })
+        }
+        exchanged
     }
 
     /// Whether a request is kept because the backing has no space for it ([`OnFull::Keep`]). Stopping the device and

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::control::ReplaceError;
 use super::worker::BlkWorker;
 use crate::backend::block::BlockBackend;
 use crate::virtio::queue::QueueState;
@@ -80,6 +81,19 @@ impl QueueSlot {
         };
     }
 
+    /// As [`Self::halt`], if the thread comes to it in time.
+    fn halt_by(&mut self, deadline: Instant) -> bool {
+        let halted = match std::mem::replace(&mut self.run, Run::Lost) {
+            Run::Running(attachment) => {
+                attachment.detach_by(deadline).map(|worker| Run::Halted(Box::new(worker))).map_err(Run::Running)
+            }
+            other => Ok(other),
+        };
+        let is_halted = halted.is_ok();
+        self.run = halted.unwrap_or_else(|running| running);
+        is_halted
+    }
+
     fn attach(&mut self, worker: BlkWorker) -> io::Result<()> {
         match self.thread.attach(worker) {
             Ok(attachment) => {
@@ -144,28 +158,49 @@ impl QueueSlots {
     /// Gives quiet queues other backends, one each, does `between` while none is served, and lets them go on.
     ///
     /// # Errors
-    /// An I/O thread does not take its worker back: then each has its old backend again.
+    /// An I/O thread does not give its worker away in time, or does not take it back: then each has its old backend again.
     pub(super) fn exchange(
         &mut self,
         backends: &mut [Box<dyn BlockBackend>],
+        deadline: Instant,
         between: impl FnOnce(),
-    ) -> io::Result<()> {
+    ) -> Result<(), ReplaceError> {
+        if !self.halt_by(deadline) {
+            self.must(Self::go_on);
+            self.release();
+            return Err(ReplaceError::Held);
+        }
         self.swap(backends);
         between();
         let done = self.go_on();
         if done.is_err() {
-            self.swap(backends);
-            if self.go_on().is_err()
-                && let Some(interrupt) = &self.interrupt
-            {
-                interrupt.needs_reset();
-            }
+            self.must(|queues| {
+                if !queues.halt_by(deadline) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                queues.swap(backends);
+                queues.go_on()
+            });
         }
-        done
+        done.map_err(ReplaceError::Attach)
+    }
+
+    /// Does what keeps the queues served; without it only a reset helps.
+    fn must(&mut self, undo: impl FnOnce(&mut Self) -> io::Result<()>) {
+        if undo(self).is_err()
+            && let Some(interrupt) = &self.interrupt
+        {
+            interrupt.needs_reset();
+        }
+    }
+
+    /// Takes all workers off their threads. False if the request of another device holds one up: then some are where they
+    /// were.
+    fn halt_by(&mut self, deadline: Instant) -> bool {
+        self.slots.iter_mut().all(|slot| slot.halt_by(deadline))
     }
 
     fn swap(&mut self, backends: &mut [Box<dyn BlockBackend>]) {
-        self.slots.iter_mut().for_each(QueueSlot::halt);
         for (slot, backend) in self.slots.iter_mut().zip(backends) {
             slot.exchange(backend);
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -24,13 +25,26 @@ const COMMANDS: u64 = u64::MAX;
 pub(super) enum Command {
     /// The seat is the worker's, and its sources are watched.
     Attach(usize, Occupant),
-    Detach(usize),
+    /// Unless who asked has claimed it back.
+    Detach(usize, Arc<Claim>),
     /// The sender is told when nothing is in flight.
     Hold(usize, Sender<()>),
     Release(usize),
     /// The sender is told the thread's number.
     Identify(Sender<io::Result<i32>>),
     Exit,
+}
+
+/// What one of two may do, who comes first: the thread, or who asked it.
+#[derive(Debug, Default)]
+pub(super) struct Claim(AtomicBool);
+
+impl Claim {
+    /// Whether the caller is the one.
+    pub(super) fn take(&self) -> bool {
+        // Nothing else is told by it: Relaxed will do.
+        !self.0.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// A worker of any type, with the way back to who attached it.
@@ -292,7 +306,11 @@ impl Host {
         while let Ok(command) = self.queue.try_recv() {
             match command {
                 Command::Attach(seat, occupant) => self.seat(seat, occupant),
-                Command::Detach(slot) => self.detach(slot),
+                Command::Detach(slot, claim) => {
+                    if claim.take() {
+                        self.detach(slot);
+                    }
+                }
                 Command::Hold(slot, quiet) => self.hold(slot, quiet),
                 Command::Release(slot) => self.release(slot),
                 Command::Identify(reply) => {

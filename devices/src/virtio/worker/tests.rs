@@ -178,9 +178,14 @@ fn who_puts_a_worker_on_a_thread_that_is_held_up_does_not_wait_for_it() {
     let second = thread.handle().attach(worker).unwrap();
     assert!(!second.hold().wait_until(Instant::now()), "the thread does not answer");
     second.release();
+    let second = second.detach_by(Instant::now()).unwrap_err();
     let_go.send(()).unwrap();
     assert_eq!(bench.next(), woken(1));
-    assert_eq!(second.detach().id, 1);
+    // What was asked in vain does not come later.
+    assert!(second.hold().wait_until(Instant::now() + DEADLINE));
+    second.release();
+    assert_eq!(bench.next(), woken(1));
+    assert_eq!(second.detach_by(Instant::now() + DEADLINE).unwrap().id, 1);
     first.detach();
 }
 
