@@ -15,6 +15,8 @@ def before_call(context, case, kwargs):
             if case.method == "PATCH":
                 case.path_parameters[argument] = name
             case.body[argument] = case.path_parameters[argument]
+    if case.path.startswith("/husk/v1/devices/"):
+        case.path_parameters["id"] = NET if "link" in case.body else DISK
     if "path_on_host" in case.body:
         case.body["path_on_host"] = FILE
     if "host_dev_name" in case.body:
