@@ -15,7 +15,7 @@ pub(crate) struct RouteLatencies {
 
 impl Default for RouteLatencies {
     fn default() -> Self {
-        Self { routes: routes::all().map(|_| Latency::default()).collect(), none: Latency::default() }
+        Self { routes: routes::all().iter().map(|_| Latency::default()).collect(), none: Latency::default() }
     }
 }
 
@@ -32,7 +32,7 @@ impl RouteLatencies {
             route,
             latency: latency.read(),
         };
-        let routes = routes::all().zip(&self.routes);
+        let routes = routes::all().iter().zip(&self.routes);
         let routes = routes.map(|(route, latency)| figures(route.method.as_str(), route.path, latency));
         let all = routes.chain([figures("any", "none", &self.none)]);
         all.filter(|figures| figures.latency.count() > 0).collect()

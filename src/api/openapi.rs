@@ -24,7 +24,7 @@ pub(super) fn document() -> Value {
     let mut paths: BTreeMap<&str, Value> = BTreeMap::new();
     for route in routes::all() {
         let operations = paths.entry(route.path).or_insert_with(|| json!({}));
-        operations[route.method.as_str().to_ascii_lowercase()] = operation(&route, &mut generator);
+        operations[route.method.as_str().to_ascii_lowercase()] = operation(route, &mut generator);
     }
     json!({
         "openapi": "3.1.0",

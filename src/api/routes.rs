@@ -1,6 +1,8 @@
 //! The table of all routes, and how a request finds its own. A route is stateless: method, path and body become a command,
 //! and what the control loop replies becomes an answer. The OpenAPI document is made from the same table.
 
+use std::sync::{LazyLock, OnceLock};
+
 use hyper::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -9,7 +11,8 @@ use vmm::config::{ID_LENGTH_MAX, ID_PATTERN};
 use vmm::control::{Command, Reply};
 
 use super::answer::{Answer, Code, Fault};
-use super::{Context, balloon, firecracker, hotplug, husk, shape, snapshots};
+use super::shape::Shape;
+use super::{Context, balloon, firecracker, hotplug, husk, snapshots};
 
 /// Levels of arrays and objects that a body may have.
 const DEPTH_MAX: usize = 32;
@@ -55,6 +58,8 @@ struct DeviceId(#[schemars(length(min = 1, max = ID_LENGTH_MAX), regex(pattern =
 /// A body's type.
 pub(super) struct Body {
     pub(super) schema: MakeSchema,
+    /// The schema as bodies are held against it: made for the first of them.
+    shape: OnceLock<Shape>,
     /// Whether a request must have it.
     pub(super) presence: Presence,
 }
@@ -108,12 +113,12 @@ pub(super) enum Plan {
 
 /// `T` as a body that must be there.
 pub(super) const fn required<T: JsonSchema>() -> Option<Body> {
-    Some(Body { schema: schema::<T>, presence: Presence::Required })
+    Some(Body { schema: schema::<T>, shape: OnceLock::new(), presence: Presence::Required })
 }
 
 /// `T` as a body that may be there.
 pub(super) const fn optional<T: JsonSchema>() -> Option<Body> {
-    Some(Body { schema: schema::<T>, presence: Presence::Optional })
+    Some(Body { schema: schema::<T>, shape: OnceLock::new(), presence: Presence::Optional })
 }
 
 /// The schema of `T`.
@@ -144,10 +149,13 @@ impl Route {
     }
 }
 
-/// All routes.
-pub(super) fn all() -> impl Iterator<Item = Route> {
-    let firecracker = firecracker::routes().into_iter().chain(balloon::routes()).chain(hotplug::routes());
-    firecracker.chain(snapshots::routes()).chain(husk::routes())
+/// All routes: made when the first is looked for, and once.
+pub(super) fn all() -> &'static [Route] {
+    static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
+        let firecracker = firecracker::routes().into_iter().chain(balloon::routes()).chain(hotplug::routes());
+        firecracker.chain(snapshots::routes()).chain(husk::routes()).collect()
+    });
+    &ROUTES
 }
 
 /// Whose a path is.
@@ -160,7 +168,7 @@ pub(super) fn dialect(path: &str) -> Dialect {
 
 /// The route of a request.
 pub(super) struct Found<'a> {
-    route: Route,
+    route: &'static Route,
     /// Its place in the table.
     pub(super) index: usize,
     argument: &'a str,
@@ -172,12 +180,12 @@ pub(super) struct Found<'a> {
 /// There is none.
 pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<Found<'a>, Fault> {
     let mut allowed = Vec::new();
-    for (index, route) in all().enumerate() {
+    for (index, route) in all().iter().enumerate() {
         let Some(argument) = arguments(route.path, path) else { continue };
         if route.method == *method {
             return Ok(Found { route, index, argument });
         }
-        allowed.push(route.method);
+        allowed.push(route.method.clone());
     }
     Err(match dialect(path) {
         Dialect::Firecracker => Fault::bad(format!("invalid request method and/or path: {method} {path}")),
@@ -196,7 +204,7 @@ impl Found<'_> {
     pub(super) fn plan(&self, context: &Context, query: &str, body: &[u8]) -> Result<Plan, Fault> {
         let body = std::str::from_utf8(body)
             .map_err(|error| Fault::bad(format!("the body is no UTF-8 after byte {}", error.valid_up_to())))?;
-        check_body(&self.route, body)?;
+        check_body(self.route, body)?;
         let request = Request { summary: self.route.summary, argument: self.argument, query, body };
         (self.route.plan)(context, &request)
     }
@@ -211,7 +219,7 @@ fn check_body(route: &Route, body: &str) -> Result<(), Fault> {
             Err(Fault::bad(format!("the body is empty: a {method} request of {} needs one", route.path)))
         }
         _ if is_too_deep(body) => Err(Fault::bad(format!("the body has more than {DEPTH_MAX} levels"))),
-        Some(Body { schema, .. }) if !empty => match shape::misfit(body, *schema) {
+        Some(Body { schema, shape, .. }) if !empty => match shape.get_or_init(|| Shape::of(*schema)).misfit(body) {
             Some(misfit) => Err(Fault::field(misfit.path.clone(), misfit.to_string())),
             None => Ok(()),
         },

@@ -1,7 +1,7 @@
 //! Whether a body has arrays and objects only where its schema has them. serde alone takes more: the array of a structure's
 //! values for the structure, and the object of a name for the name. What else may be wrong with a body is serde's to say.
 
-use schemars::SchemaGenerator;
+use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value};
 
 use super::routes::MakeSchema;
@@ -15,12 +15,24 @@ pub(super) struct Misfit {
     due: String,
 }
 
-/// The first array or object of `body` that its schema does not have there. None of what is no JSON.
-pub(super) fn misfit(body: &str, schema: MakeSchema) -> Option<Misfit> {
-    let body: Value = serde_json::from_str(body).ok()?;
-    let mut generator = SchemaGenerator::default();
-    let schema = schema(&mut generator);
-    Definitions(generator.take_definitions(true)).misfit(&body, schema.as_value(), String::new())
+/// The schema of a body.
+pub(super) struct Shape {
+    schema: Schema,
+    definitions: Definitions,
+}
+
+impl Shape {
+    pub(super) fn of(schema: MakeSchema) -> Self {
+        let mut generator = SchemaGenerator::default();
+        let schema = schema(&mut generator);
+        Self { schema, definitions: Definitions(generator.take_definitions(true)) }
+    }
+
+    /// The first array or object of `body` that the schema does not have there. None of what is no JSON.
+    pub(super) fn misfit(&self, body: &str) -> Option<Misfit> {
+        let body: Value = serde_json::from_str(body).ok()?;
+        self.definitions.misfit(&body, self.schema.as_value(), String::new())
+    }
 }
 
 impl std::fmt::Display for Misfit {
@@ -131,7 +143,8 @@ mod tests {
 
     #[test]
     fn arrays_and_objects_stand_where_the_schema_has_them() {
-        let misfit = |body: &str| misfit(body, schema::<Outer>).map(|misfit| misfit.to_string());
+        let shape = Shape::of(schema::<Outer>);
+        let misfit = |body: &str| shape.misfit(body).map(|misfit| misfit.to_string());
         for body in [
             "{}",
             r#"{"inner": {"number": "x"}, "names": ["A", "C"], "any": [{}], "other": []}"#,
