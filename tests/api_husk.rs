@@ -265,6 +265,45 @@ fn a_signal_ends_a_guest_that_has_not_enabled_its_power_button_at_once() {
     assert!(!vm.folder.path().join("s").exists());
 }
 
+/// A guest with a button, started with this time to stop.
+fn with_button(stop_timeout: &str, end: &str) -> Vm {
+    let mut vm = Vm::with(&["--stop-timeout", stop_timeout]);
+    vm.describe(&format!("check=button end={end}"));
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("BUTTON WAIT");
+    vm
+}
+
+#[test]
+fn a_signal_presses_the_button_of_a_guest_that_has_enabled_it() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let vm = with_button("3600", "poweroff");
+        vm.husk.signal(signal);
+        vm.husk.end().went_well().check("button");
+        assert!(!vm.folder.path().join("s").exists());
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_guest_that_stays() {
+    let mut vm = with_button("3600", "halt");
+    vm.husk.signal(libc::SIGTERM);
+    vm.husk.wait_for("END halt");
+    assert_eq!(vm.state(), "Running");
+    vm.husk.signal(libc::SIGTERM);
+    assert_eq!(vm.husk.end().code(), Some(0));
+    assert!(!vm.folder.path().join("s").exists());
+}
+
+#[test]
+fn a_guest_that_stays_after_a_signal_is_ended_when_the_stop_timeout_is_over() {
+    let vm = with_button("0.3", "halt");
+    let begun = Instant::now();
+    vm.husk.signal(libc::SIGTERM);
+    assert_eq!(vm.husk.end().code(), Some(0));
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+}
+
 #[test]
 fn the_log_goes_where_a_client_says_and_reads_as_it_says() {
     let mut vm = Vm::with(&["--id", "vm-7"]);
