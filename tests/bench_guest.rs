@@ -61,6 +61,24 @@ fn requests_that_the_bench_guest_counts_are_in_the_file() {
 }
 
 #[test]
+fn accesses_are_as_many_as_were_asked_for_in_an_area_that_has_all_of_its_pages() {
+    const AREA: u64 = 64 << 20;
+    // The last run is there to be looked at.
+    let husk = bench(&format!("run=access:size={AREA}:count=2500 run=access:size=8:count=1 run=spin:ms=60000")).start();
+    husk.wait_for("BENCH-BEGIN spin");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", husk.pid())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident_kib: u64 = resident.trim_end_matches("kB").trim().parse().unwrap();
+    husk.signal(libc::SIGTERM);
+    let figures = husk.end().lines("BENCH access");
+    let figures: Vec<Facts> = figures.iter().map(|line| Facts::of(line)).collect();
+    let counts: Vec<u64> = figures.iter().map(|facts| facts.number("requests")).collect();
+    assert_eq!(counts, [2500, 1]);
+    assert!(figures.iter().all(|facts| facts.number("rate") > 0));
+    assert!(resident_kib << 10 >= AREA, "{resident_kib} KiB are there");
+}
+
+#[test]
 fn a_block_that_is_not_what_it_should_be_is_counted() {
     let folder = Folder::new();
     let path = folder.file("disk", &vec![0x11; 1 << 20]);
@@ -99,8 +117,8 @@ fn frames_that_the_bench_guest_counts_cross_the_tap() {
 
 #[test]
 fn a_run_that_cannot_be_is_said_to_fail() {
-    let ended = bench("run=blk-read run=nonsense run=blk-read:depth=x").end();
-    assert_eq!(ended.lines("BENCH-FAIL ").len(), 3, "{ended}");
+    let ended = bench("run=blk-read run=nonsense run=blk-read:depth=x run=access:size=7").end();
+    assert_eq!(ended.lines("BENCH-FAIL ").len(), 4, "{ended}");
     assert_eq!(ended.lines("BENCH-END").len(), 1, "{ended}");
 }
 

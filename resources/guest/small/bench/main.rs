@@ -12,6 +12,7 @@
 #![no_std]
 #![no_main]
 
+mod access;
 mod disk;
 mod doorbell;
 mod latency;
@@ -55,6 +56,7 @@ fn guest_main(boot: &'static Boot) -> ! {
             Kind::Doorbell => doorbell::run(&machine, &work),
             Kind::Spin => spin::run(&work),
             Kind::Touch => touch::run(&work),
+            Kind::Access => access::run(&work),
         });
         if let Err(reason) = result {
             println!("BENCH-FAIL {word} {reason}");

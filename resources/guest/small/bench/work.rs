@@ -4,6 +4,7 @@
 //! [`SEQUENTIAL_BYTES_MIN`], else one after the other. `blk-flush`: a write of `size` bytes and a flush, again and again.
 //! `net-tx`, `net-rx`: frames of `size` bytes. `notify`: doorbells of a queue in which there is nothing.
 //! `spin`: steps of a computation. `touch`: pages round an area of `size` bytes, one each `us` microseconds.
+//! `access`: loads at random places of an area of `size` bytes that has been written, each waiting for the one before.
 //!
 //! `ms=` or `count=` says how long; `wait=poll|sleep` how the guest waits for answers: it turns on the used ring, so that
 //! the monitor never waits for the guest, or sleeps until an interrupt. A card is always polled.
@@ -26,6 +27,7 @@ pub(crate) enum Kind {
     Doorbell,
     Spin,
     Touch,
+    Access,
 }
 
 /// How an answer is waited for.
@@ -71,6 +73,7 @@ impl Work {
             "notify" => Kind::Doorbell,
             "spin" => Kind::Spin,
             "touch" => Kind::Touch,
+            "access" => Kind::Access,
             _ => return Err("there is no such run"),
         };
         let mut work = Self { name, kind, size: 4096, depth: 1, until: Until::Ms(300), wait: Wait::Poll, us: 0 };
