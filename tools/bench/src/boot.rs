@@ -12,13 +12,14 @@ use crate::{BenchError, Wanted, bzimage};
 
 const FIRST_INSTRUCTION_PAIRS: usize = 31;
 const QEMU_BOOTS: usize = 5;
+pub(crate) const LINUX_READY: &str = "GUEST READY";
 const LINUX_PAIRS: usize = 3;
 const BZIMAGE_PAIRS: usize = 11;
 /// The kernel goes on taking a VM apart after its process has been reaped; the next one must not pay for it.
 const SETTLE: Duration = Duration::from_millis(40);
 const LIMIT: Duration = Duration::from_secs(60);
 /// What the one-instruction guest writes.
-const FIRST_BYTE: &str = "!";
+pub(crate) const FIRST_BYTE: &str = "!";
 const QEMU: &str = "qemu-microvm";
 /// The Linux guest's words: what these machines need, and the rest for speed (resources/guest/linux/README.md).
 const LINUX_WORDS: &str = "console=ttyS0 quiet clearcpuid=smap,popcnt,erms noxsave rodata=off noreplace-smp \
@@ -153,20 +154,21 @@ fn memory_of(command: Command) -> Result<Footprint, BenchError> {
 }
 
 fn linux(artifacts: &Artifacts) -> Result<Row, BenchError> {
-    const READY: &str = "GUEST READY";
-    let initrd = |mut command: Command, flag: &str, append: &str, initramfs: &Path| {
-        command.arg(flag).arg(initramfs).args([append, &format!("{LINUX_WORDS} husk.end=poweroff")]);
-        command
-    };
     let kernel = &artifacts.vmlinux;
     let (husk, qemu) = pairs(
         LINUX_PAIRS,
-        READY,
-        || initrd(artifacts.husk(kernel, 128, 1), "--initrd", "--cmdline", &artifacts.initramfs),
-        || initrd(artifacts.qemu(kernel, 128, 1), "-initrd", "-append", &artifacts.initramfs),
+        LINUX_READY,
+        || linux_guest(artifacts.husk(kernel, 128, 1), "--initrd", "--cmdline", &artifacts.initramfs),
+        || linux_guest(artifacts.qemu(kernel, 128, 1), "-initrd", "-append", &artifacts.initramfs),
     )?;
     let qemu = median(qemu).map(|figure| (QEMU, figure));
     Ok(Row::less_is_better("linux-userspace", "ms", median(husk), qemu, None))
+}
+
+/// Gives a monitor the rest of the Linux guest, by its own names for the initramfs and the command line.
+pub(crate) fn linux_guest(mut command: Command, initrd: &str, append: &str, initramfs: &Path) -> Command {
+    command.arg(initrd).arg(initramfs).args([append, &format!("{LINUX_WORDS} husk.end=poweroff")]);
+    command
 }
 
 /// A B A B: the two in turn, in milliseconds to `wanted`.
@@ -182,7 +184,8 @@ fn pairs(
     (0..count).map(|_| Ok((milliseconds(a(), wanted)?, milliseconds(b(), wanted)?))).collect()
 }
 
-fn milliseconds(command: Command, wanted: &str) -> Result<f64, BenchError> {
+/// From just before the exec to `wanted`.
+pub(crate) fn milliseconds(command: Command, wanted: &str) -> Result<f64, BenchError> {
     std::thread::sleep(SETTLE);
     Measured::start(command, wanted, LIMIT).map(|measured| measured.took.as_secs_f64() * 1e3)
 }

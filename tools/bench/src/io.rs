@@ -7,7 +7,7 @@
 mod contender;
 mod floor;
 mod host;
-mod session;
+pub(crate) mod session;
 
 use std::path::PathBuf;
 

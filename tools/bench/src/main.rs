@@ -5,6 +5,7 @@ mod boot;
 mod bzimage;
 mod child;
 mod io;
+mod memory;
 mod peer;
 mod plan;
 mod report;
@@ -18,10 +19,15 @@ use report::{Report, Row};
 /// A benchmark: its name, what it measures, and how.
 type Bench = (&'static str, &'static str, fn(&Wanted) -> Result<Vec<Row>, BenchError>);
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     ("api", "the control socket: exec to accepting, a request's latency, what requests cost the guest", api::run),
     ("boot", "exec to first guest instruction and to Linux's userspace; what a running VM costs", boot::run),
     ("io", "disk and network: requests a second, and for each CPU-second of the monitor's", io::run),
+    (
+        "memory",
+        "guest memory on pages of 4 KiB, transparent huge pages and a pool of 2 MiB beside each other",
+        memory::run,
+    ),
     ("snapshot", "snapshots of paused and running machines, restores, clones", snapshot::run),
     ("plan", "500 VMs planned on a host of four nodes, from exec to exit", plan::run),
 ];

@@ -34,9 +34,14 @@ impl Artifacts {
     }
 
     pub(crate) fn husk(&self, kernel: &Path, mib: u64, vcpus: u64) -> Command {
+        self.husk_on(kernel, &format!("{mib}M"), vcpus)
+    }
+
+    /// `memory` as husk's option takes it, with what the memory is backed by.
+    pub(crate) fn husk_on(&self, kernel: &Path, memory: &str, vcpus: u64) -> Command {
         let mut command = Command::new(&self.husk);
         command.args(["run", "--kernel"]).arg(kernel);
-        command.args(["--memory", &format!("{mib}M"), "--cpus", &vcpus.to_string()]);
+        command.args(["--memory", memory, "--cpus", &vcpus.to_string()]);
         command
     }
 

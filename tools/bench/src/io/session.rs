@@ -18,8 +18,8 @@ const FAILED: &str = "BENCH-FAIL ";
 
 /// What a run came to.
 #[derive(Clone, Copy)]
-pub(super) struct Figures {
-    pub(super) rate: f64,
+pub(crate) struct Figures {
+    pub(crate) rate: f64,
     pub(super) per_cpu_second: f64,
     /// How long a request takes, as the guest sees it; of disks only, and not of the floor.
     pub(super) median_us: Option<f64>,
@@ -27,7 +27,7 @@ pub(super) struct Figures {
 }
 
 /// Does so many runs; a run that the monitor cannot do has no figures.
-pub(super) fn run(command: Result<Command, BenchError>, runs: usize) -> Result<Vec<Option<Figures>>, BenchError> {
+pub(crate) fn run(command: Result<Command, BenchError>, runs: usize) -> Result<Vec<Option<Figures>>, BenchError> {
     let mut session = Session::start(command?)?;
     let mut all = Vec::new();
     while all.len() < runs {
