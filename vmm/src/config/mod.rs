@@ -347,26 +347,32 @@ impl VmConfig {
         self.boot.as_ref().map(|_| ()).ok_or(ConfigError::NoKernel)
     }
 
-    /// Holds what a snapshot keeps against every limit. What the machine started with may be gone by now.
-    ///
-    /// # Errors
-    /// As for [`Self::validate`].
-    pub fn validate_restored(&self, host: HostFacts) -> Result<(), ConfigError> {
-        self.validate_parts(host)
-    }
-
     /// Holds what is described so far against every limit; there may be no kernel yet.
     ///
     /// # Errors
     /// As for [`Self::validate`].
     pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
+        self.validate_restored(host)?;
+        numa::validate_shape(&self.numa, self.cpus, self.threads_per_core, self.memory.placement.pages)
+            .map_err(ConfigError::Numa)?;
+        let disks = self.disks.iter().map(|disk| (disk.tuning.poll_us, &disk.tuning.threads));
+        let nets = self.nets.iter().map(|net| (net.tuning.poll_us, &net.tuning.threads));
+        tuning::validate_shared_threads(disks.chain(nets)).map_err(ConfigError::Group)
+    }
+
+    /// Holds what a snapshot keeps against the limits without which it could not run. What the machine started with may be
+    /// gone by now, and what it is no longer wise to ask for it may have: it ran so.
+    ///
+    /// # Errors
+    /// As for [`Self::validate`].
+    pub fn validate_restored(&self, host: HostFacts) -> Result<(), ConfigError> {
         let cpus = VcpuCount::new(self.cpus).map_err(ConfigError::Cpus)?;
         if !self.threads_per_core.fits(cpus) {
             return Err(ConfigError::HalfCore(self.cpus));
         }
         self.memory.validate(host)?;
         self.numa.iter().filter_map(|node| node.host.as_ref()).try_for_each(HostNodes::validate)?;
-        numa::validate(&self.numa, self.cpus, self.threads_per_core, &self.memory).map_err(ConfigError::Numa)?;
+        numa::validate(&self.numa, self.cpus, &self.memory).map_err(ConfigError::Numa)?;
         if !self.numa.is_empty() && self.tables == HardwareTables::Mp {
             return Err(ConfigError::Numa(NumaError::NoAcpi));
         }
@@ -473,9 +479,6 @@ impl VmConfig {
         let disks = self.disks.iter().map(|disk| (disk.tuning.limits, disk.tuning.limit_group.as_deref()));
         let nets = self.nets.iter().map(|net| (net.tuning.limits, net.tuning.limit_group.as_deref()));
         tuning::validate_groups(disks.chain(nets)).map_err(ConfigError::Group)?;
-        let disks = self.disks.iter().map(|disk| (disk.tuning.poll_us, &disk.tuning.threads));
-        let nets = self.nets.iter().map(|net| (net.tuning.poll_us, &net.tuning.threads));
-        tuning::validate_shared_threads(disks.chain(nets)).map_err(ConfigError::Group)?;
         match ids.get(SLOTS) {
             Some(id) => Err(ConfigError::TooManyDevices { id: (*id).to_owned(), number: SLOTS + 1 }),
             None => Ok(()),

@@ -115,19 +115,14 @@ pub enum NumaError {
 }
 
 /// Holds the nodes against the machine's vCPUs and memory.
-pub(super) fn validate(
-    nodes: &[GuestNode],
-    cpus: u64,
-    threads: ThreadsPerCore,
-    memory: &MemoryConfig,
-) -> Result<(), NumaError> {
+pub(super) fn validate(nodes: &[GuestNode], cpus: u64, memory: &MemoryConfig) -> Result<(), NumaError> {
     if nodes.is_empty() {
         return Ok(());
     }
     if nodes.len() > GUEST_NODES_MAX {
         return Err(NumaError::TooMany(nodes.len()));
     }
-    let pages = memory.placement.pages;
+    let unit = memory.placement.pages.pool_page_bytes().unwrap_or(MIB);
     for (number, node) in nodes.iter().enumerate() {
         if let Some(cpu) = node.cpus.iter().find(|cpu| u64::from(*cpu) >= cpus) {
             return Err(NumaError::NoSuchCpu { node: number, cpu, last: cpus.saturating_sub(1) });
@@ -137,14 +132,15 @@ pub(super) fn validate(
                 return Err(NumaError::CpuTwice { cpu, first, second: number });
             }
         }
-        let followed = number + 1 < nodes.len();
-        let unit = pages.pool_page_bytes().unwrap_or(if followed { of_followed(pages) } else { MIB });
         if node.bytes == 0 || !node.bytes.is_multiple_of(unit) {
             return Err(NumaError::Memory { node: number, bytes: node.bytes, unit: unit / MIB });
         }
         validate_distances(number, &node.distances, nodes.len())?;
     }
-    validate_cores(nodes, u16::try_from(cpus).unwrap_or(u16::MAX), threads)?;
+    let homeless = (0..u16::try_from(cpus).unwrap_or(u16::MAX)).find(|cpu| home(nodes, *cpu).is_none());
+    if let Some(cpu) = homeless {
+        return Err(NumaError::CpuNowhere(cpu));
+    }
     let sum = nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(node.bytes));
     if sum == memory.size_bytes { Ok(()) } else { Err(NumaError::Sum { nodes: sum, memory: memory.size_bytes }) }
 }
@@ -164,25 +160,38 @@ pub(super) fn validate_devices(nodes: &[GuestNode], present: &[&str]) -> Result<
     Ok(())
 }
 
-/// Every vCPU is in a node, and with it the other thread of its core: no host has a core in two.
-fn validate_cores(nodes: &[GuestNode], cpus: u16, threads: ThreadsPerCore) -> Result<(), NumaError> {
-    let node_of = |cpu: u16| nodes.iter().position(|node| node.cpus.contains(cpu)).ok_or(NumaError::CpuNowhere(cpu));
-    let homes = (0..cpus).map(node_of).collect::<Result<Vec<_>, _>>()?;
-    let split = (0..cpus).step_by(2).zip(homes.chunks_exact(2)).find(|(_, homes)| homes[0] != homes[1]);
-    match split {
-        Some((cpu, homes)) if threads == ThreadsPerCore::Two => {
-            Err(NumaError::CoreSplit { core: (cpu, cpu + 1), first: homes[0], second: homes[1] })
+/// Holds nodes that fit together against what no host has: a core in two nodes, a huge page across two.
+pub(super) fn validate_shape(
+    nodes: &[GuestNode],
+    cpus: u64,
+    threads: ThreadsPerCore,
+    pages: Pages,
+) -> Result<(), NumaError> {
+    if pages == Pages::Transparent {
+        let followed = nodes.split_last().map_or(&[][..], |(_, followed)| followed);
+        // No huge page forms where a node begins within it.
+        let odd = followed.iter().enumerate().find(|(_, node)| !node.bytes.is_multiple_of(HUGE_PAGE_BYTES));
+        if let Some((number, node)) = odd {
+            return Err(NumaError::Memory { node: number, bytes: node.bytes, unit: HUGE_PAGE_BYTES / MIB });
         }
-        _ => Ok(()),
+    }
+    if threads == ThreadsPerCore::One {
+        return Ok(());
+    }
+    let cores = (0..u16::try_from(cpus).unwrap_or(u16::MAX)).step_by(2).map(|cpu| (cpu, cpu.saturating_add(1)));
+    let mut homes = cores.filter_map(|core| Some((core, home(nodes, core.0)?, home(nodes, core.1)?)));
+    match homes.find(|(_, first, second)| first != second) {
+        Some((core, first, second)) => Err(NumaError::CoreSplit { core, first, second }),
+        None => Ok(()),
     }
 }
 
-/// What the memory of a node is a multiple of that another node's follows, in bytes: no huge page forms where one begins within it.
-const fn of_followed(pages: Pages) -> u64 {
-    match pages {
-        Pages::Transparent => 2 * MIB,
-        Pages::HostsChoice | Pages::Huge2M | Pages::Huge1G => MIB,
-    }
+/// What a transparent HugePage covers.
+const HUGE_PAGE_BYTES: u64 = 2 * MIB;
+
+/// The node of a vCPU.
+fn home(nodes: &[GuestNode], cpu: u16) -> Option<usize> {
+    nodes.iter().position(|node| node.cpus.contains(cpu))
 }
 
 /// ACPI 6.5 §5.2.17: 10 is here, 0 to 9 mean nothing, 255 cannot be reached.
@@ -219,39 +228,29 @@ mod tests {
     }
 
     fn refused(nodes: &[GuestNode]) -> String {
-        validate(nodes, 4, ThreadsPerCore::One, &MemoryConfig::new(64 * MIB)).unwrap_err().to_string()
+        validate(nodes, 4, &MemoryConfig::new(64 * MIB)).unwrap_err().to_string()
     }
 
     #[test]
     fn nodes_that_hold_every_cpu_once_and_all_memory_are_taken() {
         let memory = MemoryConfig::new(64 * MIB);
-        assert_eq!(validate(&[], 4, ThreadsPerCore::One, &memory), Ok(()));
-        assert_eq!(validate(&[node("0-3", 64, &[])], 4, ThreadsPerCore::One, &memory), Ok(()));
-        assert_eq!(
-            validate(&[node("0,2", 24, &[10, 11]), node("1,3", 40, &[255, 10])], 4, ThreadsPerCore::One, &memory),
-            Ok(())
-        );
-        assert_eq!(
-            validate(&[node("0-3", 24, &[]), node("", 40, &[])], 4, ThreadsPerCore::One, &memory),
-            Ok(()),
-            "memory alone"
-        );
+        let taken = |nodes: &[GuestNode]| assert_eq!(validate(nodes, 4, &memory), Ok(()), "{nodes:?}");
+        taken(&[]);
+        taken(&[node("0-3", 64, &[])]);
+        taken(&[node("0,2", 24, &[10, 11]), node("1,3", 40, &[255, 10])]);
+        taken(&[node("0-3", 24, &[]), node("", 40, &[])]);
     }
 
     #[test]
     fn a_node_begins_where_a_transparent_huge_page_can() {
-        let mut memory = MemoryConfig::new(64 * MIB);
+        let shape = |nodes: &[GuestNode], pages| validate_shape(nodes, 4, ThreadsPerCore::One, pages);
         let odd = [node("0-1", 33, &[]), node("2-3", 31, &[])];
-        assert_eq!(validate(&odd, 4, ThreadsPerCore::One, &memory), Ok(()));
-        memory.placement.pages = Pages::Transparent;
-        let error = validate(&odd, 4, ThreadsPerCore::One, &memory).unwrap_err().to_string();
+        assert_eq!(shape(&odd, Pages::HostsChoice), Ok(()));
+        let error = shape(&odd, Pages::Transparent).unwrap_err().to_string();
         assert_eq!(error, "node 0: 34603008 bytes of memory are not a whole number of 2 MiB, and more than none");
-        memory.size_bytes = 65 * MIB;
-        assert_eq!(
-            validate(&[node("0-1", 32, &[]), node("2-3", 33, &[])], 4, ThreadsPerCore::One, &memory),
-            Ok(()),
-            "nothing follows it"
-        );
+        let odd_last = [node("0-1", 32, &[]), node("2-3", 33, &[])];
+        assert_eq!(shape(&odd_last, Pages::Transparent), Ok(()), "nothing follows it");
+        assert_eq!(shape(&[], Pages::Transparent), Ok(()));
     }
 
     #[test]
@@ -271,11 +270,11 @@ mod tests {
 
     #[test]
     fn the_threads_of_a_core_are_in_one_node() {
-        let memory = MemoryConfig::new(64 * MIB);
+        let shape = |nodes: &[GuestNode], threads| validate_shape(nodes, 4, threads, Pages::HostsChoice);
         let (split, whole) = ([node("0-2", 32, &[]), node("3", 32, &[])], [node("2-3", 32, &[]), node("0-1", 32, &[])]);
-        assert_eq!(validate(&split, 4, ThreadsPerCore::One, &memory), Ok(()));
-        assert_eq!(validate(&whole, 4, ThreadsPerCore::Two, &memory), Ok(()));
-        let refused = validate(&split, 4, ThreadsPerCore::Two, &memory).unwrap_err().to_string();
+        assert_eq!(shape(&split, ThreadsPerCore::One), Ok(()));
+        assert_eq!(shape(&whole, ThreadsPerCore::Two), Ok(()));
+        let refused = shape(&split, ThreadsPerCore::Two).unwrap_err().to_string();
         assert_eq!(refused, "vCPUs 2 and 3 are one core's threads (smt) and in the nodes 0 and 1: put them into one");
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{CoreScheduling, GuestNode, HostFacts, HostNodes, MIB, NodePolicy, ThreadName, ThreadTerms};
+use crate::config::{CoreScheduling, GuestNode, HostFacts, HostNodes, MIB, NodePolicy, Pages, ThreadName, ThreadTerms};
 
 /// A machine that has something of everything.
 fn rich() -> VmConfig {
@@ -91,6 +91,31 @@ fn a_machine_with_something_of_everything_comes_back_as_it_was() {
     let restored = read.restore().unwrap();
     assert_eq!(format!("{restored:?}"), format!("{config:?}"));
     assert_eq!(restored.validate_restored(HostFacts { memory_bytes: u64::MAX }), Ok(()));
+}
+
+#[test]
+fn a_machine_that_ran_before_a_rule_was_made_comes_back_and_is_not_made_anew() {
+    let host = HostFacts { memory_bytes: u64::MAX };
+    let split_core = |config: &mut VmConfig| {
+        config.numa[0].cpus = "0-2".parse().unwrap();
+        config.numa[1].cpus = "3".parse().unwrap();
+    };
+    let split_huge_page = |config: &mut VmConfig| {
+        config.memory.placement.pages = Pages::Transparent;
+        (config.numa[0].bytes, config.numa[1].bytes) = (127 * MIB, 129 * MIB);
+    };
+    let two_polls = |config: &mut VmConfig| {
+        config.disks[1].tuning.threads = IoThreads::Shared("fast".to_owned());
+    };
+    let changes: [&dyn Fn(&mut VmConfig); 3] = [&split_core, &split_huge_page, &two_polls];
+    for change in changes {
+        let mut config = rich();
+        assert_eq!(config.validate(host), Ok(()));
+        change(&mut config);
+        let restored = ConfigState::save(&config).unwrap().restore().unwrap();
+        assert_eq!(restored.validate_restored(host), Ok(()));
+        assert!(restored.validate(host).is_err(), "{restored:?}");
+    }
 }
 
 #[test]
