@@ -11,7 +11,7 @@ use vmm::config::firecracker::BodyError;
 use vmm::config::{ConfigError, HostFacts, SerialTarget, VmConfig};
 use vmm::control::{
     Assembling, CommandReceiver, ControlError, ControlLoop, ControlPlane, Entrance, Escape, EventLog, EventReceiver,
-    Outcome, Prepared, Signals, Starter, StateCell, event_queue,
+    JobKind, Outcome, Prepared, Signals, Starter, StateCell, event_queue,
 };
 use vmm::epoch::StateError;
 use vmm::host::AskedError;
@@ -193,8 +193,8 @@ impl Session {
 
     fn run_to_end(&mut self, mut config: VmConfig, begin: Begin) -> Result<Finished, RunError> {
         let mut prepared = match begin {
-            Begin::Now => Prepared::Start(Starter::nobody()),
-            Begin::Restored(request) => Prepared::Restore(Starter::nobody(), request),
+            Begin::Now => Prepared::Start(Starter::nobody(JobKind::Start)),
+            Begin::Restored(request) => Prepared::Restore(Starter::nobody(JobKind::Restore), request),
             Begin::WhenTold => self.plane.prepare(&mut config)?,
         };
         loop {
@@ -242,7 +242,7 @@ impl Session {
                 }
             };
             let finished = self.run_once(assembled, &mut running, &mut serial, (entrance, starter))?;
-            (starter, origin, entrance) = (Starter::nobody(), Origin::Boot, Entrance::Start);
+            (starter, origin, entrance) = (Starter::nobody(JobKind::Start), Origin::Boot, Entrance::Start);
             match (&finished.outcome, self.on_reboot) {
                 // The old machine goes first: its disks are unlocked and its memory is free for the new one.
                 (Outcome::Reset, OnReboot::Restart) => drop(finished),
@@ -260,9 +260,21 @@ impl Session {
         (entrance, starter): (Entrance, Starter),
     ) -> Result<Finished, RunError> {
         let Assembled { machine, events } = assembled;
-        let raw = if config.serial == SerialTarget::Stdio { RawTerminal::enter()? } else { None };
-        let control = ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut())?;
-        let ended = control.run(entrance, starter);
+        let raw = if config.serial == SerialTarget::Stdio { RawTerminal::enter() } else { Ok(None) };
+        let raw = match raw {
+            Ok(raw) => raw,
+            Err(error) => {
+                starter.failed(&mut self.plane, exit::describe(&error));
+                return Err(error.into());
+            }
+        };
+        let ended = match ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut()) {
+            Ok(control) => control.run(entrance, starter),
+            Err(error) => {
+                starter.failed(&mut self.plane, exit::describe(&error));
+                Err(error)
+            }
+        };
         drop(raw);
         let (machine, outcome) = ended?;
         Ok(Finished { machine: Some(machine), outcome })
@@ -270,13 +282,12 @@ impl Session {
 
     /// Tells the client who waits for the start why there is none, or the caller where nobody waits.
     fn refuse(&mut self, starter: Starter, error: RunError) -> Result<Option<Finished>, RunError> {
-        if !starter.waits() {
-            return Err(error);
+        let (waits, cause) = (starter.waits(), exit::describe(&error));
+        if waits {
+            log::warn!("cannot start the machine: {cause}");
         }
-        let cause = exit::describe(&error);
-        log::warn!("cannot start the machine: {cause}");
         starter.failed(&mut self.plane, cause);
-        Ok(None)
+        if waits { Ok(None) } else { Err(error) }
     }
 }
 

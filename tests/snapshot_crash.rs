@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::folder::Folder;
 use common::vm::Vm;
@@ -90,7 +90,9 @@ fn ask(socket: &str, method: &str, target: &str, body: &Value) -> Option<Value> 
 /// The end of the snapshot that `body` asks for; None if husk was killed before.
 fn snapshot(socket: &str, body: &Value) -> Option<Value> {
     let target = format!("/husk/v1/jobs/{}", ask(socket, "POST", "/husk/v1/snapshots", body)?["id"]);
+    let deadline = Instant::now() + ANSWER_WITHIN;
     loop {
+        assert!(Instant::now() < deadline, "the snapshot does not end");
         let job = ask(socket, "GET", &target, &Value::Null)?;
         if job["state"] != "running" {
             return Some(job);

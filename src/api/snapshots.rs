@@ -119,7 +119,7 @@ pub(super) fn routes() -> Vec<Route> {
             Success::NoContent,
             |_, request| {
                 let request = request.parse::<SnapshotLoadParams>()?.into_request()?;
-                Ok(Plan::Ask(Command::Restore(Box::new(request)), |_, _| no_content()))
+                Ok(Plan::Ask(Command::Restore(Box::new(request), AnswerWhen::Done), |_, _| no_content()))
             },
         ),
         route(
@@ -172,5 +172,5 @@ fn restore(_: &Context, request: &Request) -> Result<Plan, Fault> {
     };
     let memory = MemorySource::File { path: files.memory, mode };
     let request = RestoreRequest { state: files.state, memory, resume, track_dirty_pages, clock, overrides };
-    job_of(Command::Restore(Box::new(request)))
+    job_of(Command::Restore(Box::new(request), AnswerWhen::Begun))
 }

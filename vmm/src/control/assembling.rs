@@ -11,10 +11,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::{Command, CommandError, CommandResult, Reply};
 use super::jobs::{Extent, JobId, JobKind};
-use super::{ControlPlane, Starter};
+use super::{ControlPlane, Starter, State};
 use crate::config::VmConfig;
 use crate::machine::{Assembly, Attendant};
-use crate::metrics::Snapshot;
+use crate::placement::leave_inherited_place;
 
 /// The plane's clients while the machine that `config` describes is assembled for `starter`.
 #[derive(Debug)]
@@ -65,11 +65,9 @@ impl<'a> Assembling<'a> {
             if woke(COMMAND) {
                 self.plane.hear();
                 while let Some(request) = self.plane.next_request() {
-                    let result = match self.plane.answer(request.command) {
-                        Ok(result) => result,
-                        Err(command) => self.carry_out(command, job, assembly),
-                    };
-                    (request.reply)(result);
+                    let answered = self.plane.answer(request.command);
+                    let answered = answered.or_else(|command| self.plane.answer_unassembled(command, self.config));
+                    (request.reply)(answered.unwrap_or_else(|command| self.carry_out(command, job, assembly)));
                 }
             }
             self.plane.went_round();
@@ -82,13 +80,11 @@ impl<'a> Assembling<'a> {
     fn stop(&mut self, assembly: &Assembly) {
         assembly.give_up();
         self.stopped = true;
+        self.plane.set_state(State::Ended);
     }
 
     fn carry_out(&mut self, command: Command, job: JobId, assembly: &Assembly) -> CommandResult {
         match command {
-            Command::ReadConfig | Command::ReadPlacement => Ok(Reply::Config(Box::new(self.config.clone()))),
-            Command::ListDevices => Ok(Reply::Devices(Vec::new())),
-            Command::ReadMetrics => Ok(Reply::Metrics(Box::new(Snapshot::of_no_machine()))),
             Command::CancelJob(id) if id == job => {
                 // Its end is told when the work has ended.
                 assembly.give_up();
@@ -114,6 +110,8 @@ impl Attendant for Assembling<'_> {
         thread::scope(|scope| {
             let (work, finished) = (&mut work, &finished);
             let started = thread::Builder::new().name("husk-job-memory".to_owned()).spawn_scoped(scope, move || {
+                // The main thread's place is for the loop that goes on meanwhile.
+                leave_inherited_place();
                 if let Some(work) = work.take() {
                     work();
                 }

@@ -62,7 +62,7 @@ pub enum Command {
     /// Write a point of the machine to files.
     Snapshot(Box<SnapshotRequest>, AnswerWhen),
     /// Make a machine from such a point.
-    Restore(Box<RestoreRequest>),
+    Restore(Box<RestoreRequest>, AnswerWhen),
     /// Tell what the machine is.
     ReadConfig,
     /// Tell what its devices do.

@@ -174,13 +174,9 @@ impl<'a> ControlLoop<'a> {
     /// # Errors
     /// The host fails the loop itself; the machine is stopped all the same.
     pub fn run(mut self, entrance: Entrance, starter: Starter) -> Result<(Machine, Outcome), ControlError> {
-        match entrance {
-            Entrance::Start => self.apply(Action::Start)?,
-            Entrance::Paused => self.apply(Action::Restore)?,
-            Entrance::Resumed => {
-                self.apply(Action::Restore)?;
-                self.apply(Action::Resume)?;
-            }
+        if let Err(error) = self.enter(entrance) {
+            starter.failed(self.plane, crate::describe(&error));
+            return Err(error.into());
         }
         starter.succeeded(self.plane);
         let outcome = self.wait();
@@ -191,6 +187,17 @@ impl<'a> ControlLoop<'a> {
         let outcome = outcome?;
         self.plane.news.tell(EventKind::Ended { reason: outcome.name() });
         Ok((self.machine, outcome))
+    }
+
+    fn enter(&mut self, entrance: Entrance) -> Result<(), MachineError> {
+        match entrance {
+            Entrance::Start => self.apply(Action::Start),
+            Entrance::Paused => self.apply(Action::Restore),
+            Entrance::Resumed => {
+                self.apply(Action::Restore)?;
+                self.apply(Action::Resume)
+            }
+        }
     }
 
     /// Does it to the machine, and shows the state that it is in then.
@@ -323,9 +330,7 @@ impl<'a> ControlLoop<'a> {
             }
         }
         // There may be more, whose signal was consumed: the next wake looks again, behind the guest's events.
-        if let Some(commands) = &self.plane.commands {
-            let _ = commands.wake().write(1);
-        }
+        self.plane.hand_over();
         false
     }
 
@@ -349,7 +354,7 @@ impl<'a> ControlLoop<'a> {
             Command::Nmi => (Action::Nmi, Some(JobKind::Nmi)),
             Command::Configure(_) => (Action::Configure, None),
             Command::Start => (Action::Start, None),
-            Command::Restore(_) => (Action::Restore, None),
+            Command::Restore(..) => (Action::Restore, None),
             Command::ReadConfig => return Ok(Reply::Config(Box::new(self.config.clone()))),
             Command::ReadPlacement => return Ok(Reply::Placement(self.machine.placement().clone())),
             Command::ReadMetrics => return Ok(Reply::Metrics(Box::new(self.machine.metrics()))),

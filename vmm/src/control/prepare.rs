@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
-use super::{Action, ControlError, ControlPlane, State};
+use super::{Action, AnswerWhen, ControlError, ControlPlane, State};
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::firecracker::{Access, Change, OfHost};
@@ -30,55 +30,40 @@ pub enum Prepared {
 }
 
 /// Who waits for a machine to start.
-#[derive(Default)]
 pub struct Starter {
-    /// Who is answered when the machine is there, or that it does not come.
+    /// Who is answered, until that is done.
     reply: Option<ReplyTo>,
-    what: Started,
+    /// When a client is answered; None where the process starts the machine by itself.
+    when: Option<AnswerWhen>,
+    /// What the start is as a job.
+    kind: JobKind,
     /// The job that it is, since it takes long.
     job: Option<JobId>,
     given_up: bool,
 }
 
-/// What a start is, as a job.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Started {
-    /// The process's own doing.
-    #[default]
-    ByItself,
-    /// `InstanceStart`, or a snapshot loaded, in Firecracker's dialect: the client waits for the machine.
-    Awaited,
-    /// A restore in husk's: the client has a job.
-    Restored,
-}
-
 impl Starter {
     /// Nobody does: the process starts it by itself.
     #[must_use]
-    pub fn nobody() -> Self {
-        Self::default()
+    pub fn nobody(kind: JobKind) -> Self {
+        Self { reply: None, when: None, kind, job: None, given_up: false }
     }
 
-    fn awaited(reply: ReplyTo) -> Self {
-        Self { reply: Some(reply), what: Started::Awaited, ..Self::default() }
-    }
-
-    fn restored(reply: ReplyTo) -> Self {
-        Self { reply: Some(reply), what: Started::Restored, ..Self::default() }
+    fn client(reply: ReplyTo, kind: JobKind, when: AnswerWhen) -> Self {
+        Self { reply: Some(reply), when: Some(when), ..Self::nobody(kind) }
     }
 
     /// Whether somebody asked for the start over the API, and is told if it fails.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.what != Started::ByItself
+        self.when.is_some()
     }
 
-    /// The start takes long: it is a job from now on. A client of husk's dialect is answered now.
+    /// The start takes long: it is a job from now on, and who wants to hear of its begin does.
     pub(super) fn begin(&mut self, plane: &mut ControlPlane, extent: Extent) -> JobId {
-        let kind = if self.what == Started::Restored { JobKind::Restore } else { JobKind::Start };
-        let id = plane.begin(kind, extent);
+        let id = plane.begin(self.kind, extent);
         self.job = Some(id);
-        if self.what == Started::Restored
+        if self.when == Some(AnswerWhen::Begun)
             && let Some(reply) = self.reply.take()
         {
             reply(plane.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id)));
@@ -103,13 +88,13 @@ impl Starter {
 
     /// The machine is there.
     pub(super) fn succeeded(self, plane: &mut ControlPlane) {
-        let reply = match self.job {
-            Some(job) => {
+        let reply = match (self.job, self.when) {
+            (Some(job), _) => {
                 plane.end(job, JobEnd::Done(None));
                 Reply::Done
             }
-            None if self.what == Started::Restored => plane.done(JobKind::Restore),
-            None => Reply::Done,
+            (None, Some(AnswerWhen::Begun)) => plane.done(self.kind),
+            (None, _) => Reply::Done,
         };
         if let Some(answer) = self.reply {
             answer(Ok(reply));
@@ -127,7 +112,7 @@ impl std::fmt::Debug for Starter {
 enum Step {
     GoOn(CommandResult),
     Start,
-    Restore(Box<RestoreRequest>),
+    Restore(Box<RestoreRequest>, AnswerWhen),
     Stop,
 }
 
@@ -159,9 +144,15 @@ impl ControlPlane {
             while let Some(request) = self.next_request() {
                 match self.carry_out(request.command, config) {
                     Step::GoOn(result) => (request.reply)(result),
-                    Step::Start => return Ok(Prepared::Start(Starter::awaited(request.reply))),
-                    Step::Restore(restore) => {
-                        return Ok(Prepared::Restore(Starter::restored(request.reply), restore));
+                    Step::Start => {
+                        self.hand_over();
+                        let starter = Starter::client(request.reply, JobKind::Start, AnswerWhen::Done);
+                        return Ok(Prepared::Start(starter));
+                    }
+                    Step::Restore(restore, when) => {
+                        self.hand_over();
+                        let starter = Starter::client(request.reply, JobKind::Restore, when);
+                        return Ok(Prepared::Restore(starter, restore));
                     }
                     Step::Stop => {
                         self.set_state(State::Ended);
@@ -175,7 +166,7 @@ impl ControlPlane {
     }
 
     fn carry_out(&mut self, command: Command, config: &mut VmConfig) -> Step {
-        let command = match self.answer(command) {
+        let command = match self.answer(command).or_else(|command| self.answer_unassembled(command, config)) {
             Ok(result) => return Step::GoOn(result),
             Err(command) => command,
         };
@@ -195,10 +186,10 @@ impl ControlPlane {
                 }
                 Step::GoOn(result)
             }
-            Command::Restore(_) if self.configured => Step::GoOn(Err(CommandError::Configured)),
-            Command::Restore(mut request) => {
+            Command::Restore(..) if self.configured => Step::GoOn(Err(CommandError::Configured)),
+            Command::Restore(mut request, when) => {
                 request.overrides.serial = self.serial_given.then(|| (config.serial.clone(), config.serial_limit));
-                Step::Restore(request)
+                Step::Restore(request, when)
             }
             Command::Snapshot(..) => refuse(Action::Snapshot),
             Command::Start => match config.validate(HostFacts::read()) {
@@ -206,10 +197,6 @@ impl ControlPlane {
                 Err(error) => Step::GoOn(Err(CommandError::Start(error.to_string()))),
             },
             Command::Stop { .. } => Step::Stop,
-            // Nothing is anywhere yet.
-            Command::ReadConfig | Command::ReadPlacement => Step::GoOn(Ok(Reply::Config(Box::new(config.clone())))),
-            Command::ListDevices => Step::GoOn(Ok(Reply::Devices(Vec::new()))),
-            Command::ReadMetrics => Step::GoOn(Ok(Reply::Metrics(Box::new(Snapshot::of_no_machine())))),
             Command::FlushMetrics => refuse(Action::FlushMetrics),
             Command::Pause => refuse(Action::Pause),
             Command::Resume => refuse(Action::Resume),
@@ -228,9 +215,32 @@ impl ControlPlane {
                 refuse(Action::ChangeDevice)
             }
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
-            Command::ListJobs | Command::ReadJob(_) | Command::MetricsTo(_) => {
-                unreachable!("answered without a machine")
-            }
+            Command::ListJobs
+            | Command::ReadJob(_)
+            | Command::MetricsTo(_)
+            | Command::ReadConfig
+            | Command::ReadPlacement
+            | Command::ListDevices
+            | Command::ReadMetrics => unreachable!("answered without a machine"),
+        }
+    }
+
+    /// Answers what can be told of a machine that is only described. Gives any other command back.
+    pub(super) fn answer_unassembled(&self, command: Command, config: &VmConfig) -> Result<CommandResult, Command> {
+        Ok(Ok(match command {
+            // Nothing is anywhere yet.
+            Command::ReadConfig | Command::ReadPlacement => Reply::Config(Box::new(config.clone())),
+            Command::ListDevices => Reply::Devices(Vec::new()),
+            Command::ReadMetrics => Reply::Metrics(Box::new(Snapshot::of_no_machine())),
+            other => return Err(other),
+        }))
+    }
+
+    /// Somebody else sees to the clients' requests from now on. There may be more, whose signal was consumed.
+    pub(super) fn hand_over(&self) {
+        if let Some(commands) = &self.commands {
+            // The counter of one word does not overflow.
+            let _ = commands.wake().write(1);
         }
     }
 }

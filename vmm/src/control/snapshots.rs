@@ -94,7 +94,7 @@ fn changes_the_machine(command: &Command) -> bool {
         | Command::Start
         | Command::Stop { .. }
         | Command::Snapshot(..)
-        | Command::Restore(_)
+        | Command::Restore(..)
         | Command::ReadConfig
         | Command::ListDevices
         | Command::ReadPlacement

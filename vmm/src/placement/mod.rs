@@ -30,8 +30,8 @@ pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled, Shortage};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{
-    HostCpus, PlacedThread, SettledThreads, Thread, named as thread_named, place as place_threads, set_affinity,
-    settle as settle_threads,
+    HostCpus, PlacedThread, SettledThreads, Thread, leave_inherited_place, named as thread_named,
+    place as place_threads, set_affinity, settle as settle_threads,
 };
 pub use threads::{ThreadError, ThreadReport};
 pub use verify::Elsewhere;

@@ -282,7 +282,7 @@ impl Initial {
 }
 
 /// Gives the calling thread back what the process had before the thread that made it got its place.
-pub(super) fn leave_inherited_place() {
+pub(crate) fn leave_inherited_place() {
     let Some(initial) = INITIAL.get() else { return };
     if let Some(cpus) = &initial.cpus {
         // Where a cpuset has shrunk since, what was inherited is as good.
