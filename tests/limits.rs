@@ -96,6 +96,8 @@ fn husks_own_limits_are_asked_for_as_they_are_told() {
     let nothing = json!({ "limits": { "total": { "bytes": { "size": 0, "refill_ms": 5 } } } });
     let refused = client.ask("PATCH", "/husk/v1/devices/disk0", &nothing.to_string());
     assert_eq!((refused.status, refused.json()["field"].as_str()), (400, Some("limits")), "{refused:?}");
+    assert_eq!(ctl(&["limit", "disk0"]).code(), Some(2), "to name nothing lifts nothing");
+    assert_eq!(config(&mut client)["disks"][0]["limits"], told);
     let unknown = ctl(&["limit", "disk7", "iops=9"]);
     assert_eq!(unknown.code(), Some(1));
     assert!(unknown.message().contains("there is no disk and no network `disk7`"), "{unknown}");
@@ -118,7 +120,7 @@ fn a_limit_that_is_lifted_lets_a_guest_go_on() {
         assert!(Instant::now() < deadline, "no request was served");
     }
     // At one a second the check, of hundreds of requests, is not over; without a limit it is at once.
-    let ctl = common::husk(["ctl", "--api-sock", &folder.at("s"), "limit", "disk0"]).end();
+    let ctl = common::husk(["ctl", "--api-sock", &folder.at("s"), "limit", "disk0", "none"]).end();
     assert_eq!(ctl.code(), Some(0), "{ctl}");
     let begun = Instant::now();
     let ended = husk.end();

@@ -71,8 +71,8 @@ enum Verb {
         /// The disk or network.
         id: String,
         /// bps=N, iops=N of all; rd_bps, rd_iops, or rx_bps, rx_pps, of what the guest gets; wr_bps, wr_iops, or tx_bps,
-        /// tx_pps, of what it gives: N a second, or N+BURST.
-        #[arg(value_name = "WORD=N", value_delimiter = ',')]
+        /// tx_pps, of what it gives: N a second, or N+BURST. `none` lifts all.
+        #[arg(value_name = "WORD=N|none", value_delimiter = ',', required = true)]
         words: Vec<LimitWord>,
     },
     /// Write it to a folder; it may run. Prints what that took.

@@ -1,4 +1,4 @@
-//! `husk ctl limit ID WORD=N[+BURST]...`.
+//! `husk ctl limit ID WORD=N[+BURST]...`, and `husk ctl limit ID none`.
 
 use std::str::FromStr;
 
@@ -7,19 +7,20 @@ use vmm::config::{LimiterConfig, Rate, SizeError};
 
 use super::words::{byte_rate, operation_rate};
 
-/// One bucket.
+/// What one word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LimitWord {
-    flow: LimitFlow,
-    bucket: LimitBucket,
-    rate: Option<Rate>,
+pub(super) enum LimitWord {
+    /// No bucket has a limit.
+    Lifted,
+    /// One bucket has this.
+    Bucket(LimitFlow, LimitBucket, Option<Rate>),
 }
 
 /// A bucket that cannot be read.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum LimitWordError {
     /// It has a word that means nothing.
-    #[error("`{word}` is no limit: use {}", WORDS.map(|(word, ..)| format!("{word}=")).join(", "))]
+    #[error("`{word}` is no limit: use none, {}", WORDS.map(|(word, ..)| format!("{word}=")).join(", "))]
     Unknown {
         /// The word.
         word: String,
@@ -43,17 +44,25 @@ pub(super) enum LimitWordError {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LimitFlow {
+pub(super) enum LimitFlow {
+    /// Of both ways together.
     Both,
+    /// Of what the guest gets.
     ToGuest,
+    /// Of what it gives.
     FromGuest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LimitBucket {
+pub(super) enum LimitBucket {
+    /// Of bytes.
     Bytes,
+    /// Of requests or frames.
     Operations,
 }
+
+/// The word that lifts all: to name nothing is more likely a mistake.
+const LIFTED: &str = "none";
 
 /// The words of `--disk` and `--net`.
 const WORDS: [(&str, LimitFlow, LimitBucket); 10] = [
@@ -73,6 +82,9 @@ impl FromStr for LimitWord {
     type Err = LimitWordError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == LIFTED {
+            return Ok(Self::Lifted);
+        }
         let unknown = || LimitWordError::Unknown { word: text.to_owned() };
         let (name, value) = text.split_once('=').ok_or_else(unknown)?;
         let (word, flow, bucket) = WORDS.into_iter().find(|(word, ..)| *word == name).ok_or_else(unknown)?;
@@ -82,22 +94,29 @@ impl FromStr for LimitWord {
                 operation_rate(value).map_err(|_| LimitWordError::Operations { word, value: value.to_owned() })?
             }
         };
-        Ok(Self { flow, bucket, rate })
+        Ok(Self::Bucket(flow, bucket, rate))
     }
 }
 
 /// All that was named; of a bucket that is named twice, the last.
 pub(super) fn limits(words: &[LimitWord]) -> LimiterConfig {
     let mut config = LimiterConfig::default();
-    for LimitWord { flow, bucket, rate } in words {
+    for word in words {
+        let (flow, bucket, rate) = match *word {
+            LimitWord::Lifted => {
+                config = LimiterConfig::default();
+                continue;
+            }
+            LimitWord::Bucket(flow, bucket, rate) => (flow, bucket, rate),
+        };
         let limits = match flow {
             LimitFlow::Both => &mut config.total,
             LimitFlow::ToGuest => &mut config.inward,
             LimitFlow::FromGuest => &mut config.outward,
         };
         match bucket {
-            LimitBucket::Bytes => limits.bytes = *rate,
-            LimitBucket::Operations => limits.operations = *rate,
+            LimitBucket::Bytes => limits.bytes = rate,
+            LimitBucket::Operations => limits.operations = rate,
         }
     }
     config
@@ -119,13 +138,15 @@ mod tests {
             outward: Limits { bytes: rate(5, 0), operations: rate(6, 7) },
         };
         assert_eq!(limits(&words), expected);
-        assert_eq!(limits(&[]), LimiterConfig::default());
+        let read = |words: &[&str]| limits(&words.iter().map(|word| word.parse().unwrap()).collect::<Vec<_>>());
+        assert_eq!(read(&["none"]), LimiterConfig::default());
+        assert_eq!(read(&["bps=1K", "none", "iops=2"]), read(&["iops=2"]), "it lifts what stands before it");
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let refused = |text: &str| text.parse::<LimitWord>().unwrap_err().to_string();
-        assert!(refused("bps").starts_with("`bps` is no limit: use bps=, iops="));
+        assert!(refused("bps").starts_with("`bps` is no limit: use none, bps=, iops="));
         assert_eq!(refused("iops=x"), "iops=x: use a whole number, or two as 1000+5000");
         assert!(refused("rd_bps=1X").starts_with("rd_bps: `1X` is not a size"));
     }
