@@ -12,6 +12,8 @@ pub(super) struct Ledger {
     /// A bit for each page.
     inside: Box<[u64]>,
     huge: Box<[Huge]>,
+    /// How many are owed: a driver's every chain asks, and memory may have half a million.
+    owed: usize,
 }
 
 /// A huge page.
@@ -52,14 +54,16 @@ impl Ledger {
     /// that does not is wanted again when the next driver takes a page of it out.
     pub(super) fn empty(&mut self, mut populate: impl FnMut(u64) -> bool) {
         self.inside.fill(0);
+        self.owed = 0;
         for (number, huge) in (0..).zip(&mut self.huge) {
             *huge = Huge { inside: 0, gone: huge.gone && !populate(number) };
+            self.owed += usize::from(huge.gone);
         }
     }
 
     /// Whether a huge page is with the host that is not all inside: the pool had none to give for it.
     pub(super) fn is_owed(&self) -> bool {
-        self.huge.iter().any(|huge| huge.gone && huge.inside < self.pages_per_huge)
+        self.owed > 0
     }
 
     /// How many pages a ledger of this memory knows.
@@ -75,6 +79,7 @@ impl Ledger {
             pages_per_huge: u32::try_from(huge_bytes / BALLOON_PAGE_BYTES).expect("at most 1 GiB"),
             inside: vec![0; length(64 * BALLOON_PAGE_BYTES)].into(),
             huge: vec![Huge::default(); length(huge_bytes)].into(),
+            owed: 0,
         }
     }
 
@@ -86,6 +91,7 @@ impl Ledger {
             state.inside += 1;
             // Also one that is owed: its guest may have touched it since.
             if state.inside == self.pages_per_huge {
+                self.owed -= usize::from(state.gone);
                 state.gone = discard(u64::try_from(huge).expect("64 bits fit"));
             }
         }
@@ -102,6 +108,7 @@ impl Ledger {
                     return false;
                 }
                 state.gone = false;
+                self.owed -= usize::from(state.inside < self.pages_per_huge);
             }
             if let Some(huge) = self.set(page, false) {
                 self.huge[huge].inside -= 1;
@@ -188,6 +195,29 @@ mod tests {
         assert!(!ledger.is_owed());
         assert!(!ledger.take_out(run(512, 1), |_| false));
         assert!(ledger.take_out(run(512, 1), |huge| huge == 1) && !ledger.is_owed());
+    }
+
+    #[test]
+    fn what_is_owed_is_counted_as_a_look_at_every_huge_page_would_find_it() {
+        const PAGES_PER_HUGE: u32 = 4;
+        let pages = 5 * PAGES_PER_HUGE;
+        let step = (0..8_u8, 0..pages, 1..=pages, proptest::prelude::any::<[bool; 5]>());
+        let steps = proptest::collection::vec(step, 0..64);
+        proptest::proptest!(|(steps in steps)| {
+            let mut ledger = Ledger::new(u64::from(pages) * BALLOON_PAGE_BYTES, 4 * BALLOON_PAGE_BYTES);
+            for (kind, first, count, host_answers) in steps {
+                let answer = |huge: u64| host_answers[usize::try_from(huge).unwrap()];
+                match kind {
+                    0 => ledger.empty(answer),
+                    1..4 => {
+                        ledger.take_out(run(first, count), answer);
+                    }
+                    _ => ledger.put_in(run(first, count), answer),
+                }
+                let owed = ledger.huge.iter().filter(|huge| huge.gone && huge.inside < PAGES_PER_HUGE).count();
+                assert_eq!((ledger.owed, ledger.is_owed()), (owed, owed > 0));
+            }
+        });
     }
 
     #[test]
