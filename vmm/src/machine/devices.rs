@@ -1,40 +1,36 @@
 //! The machine's devices: made, put on their buses, bound to their interrupts and doorbells, paused and ended in order.
 
+mod error;
+mod report;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
-use devices::backend::block::DiskImageError;
-use devices::backend::net::TapError;
 use devices::bus::{Bus, BusError, SharedDevice};
-use devices::legacy::{
-    AcpiPm, I8042, I8042RestoreError, I8042State, PowerButton, Rtc, RtcRestoreError, RtcState, Serial, SerialError,
-    SerialRestoreError, SerialState,
-};
+use devices::legacy::{AcpiPm, I8042, I8042State, PowerButton, Rtc, RtcState, Serial, SerialState};
 use devices::limit::Limiter;
 use devices::state::SaveState;
+use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::BalloonControl;
-use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters, ReplaceError, ResizeError};
 use devices::virtio::mem::MemoryDeviceControl;
-use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
+use devices::virtio::net::LinkState;
 use devices::virtio::rng::Rng;
-use devices::virtio::transport::{self, MmioState, MmioTransport, TransportError};
+use devices::virtio::transport::{MmioState, MmioTransport};
 use devices::virtio::worker::{Holding, IoThread};
-use devices::virtio::{DeviceCounters, RestoreError, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, VmFd};
-use schemars::JsonSchema;
-use serde::Serialize;
-use thiserror::Error;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::error::{DeviceError, DiskChangeError};
+use self::report::Counters;
+pub use self::report::{DeviceKind, DeviceReport, DriverState, Link};
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use super::hotplug::{self, PluggableMemory};
@@ -43,107 +39,9 @@ use super::nets::{NetChangeError, Network};
 use super::pool::IoPool;
 use super::slots::MemorySlots;
 use super::{CONSOLE_THREAD, SerialOutput};
-use crate::config::{BALLOON_ID, ENTROPY_ID, HOTPLUG_ID, LimiterConfig, NetSource, VmConfig};
+use crate::config::{BALLOON_ID, ENTROPY_ID, HOTPLUG_ID, LimiterConfig, VmConfig};
 use crate::control::{EventSender, GuestEvent};
-use crate::metrics::{ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures};
 use crate::vcpu::Buses;
-
-/// What keeps a device from being made or connected.
-#[derive(Debug, Error)]
-pub enum DeviceError {
-    /// A disk cannot be opened.
-    #[error("disk `{id}`")]
-    Disk {
-        /// The device.
-        id: String,
-        /// Why.
-        source: DiskImageError,
-    },
-    /// Two disks are one file, and not only read.
-    #[error("disks `{first}` and `{second}` are both {}: give each its own, or both ,ro", path.display())]
-    SameDisk {
-        /// A disk.
-        first: String,
-        /// Another.
-        second: String,
-        /// The other's path.
-        path: PathBuf,
-    },
-    /// A network's tap cannot be used.
-    #[error("network `{id}`")]
-    Net {
-        /// The device.
-        id: String,
-        /// Why.
-        source: TapError,
-    },
-    /// A network's tap takes smaller packets than its guest would send.
-    #[error("network `{id}`: mtu={mtu} is more than the {tap_mtu} of {tap}: give at most that, or set the tap's")]
-    Mtu {
-        /// The device.
-        id: String,
-        /// What was asked for, in bytes.
-        mtu: u16,
-        /// The tap.
-        tap: NetSource,
-        /// What it takes, in bytes.
-        tap_mtu: u32,
-    },
-    /// The host gives no thread or descriptor.
-    #[error("cannot create {what}")]
-    Host {
-        /// What was to be made.
-        what: String,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// The serial port cannot be made.
-    #[error(transparent)]
-    Serial(#[from] SerialError),
-    /// A virtio transport cannot be made.
-    #[error("device `{id}`")]
-    Transport {
-        /// The device.
-        id: String,
-        /// Why.
-        source: TransportError,
-    },
-    /// A device is not the one whose state there is.
-    #[error("device `{id}` cannot go on from the snapshot")]
-    Restore {
-        /// The device.
-        id: String,
-        /// Why.
-        source: RestoreError,
-    },
-    /// Nor is the serial port.
-    #[error("the serial port cannot go on from the snapshot")]
-    RestoreSerial(#[from] SerialRestoreError),
-    /// Nor the keyboard controller.
-    #[error("the keyboard controller cannot go on from the snapshot")]
-    RestoreKeyboard(#[from] I8042RestoreError),
-    /// Nor the clock.
-    #[error("the CMOS clock cannot go on from the snapshot")]
-    RestoreRtc(#[from] RtcRestoreError),
-    /// A device without a state, or a state without a device.
-    #[error("device `{id}` is {}", if *.here { "not in the snapshot" } else { "in the snapshot, and this machine has none of that name" })]
-    Unmatched {
-        /// The device.
-        id: String,
-        /// Whether it is this machine that has it.
-        here: bool,
-    },
-    /// KVM does not bind an interrupt or a doorbell.
-    #[error("cannot bind {what} ({gsi})")]
-    Bind {
-        /// What was to be bound.
-        what: String,
-        /// The interrupt of the device.
-        gsi: Gsi,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
-}
 
 /// What the devices have to say that nothing is in flight, however long the vCPUs took to park.
 const QUIET_DEVICE_PATIENCE: Duration = Duration::from_millis(100);
@@ -193,96 +91,6 @@ pub(super) fn io_threads(config: &VmConfig) -> BTreeMap<String, Vec<u8>> {
     served
 }
 
-/// What cannot be done to a disk that is in use.
-#[derive(Debug, Error)]
-pub enum DiskChangeError {
-    /// The machine has no such disk.
-    #[error("there is no disk `{0}`")]
-    Unknown(String),
-    /// It cannot have that size.
-    #[error("cannot resize disk `{id}`")]
-    Resize {
-        /// The disk.
-        id: String,
-        /// Why.
-        source: ResizeError,
-    },
-    /// The other file is no disk.
-    #[error("disk `{id}` keeps what it has")]
-    Open {
-        /// The disk.
-        id: String,
-        /// Why.
-        source: DiskImageError,
-    },
-    /// The host gives no engine for the other file.
-    #[error("disk `{id}` keeps what it has")]
-    Engine {
-        /// The disk.
-        id: String,
-        /// Why.
-        source: Box<DeviceError>,
-    },
-    /// It cannot have the other file.
-    #[error("disk `{id}` keeps what it has")]
-    Replace {
-        /// The disk.
-        id: String,
-        /// Why.
-        source: ReplaceError,
-    },
-}
-
-/// A virtio device, for whoever asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct DeviceReport {
-    /// Its name.
-    pub id: String,
-    /// What it is.
-    pub kind: DeviceKind,
-    /// Its interrupt.
-    pub gsi: u32,
-    /// The guest-physical address of its registers.
-    pub address: u64,
-    /// What its driver has come to.
-    pub driver: DriverState,
-    /// Of a disk: its size in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size_bytes: Option<u64>,
-    /// Of a network: whether frames go through.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub link: Option<Link>,
-    /// Of a network: what its frames may say of their source: `off` (anything), `mac` or `mac+ip`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub filter: Option<&'static str>,
-}
-
-/// Whether a network's frames go through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Link {
-    /// They do.
-    Up,
-    /// Its cable is out, or its tap is gone.
-    Down,
-}
-
-/// What a virtio device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceKind {
-    /// virtio-blk.
-    Disk,
-    /// virtio-net.
-    Net,
-    /// virtio-rng.
-    Entropy,
-    /// virtio-balloon.
-    Balloon,
-    /// virtio-mem.
-    Memory,
-}
-
 /// What the devices of a machine have come to.
 #[derive(Debug)]
 pub(super) struct DevicesState {
@@ -291,30 +99,6 @@ pub(super) struct DevicesState {
     pub(super) serial: SerialState,
     pub(super) keyboard: I8042State,
     pub(super) rtc: RtcState,
-}
-
-/// What a device's driver has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DriverState {
-    /// No driver has said that it is ready.
-    Absent,
-    /// It uses the device.
-    Ready,
-    /// It, or the host, broke the device, which waits for a reset.
-    NeedsReset,
-    /// It is touching the device's registers just now.
-    Busy,
-}
-
-/// What a device counts.
-#[derive(Debug, Clone)]
-enum Counters {
-    Disk(DiskControl),
-    Requests(Arc<DeviceCounters>),
-    Pages(BalloonControl),
-    Blocks(MemoryDeviceControl),
-    Frames(Arc<NetCounters>),
 }
 
 /// What a device is called, what it is, and what it counts.
@@ -505,48 +289,6 @@ impl Devices {
         })
     }
 
-    pub(super) fn reports(&self) -> Vec<DeviceReport> {
-        self.virtio.iter().map(|slot| self.report(slot)).collect()
-    }
-
-    /// What each virtio device has counted.
-    pub(super) fn figures(&self) -> Vec<DeviceFigures> {
-        self.virtio.iter().map(VirtioSlot::figures).collect()
-    }
-
-    /// What became of serial output that was not written.
-    pub(super) fn console_figures(&self) -> ConsoleFigures {
-        let counters = self.console.counters();
-        ConsoleFigures {
-            dropped_bytes: counters.dropped_bytes.load(Ordering::Relaxed),
-            limited_bytes: counters.limited_bytes.load(Ordering::Relaxed),
-        }
-    }
-
-    fn report(&self, slot: &VirtioSlot) -> DeviceReport {
-        // A vCPU may hold the lock for as long as its reset of the device takes, and the control loop waits for no vCPU.
-        let driver = slot.transport.try_lock().map_or(DriverState::Busy, |mut transport| {
-            match transport.core().driver_state() {
-                transport::DriverState::Absent => DriverState::Absent,
-                transport::DriverState::Ready => DriverState::Ready,
-                transport::DriverState::NeedsReset => DriverState::NeedsReset,
-            }
-        });
-        DeviceReport {
-            id: slot.id.clone(),
-            kind: slot.kind,
-            gsi: slot.window.gsi.get(),
-            address: slot.window.base.0,
-            driver,
-            size_bytes: self.disk(&slot.id).ok().map(Disk::size_bytes),
-            link: self.net(&slot.id).ok().map(|net| match net.link() {
-                LinkState::Up => Link::Up,
-                LinkState::Down => Link::Down,
-            }),
-            filter: self.net(&slot.id).ok().map(Network::filter),
-        }
-    }
-
     /// Whether a write to a disk waits for space.
     pub(super) fn is_disk_full(&self, id: &str) -> bool {
         self.disk(id).is_ok_and(Disk::is_full)
@@ -672,93 +414,6 @@ impl Devices {
         insert(&self.buses.mmio, base..base + window.size, Arc::clone(&transport) as SharedDevice);
         self.virtio.push(VirtioSlot { id, kind, counters, window, transport });
         Ok(())
-    }
-}
-
-impl VirtioSlot {
-    fn figures(&self) -> DeviceFigures {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let requests = |counters: &DeviceCounters| FlowFigures {
-            direction: "both",
-            operations: read(&counters.requests),
-            bytes: read(&counters.bytes),
-            errors: read(&counters.errors),
-            dropped: 0,
-            filtered: 0,
-        };
-        let (flows, retired) = match &self.counters {
-            Counters::Disk(disk) => (vec![requests(disk.counters())], &disk.counters().retired_queues),
-            Counters::Requests(counters) => (vec![requests(counters)], &counters.retired_queues),
-            Counters::Pages(balloon) => {
-                let counters = balloon.counters();
-                let flow = |direction, pages: &AtomicU64, bytes: u64, errors| FlowFigures {
-                    direction,
-                    operations: read(pages),
-                    bytes,
-                    errors,
-                    dropped: 0,
-                    filtered: 0,
-                };
-                let given = [&counters.discarded_bytes, &counters.reported_bytes, &counters.hinted_bytes];
-                let given = given.into_iter().map(read).sum();
-                let flows = vec![
-                    flow("inflate", &counters.inflated_pages, given, read(&counters.errors)),
-                    flow("deflate", &counters.deflated_pages, 0, read(&counters.exhausted)),
-                ];
-                (flows, &counters.retired_queues)
-            }
-            Counters::Blocks(memory) => {
-                let counters = memory.counters();
-                let flow = |direction, operations, bytes: &AtomicU64, errors| FlowFigures {
-                    direction,
-                    operations,
-                    bytes: read(bytes),
-                    errors,
-                    dropped: 0,
-                    filtered: 0,
-                };
-                let errors = read(&counters.errors) + read(&counters.exhausted);
-                let flows = vec![
-                    flow("plug", read(&counters.requests), &counters.plugged_bytes, errors),
-                    flow("unplug", 0, &counters.unplugged_bytes, 0),
-                ];
-                (flows, &counters.retired_queues)
-            }
-            Counters::Frames(counters) => {
-                let flow = |direction, counters: &DirectionCounters, filtered| FlowFigures {
-                    direction,
-                    operations: read(&counters.frames),
-                    bytes: read(&counters.bytes),
-                    errors: read(&counters.errors),
-                    dropped: read(&counters.dropped),
-                    filtered,
-                };
-                let flows = vec![
-                    flow("receive", &counters.received, 0),
-                    flow("transmit", &counters.transmitted, read(&counters.filtered)),
-                ];
-                (flows, &counters.retired_queues)
-            }
-        };
-        let queues = match &self.counters {
-            Counters::Disk(disk) => disk.queue_counters().iter().map(disk_queue).collect(),
-            Counters::Requests(_) | Counters::Pages(_) | Counters::Blocks(_) | Counters::Frames(_) => Vec::new(),
-        };
-        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, retired_queues: read(retired) }
-    }
-}
-
-fn disk_queue(counters: &DiskQueueCounters) -> DiskQueueFigures {
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let operation = |operation| {
-        let counters = counters.operation(operation);
-        (read(&counters.requests), read(&counters.bytes))
-    };
-    DiskQueueFigures {
-        operations: DiskOperation::ALL.map(|(kind, _)| operation(kind)),
-        batches: read(&counters.batches),
-        throttled: Duration::from_nanos(read(&counters.throttled_ns)),
-        latency: counters.latency.read(),
     }
 }
 
