@@ -82,8 +82,7 @@ impl Session {
         let cpu_ns = self.cpu_ns()? - before;
         let facts: HashMap<&str, &str> = line.split(' ').filter_map(|word| word.split_once('=')).collect();
         let fact = |name: &str| facts.get(name).and_then(|fact| fact.parse::<f64>().ok()).unwrap_or(f64::NAN);
-        // A run that asks nothing of a device does not count them.
-        if ["failed", "wrong"].iter().any(|name| facts.get(name).is_some_and(|count| *count != "0")) {
+        if counts_failures(&facts) {
             return Err(self.silent("a run without failures", &line));
         }
         let latency_us = |name: &str| Some(fact(name) / 1000.0).filter(|us| us.is_finite());
@@ -155,6 +154,11 @@ impl Drop for Session {
     }
 }
 
+/// A run that asks nothing of a device has no such counts.
+fn counts_failures(facts: &HashMap<&str, &str>) -> bool {
+    ["failed", "wrong"].iter().any(|name| facts.get(name).is_some_and(|count| *count != "0"))
+}
+
 /// `husk-vcpu0`, Firecracker's `fc_vcpu 0`, QEMU's `CPU 0/KVM`.
 fn is_vcpu(comm: &str) -> bool {
     comm.contains("vcpu") || comm.starts_with("CPU ")
@@ -162,7 +166,16 @@ fn is_vcpu(comm: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_vcpu;
+    use super::{counts_failures, is_vcpu};
+
+    #[test]
+    fn a_run_has_failed_if_it_counts_a_failure_and_not_if_it_counts_none() {
+        let fails = |facts: &[(&'static str, &'static str)]| counts_failures(&facts.iter().copied().collect());
+        assert!(!fails(&[("requests", "3"), ("rate", "5")]));
+        assert!(!fails(&[("failed", "0"), ("wrong", "0")]));
+        assert!(fails(&[("failed", "1"), ("wrong", "0")]));
+        assert!(fails(&[("failed", "0"), ("wrong", "2")]));
+    }
 
     #[test]
     fn threads_of_vcpus_are_told_from_the_others() {
