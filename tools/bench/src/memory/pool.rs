@@ -14,18 +14,20 @@ const FREE_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Adds the delta as far as the host has room, says what came of it, waits for its input's end, and takes that away again.
-/// The kernel gives up at the first page that it does not find whole; memory that was compacted has more of them.
+/// The kernel gives up at the first page that it does not find whole; memory that was compacted has more of them. Pages that are in use when they are taken away are surplus until they are
+/// free, and `nr_hugepages` counts those too.
 const KEEPER: &str = r#"
-    pool=$1 before=$(cat "$1") delta=0
+    own() { echo $(($(cat "$1/nr_hugepages") - $(cat "$1/surplus_hugepages"))); }
+    before=$(own "$1") delta=0
     for attempt in 1 2 3 4; do
-        echo $((before + $2)) > "$pool" || break
-        delta=$(($(cat "$pool") - before))
+        echo $((before + $2)) > "$1/nr_hugepages" || break
+        delta=$(($(own "$1") - before))
         [ $delta -lt $2 ] || break
         echo 1 > /proc/sys/vm/compact_memory
     done
     echo $delta
     read -r _
-    echo $(($(cat "$pool") - delta)) > "$pool"
+    echo $(($(own "$1") - delta)) > "$1/nr_hugepages"
 "#;
 
 /// So many free HugePages more than there were.
@@ -47,7 +49,7 @@ impl Pool {
     fn under(lock: File, pages: u64) -> Option<Self> {
         // A session of its own: what ends the benchmark's group leaves it alone.
         let mut keeper = Command::new("setsid")
-            .args(["sh", "-c", KEEPER, "sh", &format!("{FOLDER}/nr_hugepages"), &pages.to_string()])
+            .args(["sh", "-c", KEEPER, "sh", FOLDER, &pages.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
