@@ -139,13 +139,6 @@ pub struct MemoryPart {
     pub nodes: Option<HostNodes>,
 }
 
-impl MemoryPart {
-    /// The host's nodes, if it may be on no others.
-    pub(crate) fn strict_nodes(&self) -> Option<&IdList> {
-        self.nodes.as_ref().filter(|nodes| nodes.is_strict()).map(|nodes| &nodes.nodes)
-    }
-}
-
 /// How nodes are used, as set_mempolicy(2) names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -13,7 +13,7 @@ pub use error::PlacementError;
 pub use shortage::Shortage;
 use shortage::shortages;
 
-use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, Pages};
+use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 use crate::host::{self, Facts, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
 
 /// The host's memory, as far as a placement asks for it.
@@ -229,7 +229,7 @@ fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), Pl
         let (has, needed) = (free * MIB, needed * MIB);
         if !settled.has(Err(PlacementError::NodesTooSmall { nodes: nodes.clone(), has, needed }))? {
             for index in 0..settled.parts.len() {
-                if settled.parts[index].strict_nodes().is_some_and(|asked| nodes.without(asked).is_empty()) {
+                if settled.parts[index].nodes.as_ref().is_some_and(|asked| is_short_on(asked, &nodes)) {
                     settled.release(index);
                 }
             }
@@ -242,6 +242,16 @@ fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), Pl
         (settled.placement.prefault, settled.placement.lock) = (false, false);
     }
     Ok(())
+}
+
+/// Whether memory that is asked for so is part of what is short on `nodes`: as [`shortages`] counts it.
+fn is_short_on(asked: &HostNodes, nodes: &IdList) -> bool {
+    match asked.policy {
+        NodePolicy::Bind => asked.nodes == *nodes,
+        // A share is on each of them, and what is left of a last round on any.
+        NodePolicy::Interleave => asked.nodes == *nodes || (nodes.len() == 1 && nodes.without(&asked.nodes).is_empty()),
+        NodePolicy::Preferred => false,
+    }
 }
 
 fn check_transparent(backing: MemoryBacking, host: &HostMemory) -> Result<(), PlacementError> {

@@ -305,6 +305,10 @@ fn the_best_effort_leaves_out_the_nodes_of_that_part_alone_which_cannot_have_the
     let settled = settle(Settled::as_asked(&placement, vec![bind("0"), large]), &host()).unwrap();
     assert_eq!(settled.parts, [bind("0"), part(17, "", NodePolicy::Bind)]);
     assert!(settled.differences[0].to_string().contains("node 1 has 8192 MiB and the guest needs 8704"));
+    // What can be on another node, too, lacks nothing; what has a share on each does.
+    let parts = [part(17, "1", NodePolicy::Bind), bind("0-1"), part(1, "0-1", NodePolicy::Interleave)];
+    let settled = settle(Settled::as_asked(&placement, parts.to_vec()), &host()).unwrap();
+    assert_eq!(settled.parts, [part(17, "", NodePolicy::Bind), bind("0-1"), bind("")]);
 }
 
 #[test]
