@@ -42,11 +42,18 @@ pub(super) fn shortages(
         }
     }
     let Some(whole) = whole else { return shortages };
-    let left = whole.checked_sub(taken);
-    if demands.anywhere > left.unwrap_or(0) {
-        shortages.push(Shortage { nodes: None, needed: demands.anywhere, free: left.unwrap_or(0) });
-    } else if left.is_none() && shortages.is_empty() {
-        shortages.push(Shortage { nodes: demands.all_nodes, needed: taken, free: whole });
+    // What the nodes lack they need beside it: once they have got it, this is still lacking.
+    let lacking = demands.anywhere.saturating_add(taken).saturating_sub(whole);
+    let (nodes, needed) = match demands.anywhere {
+        0 => (demands.all_nodes, taken),
+        anywhere if anywhere >= lacking => (None, anywhere),
+        anywhere => (None, anywhere.saturating_add(taken)),
+    };
+    let same = shortages.iter_mut().find(|same| same.nodes == nodes && same.free >= lacking);
+    match (lacking, same) {
+        (0, _) => {}
+        (_, Some(same)) => same.free -= lacking,
+        (_, None) => shortages.push(Shortage { nodes, needed, free: needed - lacking }),
     }
     shortages
 }

@@ -185,10 +185,10 @@ fn guest_nodes_share_what_their_host_nodes_have() {
     assert!(twice.contains("768 HugePages of 2M are needed on node 0 and 512 are free: 256 short"), "{twice}");
     assert_eq!(
         refused(bind(3, "0"), bind(1, "1")),
-        "memory: pages: 768 HugePages of 2M are needed on node 0 and 512 are free, 256 on node 1 and 100 are free: \
-         256 and 156 short: echo 856 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages; \
+        "memory: pages: 768 HugePages of 2M are needed on node 0 and 512 are free, 256 on node 1 and 100 are free, 612 on \
+         node 0-1 and 600 are free: 256 and 156 and 12 short: echo 868 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages; \
          echo 256 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
-        "every node that is short"
+        "every node that is short, and what is promised to somebody"
     );
     assert_eq!(
         refused(bind(2, "0"), part(1, "", NodePolicy::Bind)),
@@ -206,6 +206,54 @@ fn guest_nodes_share_what_their_host_nodes_have() {
     );
     let promised = promised.unwrap_err().to_string();
     assert!(promised.contains("612 HugePages of 2M are needed on node 0-1 and 600 are free: 12 short"), "{promised}");
+}
+
+/// 612 pages are free and 12 of them promised to somebody.
+#[test]
+fn the_commands_that_are_told_add_all_that_is_lacking() {
+    const PAGE: u64 = 2 << 20;
+    let of = |pages: u64, nodes| MemoryPart { bytes: pages * PAGE, ..part(0, nodes, NodePolicy::Bind) };
+    let settle = |parts: &[MemoryPart], host: &HostMemory| {
+        let placement = MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() };
+        settle(Settled::as_asked(&placement, parts.to_vec()), host).map_err(|error| error.to_string())
+    };
+    for (parts, short) in [
+        // What is bound takes more than what is promised to nobody; beside it comes what is bound to none.
+        (vec![of(512, "0"), of(100, "1")], "612 HugePages of 2M are needed on node 0-1 and 600 are free: 12 short"),
+        (vec![of(500, "0"), of(110, "")], "110 HugePages of 2M are needed on any node and 100 are free: 10 short"),
+        (vec![of(512, "0"), of(100, "1"), of(5, "")], "617 HugePages of 2M are needed on any node and 600 are free"),
+        // A node is short as well.
+        (
+            vec![of(520, "0"), of(100, "1")],
+            "520 HugePages of 2M are needed on node 0 and 512 are free, 612 on node 0-1",
+        ),
+        (vec![of(520, "0"), of(100, "1"), of(5, "")], "617 on any node and 600 are free: 8 and 17 short"),
+        (vec![of(520, "0"), of(80, "")], "520 HugePages of 2M are needed on node 0 and 512 are free: 8 short"),
+        (vec![of(620, "0-1")], "620 HugePages of 2M are needed on node 0-1 and 600 are free: 20 short"),
+    ] {
+        let refused = settle(&parts, &host()).unwrap_err();
+        assert!(refused.contains(short), "{refused}");
+        let mended = mended(&host(), &refused);
+        settle(&parts, &mended).unwrap_or_else(|error| panic!("{refused}, and then {error}"));
+    }
+}
+
+/// The host after the commands that a refusal tells: each `echo` sets a node's pool or the whole host's.
+fn mended(host: &HostMemory, refused: &str) -> HostMemory {
+    let mut host = host.clone();
+    let (_, commands) = refused.split_once(" short: ").unwrap();
+    for command in commands.split("; ") {
+        let (total, file) = command.strip_prefix("echo ").unwrap().split_once(" > ").unwrap();
+        let total: u64 = total.parse().unwrap();
+        let node = file.strip_prefix("/sys/devices/system/node/node").map(|rest| rest[..1].parse::<usize>().unwrap());
+        // The kernel spreads what is asked of the whole host over its nodes; here it goes to the first.
+        let more = total - node.map_or(host.pools[0].total, |node| host.nodes[node].pools[0].total);
+        let node = &mut host.nodes[node.unwrap_or(0)];
+        for pool in [&mut node.pools[0], &mut host.pools[0]] {
+            (pool.total, pool.free) = (pool.total + more, pool.free + more);
+        }
+    }
+    host
 }
 
 #[test]
