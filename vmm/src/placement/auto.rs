@@ -43,20 +43,22 @@ pub(crate) fn choose_on(
     home: impl Fn(u8) -> Option<IdList>,
     served: impl Fn(&str) -> Vec<u8>,
 ) -> Result<ThreadPlacement, ThreadError> {
-    // Those that have the same home and the same siblings are placed together.
-    let mut groups: BTreeMap<(Option<IdList>, Siblings), Vec<u8>> = BTreeMap::new();
+    // Those that have the same home and the same siblings are placed together; who has the least choice of nodes, first.
+    let choice = |home: &Option<IdList>| home.as_ref().map_or(usize::MAX, IdList::len);
+    let mut groups: BTreeMap<(usize, Option<IdList>, Siblings), Vec<u8>> = BTreeMap::new();
     let mut vcpus = Vec::new();
     for (name, terms) in &placement.terms {
         let ThreadName::Vcpu(vcpu) = name else { continue };
         vcpus.push(*vcpu);
         if let Some(Cpus::Auto(siblings)) = terms.cpus {
-            groups.entry((home(*vcpu), siblings)).or_default().push(*vcpu);
+            let home = home(*vcpu);
+            groups.entry((choice(&home), home, siblings)).or_default().push(*vcpu);
         }
     }
     let listed = listed_vcpus(placement);
     let (mut chosen, mut taken) = (placement.clone(), listed.clone());
     let mut places = BTreeMap::<Option<IdList>, Place>::new();
-    for ((home, siblings), vcpus) in groups {
+    for ((_, home, siblings), vcpus) in groups {
         let (near, cores) = cores_for(ground, home.as_ref(), &taken, vcpus.len(), siblings)?;
         let choice = promise(&cores, vcpus.len(), siblings);
         for (vcpu, pick) in vcpus.iter().zip(&choice.picks) {

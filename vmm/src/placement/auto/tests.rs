@@ -91,6 +91,19 @@ fn threads_share_the_vcpus_own_cores_where_nothing_is_spare() {
     assert_eq!(found.last().unwrap(), "0-7");
 }
 
+/// 12 isolated cores and 4 others on each of two nodes.
+#[test]
+fn vcpus_that_have_the_least_choice_of_nodes_choose_first() {
+    let names: Vec<String> = (0..20).map(|vcpu| format!("vcpu{vcpu}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (wide, narrow) in [(None, "0"), (Some("0-1"), "0"), (Some("0-1"), "1")] {
+        // Those of the second half may be anywhere, or on both.
+        let homes: Vec<&str> = [narrow; 10].into_iter().chain(wide.into_iter().flat_map(|nodes| [nodes; 10])).collect();
+        let found = chosen(&TWO_SOCKETS, &[("vcpu", "auto")], &names, &homes);
+        assert!(found.is_ok(), "{wide:?} {narrow}: {found:?}");
+    }
+}
+
 #[test]
 fn too_few_cpus_are_named_with_what_would_do() {
     let five = ["vcpu0", "vcpu1", "vcpu2", "vcpu3", "vcpu4"];
