@@ -14,7 +14,7 @@ pub use shortage::Shortage;
 use shortage::shortages;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, NodePolicy, Pages};
-use crate::host::{self, Facts, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
+use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
 
 /// The host's memory, as far as a placement asks for it.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub struct HostMemory {
     pub available_bytes: Option<u64>,
     /// How much this process may lock, in bytes; `None` for any amount.
     pub lockable_bytes: Option<u64>,
-    /// The least limit on memory of the control groups that this process is in; none of them counts a pool's pages.
+    /// The least limit on memory of the control groups that this process is in; a pool's pages are held against none.
     pub group_limit: Option<Limit>,
     /// Whether anonymous memory can be made of transparent HugePages; `None` if the kernel does not tell, as with the next two.
     pub thp: Option<Switch>,
@@ -62,9 +62,9 @@ impl HostMemory {
     }
 
     /// What a husk would find that read these facts.
-    #[must_use]
-    pub fn of(facts: &Facts) -> Self {
-        let Facts { cpu, memory, limits, .. } = facts;
+    #[cfg(test)]
+    pub(crate) fn of(facts: &host::Facts) -> Self {
+        let host::Facts { cpu, memory, limits, .. } = facts;
         let switch = |value: &Option<String>, file: &str| {
             let file = format!("/sys/kernel/mm/{file}");
             value.clone().map(|value| Switch { value, file })
@@ -207,7 +207,8 @@ pub(crate) fn settle(asked: Settled, backing: MemoryBacking, host: &HostMemory) 
     if settled.placement.merge && !settled.has(check_merging(host))? {
         settled.placement.merge = false;
     }
-    // A pool's pages are counted, no control group's limit on memory is on them, and they need no guess.
+    // A pool's pages are counted and need no guess. No control group's limit on memory is on them, unless the host mounts cgroup2
+    // with memory_hugetlb_accounting: there the kernel may still refuse what is granted here.
     if settled.placement.pages.pool_page_bytes().is_none() {
         settle_small_pages(&mut settled, host)?;
     }
