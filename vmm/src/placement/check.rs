@@ -319,7 +319,7 @@ fn check_group(settled: &Settled, host: &HostMemory) -> Result<(), PlacementErro
 
 /// What a control group is charged for a guest: its memory, three tables that map it by entries of 8 bytes a page (husk's,
 /// KVM's, and KVM's way back), and husk itself.
-fn group_bytes(guest_bytes: u64) -> u64 {
+pub(crate) fn group_bytes(guest_bytes: u64) -> u64 {
     let tables = (guest_bytes / 512).saturating_mul(3);
     guest_bytes.saturating_add(tables).saturating_add(64 * MIB)
 }

@@ -26,8 +26,8 @@ pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use auto::choose as choose_cpus;
 #[cfg(test)]
 pub(crate) use auto::choose_on as choose_cpus_on;
-pub(crate) use check::settle;
 pub use check::{HostMemory, PlacementError, Settled, Shortage};
+pub(crate) use check::{group_bytes, settle};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{
     HostCpus, PlacedThread, SettledThreads, Thread, leave_inherited_place, named as thread_named,

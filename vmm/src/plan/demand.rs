@@ -8,6 +8,7 @@ use crate::config::firecracker::hotplug::MemoryHotplugConfig;
 use crate::config::firecracker::{BodyError, Change, blank, from_json};
 use crate::config::{self, HostFacts, MIB, Siblings};
 use crate::host::IdList;
+use crate::placement::group_bytes;
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +88,16 @@ impl VmDemand {
 }
 
 impl GuestNode {
+    /// What a control group is charged for it in pages of a pool of this size, or in those of none; what husk takes for itself
+    /// comes with the first vCPU.
+    pub(super) fn charge(&self, page_bytes: Option<u64>) -> u64 {
+        match page_bytes {
+            Some(_) => self.memory_bytes,
+            None if self.vcpus.contains(0) => group_bytes(self.memory_bytes),
+            None => group_bytes(self.memory_bytes).saturating_sub(group_bytes(0)),
+        }
+    }
+
     pub(super) fn vcpu_count(&self) -> u32 {
         u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
     }

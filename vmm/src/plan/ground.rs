@@ -15,10 +15,8 @@ pub struct Ground {
     pub(super) nodes: Vec<Node>,
     /// Memory of no pool that can be had of all nodes together, in bytes.
     pub(super) memory_bytes: u64,
-    /// The control group's limit that this is, if it is one.
-    pub(super) memory_limit: Option<Limit>,
-    /// Its limits on pools that are less than what is free, by size.
-    pub(super) pool_limits: BTreeMap<u64, Limit>,
+    /// The control group's limits, on memory of no pool and on pools of this size.
+    pub(super) limits: Vec<(Option<u64>, Limit)>,
     /// Free pages of the whole host by size, less those that are reserved: the kernel does not tell of which node.
     pub(super) pools: BTreeMap<u64, u64>,
     /// Whether the kernel tells of nodes.
@@ -194,19 +192,11 @@ impl Ground {
         };
         let mut nodes: Vec<Node> = told.into_iter().map(node).collect();
         nodes.sort_by_key(|node| node.id);
-        let mut pools: BTreeMap<u64, u64> =
-            memory.pools.iter().map(|pool| (pool.page_bytes, pool.available())).collect();
-        let mut pool_limits = BTreeMap::new();
-        for HugetlbLimit { page_bytes, limit } in limits.hugetlb.into_iter().chain(limits.hugetlb_reserved) {
-            let pages = limit.value.checked_div(page_bytes).unwrap_or(0);
-            if let Some(free) = pools.get_mut(&page_bytes).filter(|free| pages < **free) {
-                *free = pages;
-                pool_limits.insert(page_bytes, limit);
-            }
-        }
-        let memory_limit = limits.memory_bytes.filter(|limit| limit.value < available);
-        let memory_bytes = memory_limit.as_ref().map_or(available, |limit| limit.value);
-        Ok(Self { nodes, memory_bytes, memory_limit, pool_limits, pools, numa })
+        let pools = memory.pools.iter().map(|pool| (pool.page_bytes, pool.available())).collect();
+        let of_pools = limits.hugetlb.into_iter().chain(limits.hugetlb_reserved);
+        let of_pools = of_pools.map(|HugetlbLimit { page_bytes, limit }| (Some(page_bytes), limit));
+        let limits = limits.memory_bytes.map(|limit| (None, limit)).into_iter().chain(of_pools).collect();
+        Ok(Self { nodes, memory_bytes: available, limits, pools, numa })
     }
 }
 

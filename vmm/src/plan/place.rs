@@ -23,6 +23,7 @@ pub fn plan(ground: &Ground, vms: &[VmDemand], overcommit: Overcommit) -> Plan {
     let lacks = host.clone().lacks(&left_out);
     let mut mend: Vec<Mend> = mend_cpus(ground, vms, &host, &lacks).into_iter().collect();
     mend.extend(lacks.iter().zip(&host.nodes).flat_map(|(lack, state)| lack.mend(state, &host)));
+    mend.extend(mend_limits(ground, vms));
     Plan { vms: told, nodes, mend }
 }
 
@@ -84,6 +85,8 @@ struct Host<'a> {
     memory_left: u64,
     /// Free pages of the whole host, by size.
     pools_left: BTreeMap<u64, u64>,
+    /// What the control group is charged, by the pool's size, in bytes.
+    charged: BTreeMap<Option<u64>, u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +125,7 @@ impl<'a> Host<'a> {
             nodes: ground.nodes.iter().map(state).collect(),
             memory_left: ground.memory_bytes,
             pools_left: ground.pools.clone(),
+            charged: BTreeMap::new(),
         }
     }
 
@@ -150,7 +154,8 @@ impl<'a> Host<'a> {
         let choose = |index: usize| {
             let choice = self.nodes[index].cores.choose(guest.vcpu_count(), vm.siblings);
             let all = choice.picks.len() == guest.vcpus.len();
-            (all && self.memory_short(index, vm.page_bytes, guest.memory_bytes) == 0).then_some((index, choice))
+            let fits = self.over_limit(vm.page_bytes, guest) == 0 && self.node_short(index, vm.page_bytes, guest) == 0;
+            (all && fits).then_some((index, choice))
         };
         let key =
             |(index, choice): &(usize, Choice)| (self.distance(*index, others), self.score(*index, choice, vm, guest));
@@ -163,7 +168,7 @@ impl<'a> Host<'a> {
             page_bytes: vm.page_bytes,
         };
         self.nodes[node].cores = choice.after;
-        self.take_memory(node, vm.page_bytes, guest.memory_bytes);
+        self.take_memory(node, vm.page_bytes, guest);
         self.nodes[node].vcpus += u64::from(guest.vcpu_count());
         Some(part)
     }
@@ -187,21 +192,34 @@ impl<'a> Host<'a> {
         others.iter().map(to).sum()
     }
 
-    /// What a node lacks: pages of a pool, or bytes.
-    fn memory_short(&self, index: usize, page_bytes: Option<u64>, bytes: u64) -> u64 {
+    /// What a node, or the whole host, lacks: pages of a pool, or bytes.
+    fn node_short(&self, index: usize, page_bytes: Option<u64>, guest: &GuestNode) -> u64 {
         let state = &self.nodes[index];
         match page_bytes {
-            None => bytes.saturating_sub(state.memory_left.min(self.memory_left)),
+            None => guest.memory_bytes.saturating_sub(state.memory_left.min(self.memory_left)),
             Some(page) => {
                 let left = |pools: &BTreeMap<u64, u64>| pools.get(&page).copied().unwrap_or(0);
-                (bytes / page).saturating_sub(left(&state.pools_left).min(left(&self.pools_left)))
+                (guest.memory_bytes / page).saturating_sub(left(&state.pools_left).min(left(&self.pools_left)))
             }
         }
     }
 
+    /// What the control group would be charged beyond the least of its limits, in bytes.
+    fn over_limit(&self, page_bytes: Option<u64>, guest: &GuestNode) -> u64 {
+        let charged = self.charged(page_bytes).saturating_add(guest.charge(page_bytes));
+        let limits = self.ground.limits.iter().filter(|(of, _)| *of == page_bytes);
+        limits.map(|(_, limit)| charged.saturating_sub(limit.value)).max().unwrap_or(0)
+    }
+
+    fn charged(&self, page_bytes: Option<u64>) -> u64 {
+        self.charged.get(&page_bytes).copied().unwrap_or(0)
+    }
+
     /// Takes what there is.
-    fn take_memory(&mut self, index: usize, page_bytes: Option<u64>, bytes: u64) {
-        let state = &mut self.nodes[index];
+    fn take_memory(&mut self, index: usize, page_bytes: Option<u64>, guest: &GuestNode) {
+        let charged = self.charged(page_bytes).saturating_add(guest.charge(page_bytes));
+        self.charged.insert(page_bytes, charged);
+        let (state, bytes) = (&mut self.nodes[index], guest.memory_bytes);
         match page_bytes {
             None => {
                 for left in [&mut state.memory_left, &mut self.memory_left] {
@@ -218,13 +236,13 @@ impl<'a> Host<'a> {
 
     fn miss(&self, index: usize, vm: &VmDemand, guest: &GuestNode) -> Miss {
         let found = self.nodes[index].cores.choose(guest.vcpu_count(), vm.siblings).picks.len();
-        let short = self.memory_short(index, vm.page_bytes, guest.memory_bytes);
+        let (of_node, over) = (self.node_short(index, vm.page_bytes, guest), self.over_limit(vm.page_bytes, guest));
         Miss {
             node: self.nodes[index].node.id,
             vcpus: guest.vcpu_count().saturating_sub(u32::try_from(found).unwrap_or(u32::MAX)),
-            memory_bytes: if vm.page_bytes.is_none() { short } else { 0 },
+            memory_bytes: if vm.page_bytes.is_none() { of_node.max(over) } else { 0 },
             page_bytes: vm.page_bytes,
-            pages: if vm.page_bytes.is_some() { short } else { 0 },
+            pages: vm.page_bytes.map_or(0, |page| of_node.max(over.div_ceil(page))),
         }
     }
 
@@ -308,23 +326,21 @@ impl<'a> Host<'a> {
 
     /// Gives a part to the node that lacks least of it.
     fn give(&mut self, vm: &VmDemand, guest: &GuestNode, lacks: &mut [Lack]) {
-        let misses = (0..self.nodes.len()).map(|index| (index, self.miss(index, vm, guest)));
-        let with_cpus = misses.filter(|(index, _)| self.nodes[*index].cores.threads() > 0);
-        let Some((index, miss)) =
-            with_cpus.min_by_key(|(_, miss)| (miss.vcpus, miss.pages, miss.memory_bytes, miss.node))
-        else {
-            return;
-        };
+        let misses = (0..self.nodes.len()).filter(|index| self.nodes[*index].cores.threads() > 0).map(|index| {
+            let Miss { vcpus, node, .. } = self.miss(index, vm, guest);
+            (vcpus, self.node_short(index, vm.page_bytes, guest), node, index)
+        });
+        let Some((vcpus, short, _, index)) = misses.min() else { return };
         let state = &mut self.nodes[index];
         state.cores = state.cores.choose(guest.vcpu_count(), vm.siblings).after;
         let cost = state.cores.cost_max(vm.siblings);
-        self.take_memory(index, vm.page_bytes, guest.memory_bytes);
+        self.take_memory(index, vm.page_bytes, guest);
         let lack = &mut lacks[index];
-        lack.vcpus += u64::from(miss.vcpus);
+        lack.vcpus += u64::from(vcpus);
         lack.work += u64::from(guest.vcpu_count()) * cost;
-        lack.memory_bytes = lack.memory_bytes.saturating_add(miss.memory_bytes);
-        if let Some(page) = miss.page_bytes {
-            *lack.pages.entry(page).or_default() += miss.pages;
+        match vm.page_bytes {
+            None => lack.memory_bytes = lack.memory_bytes.saturating_add(short),
+            Some(page) => *lack.pages.entry(page).or_default() += short,
         }
     }
 }
@@ -369,13 +385,7 @@ impl Lack {
         if self.memory_bytes > 0 {
             let mib = self.memory_bytes.div_ceil(1 << 20);
             let lacks = format!("{mib} MiB of memory");
-            let fix = match &host.ground.memory_limit {
-                Some(limit) if host.memory_left < state.memory_left => {
-                    let raised = limit.value.saturating_add(self.memory_bytes);
-                    format!("echo {raised} > {}, or fewer VMs", limit.file)
-                }
-                _ => format!("free {mib} MiB on node {}, or fewer VMs", state.node.id),
-            };
+            let fix = format!("free {mib} MiB on node {}, or fewer VMs", state.node.id);
             mends.push(Mend { node, lacks, fix });
         }
         for (&page, &pages) in self.pages.iter().filter(|(_, pages)| **pages > 0) {
@@ -395,11 +405,6 @@ fn mend_pool(state: &NodeState, host: &Host, page: u64, pages: u64) -> Mend {
     } else {
         "/sys/kernel/mm/hugepages".to_owned()
     };
-    let left = |pools: &BTreeMap<u64, u64>| pools.get(&page).copied().unwrap_or(0);
-    let limit = host.ground.pool_limits.get(&page).filter(|_| left(&host.pools_left) < left(&state.pools_left));
-    if let Some(Limit { value, file }) = limit {
-        return Mend { node: Some(id), lacks, fix: format!("echo {} > {file}", value.saturating_add(bytes)) };
-    }
     let fix = match state.node.pools.iter().find(|pool| pool.page_bytes == page) {
         None => format!("use a host with pages of {mib} MiB"),
         Some(_) if bytes > state.memory_left => {
@@ -409,4 +414,24 @@ fn mend_pool(state: &NodeState, host: &Host, page: u64, pages: u64) -> Mend {
         Some(pool) => format!("echo {} > {folder}/hugepages-{kib}kB/nr_hugepages", pool.total.saturating_add(pages)),
     };
     Mend { node: Some(id), lacks, fix }
+}
+
+/// The limits that are less than what all of `vms` are charged, each once.
+fn mend_limits(ground: &Ground, vms: &[VmDemand]) -> Vec<Mend> {
+    let charged = |page_bytes: Option<u64>| {
+        let parts = vms.iter().filter(|vm| vm.page_bytes == page_bytes).flat_map(|vm| &vm.nodes);
+        parts.fold(0_u64, |sum, part| sum.saturating_add(part.charge(page_bytes)))
+    };
+    let over = |(page_bytes, Limit { value, file }): &(Option<u64>, Limit)| {
+        let all = charged(*page_bytes);
+        let short = all.checked_sub(*value).filter(|short| *short > 0)?;
+        let (lacks, hint) = match page_bytes {
+            None => (format!("{} MiB of memory in husk's control group", short.div_ceil(1 << 20)), ", or fewer VMs"),
+            Some(page) => {
+                (format!("{} pages of {} MiB in husk's control group", short.div_ceil(*page), page >> 20), "")
+            }
+        };
+        Some(Mend { node: None, lacks, fix: format!("echo {all} > {file}{hint}") })
+    };
+    ground.limits.iter().filter_map(over).collect()
 }

@@ -115,10 +115,43 @@ fn what_the_control_group_may_have_is_all_that_is_promised() {
             let vms = [vm("a", 1, 2 * GIB, page_bytes), vm("b", 1, 3 * GIB, page_bytes)];
             plan(&ground, &vms, Overcommit::NONE).mend
         };
-        let mend = |lacks: &str, fix: &str| [Mend { node: Some(0), lacks: lacks.to_owned(), fix: fix.to_owned() }];
-        assert_eq!(lacks(None), mend("1024 MiB of memory", "echo 5368709120 > /g/memory.max, or fewer VMs"));
+        let mend = |lacks: &str, fix: &str| {
+            let lacks = format!("{lacks} in husk's control group");
+            [Mend { node: None, lacks, fix: fix.to_owned() }]
+        };
+        // With what maps them, and husk for each.
+        assert_eq!(lacks(None), mend("1182 MiB of memory", "echo 5534384128 > /g/memory.max, or fewer VMs"));
         assert_eq!(lacks(Some(GIB)), mend("3 pages of 1024 MiB", "echo 5368709120 > /g/hugetlb.1GB.max"));
+        let whole = plan(&ground, &[vm("a", 1, 4 * GIB, None)], Overcommit::NONE);
+        assert_eq!(whole.vms[0].misses.iter().map(|miss| miss.memory_bytes / MIB).collect::<Vec<_>>(), [88; 2]);
     }
+}
+
+#[test]
+fn a_limit_is_told_once_for_all_vms_and_hides_no_pool_that_is_too_small() {
+    let mut facts = TWO_SOCKETS.facts();
+    for pool in facts.cpu.nodes.iter_mut().flat_map(|node| &mut node.pools).filter(|pool| pool.page_bytes == GIB) {
+        (pool.total, pool.free) = (3, 3);
+    }
+    let limit = Limit { value: 2 * GIB, file: "/g/hugetlb.1GB.max".to_owned() };
+    facts.limits.hugetlb = vec![HugetlbLimit { page_bytes: GIB, limit }];
+    let ground = Ground::of(&facts).unwrap();
+    let file = |node| format!("/sys/devices/system/node/node{node}/hugepages/hugepages-1048576kB/nr_hugepages");
+    let of_node = |node| Mend {
+        node: Some(node),
+        lacks: "2 pages of 1024 MiB".to_owned(),
+        fix: format!("echo 5 > {}", file(node)),
+    };
+    let of_group = |pages: u64| Mend {
+        node: None,
+        lacks: format!("{} pages of 1024 MiB in husk's control group", pages - 2),
+        fix: format!("echo {} > /g/hugetlb.1GB.max", pages * GIB),
+    };
+    // Of 16 cores, two VMs of 12 have a node each.
+    let large = |name| vm(name, 12, 5 * GIB, Some(GIB));
+    assert_eq!(plan(&ground, &[large("a")], Overcommit::NONE).mend, [of_node(0), of_group(5)]);
+    let both = plan(&ground, &[large("a"), large("b")], Overcommit::NONE).mend;
+    assert_eq!(both, [of_node(0), of_node(1), of_group(10)]);
 }
 
 #[test]
