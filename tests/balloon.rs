@@ -132,6 +132,19 @@ fn a_huge_page_goes_whole_and_a_driver_waits_for_one_that_an_empty_pool_cannot_g
     driver.run(0, &[both]);
     assert_eq!(pool.free(), before - 3, "the host has it again");
     driver.reset();
-    assert_eq!(pool.free(), before - 4, "the next driver may use all of memory");
+    assert_eq!(pool.free(), before - 3, "a vCPU that resets waits for no huge page");
+    let other = huge_memory(pool.free());
+    driver.initialize(u64::MAX, &[16, 16]);
+    let wait_for = |wanted: &str, holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "{wanted}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait_for("its owner hears that it lacks one", &|| exhausted.load(Ordering::Relaxed) == 2);
+    assert_eq!(pool.free(), 0);
+    drop(other);
+    wait_for("the next driver may use all of memory", &|| pool.free() == before - 4);
     drop(driver);
 }

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arch::GuestAddress;
 use thiserror::Error;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -268,17 +267,8 @@ impl VirtioDevice for Balloon {
         self.shared.host_command.store(STOP, Ordering::Relaxed);
         self.shared.guest_command.store(NO_COMMAND, Ordering::Relaxed);
         *lock(&self.shared.statistics) = Statistics::default();
-        let Some(ledger) = &mut self.ledger else { return };
-        // The next driver may touch all of memory: on a dry pool that would be its end.
-        let huge = self.reclaim.page_bytes();
-        ledger.empty(|number| {
-            let there = self.reclaim.populate(GuestAddress(number * huge), huge);
-            let refused = |error: &std::io::Error| {
-                self.log.report(format_args!("no huge page to deflate with at reset: {error}"));
-                self.shared.exhaustion.begin();
-            };
-            there.inspect_err(refused).is_ok()
-        });
+        // A vCPU is here, and waits for no huge page to be cleared: they come back by the worker of the next driver.
+        self.ledger.iter_mut().for_each(Ledger::empty);
     }
 
     fn save(&self) -> DeviceState {

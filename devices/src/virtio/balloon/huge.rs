@@ -14,6 +14,21 @@ pub(super) struct Ledger {
     huge: Box<[Huge]>,
     /// How many are owed: a driver's every chain asks, and memory may have half a million.
     owed: usize,
+    /// None before it is owed.
+    first_owed: usize,
+}
+
+/// What [`Ledger::bring_back`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BroughtBack {
+    /// Nothing was owed.
+    All,
+    /// The last that was owed.
+    Last,
+    /// One, and more are owed.
+    One,
+    /// The host has none to give.
+    None,
 }
 
 /// A huge page.
@@ -50,18 +65,36 @@ impl Ledger {
         self.put_in(run, |_| true);
     }
 
-    /// A driver's end: it has nothing inside any more. `populate` gets the number of each huge page that must come back; one
-    /// that does not is wanted again when the next driver takes a page of it out.
-    pub(super) fn empty(&mut self, mut populate: impl FnMut(u64) -> bool) {
+    /// A driver's end: it has nothing inside any more. What the host has is owed until [`Self::bring_back`], or until the next
+    /// driver takes a page of it out.
+    pub(super) fn empty(&mut self) {
         self.inside.fill(0);
-        self.owed = 0;
-        for (number, huge) in (0..).zip(&mut self.huge) {
-            *huge = Huge { inside: 0, gone: huge.gone && !populate(number) };
+        (self.owed, self.first_owed) = (0, 0);
+        for huge in &mut self.huge {
+            huge.inside = 0;
             self.owed += usize::from(huge.gone);
         }
     }
 
-    /// Whether a huge page is with the host that is not all inside: the pool had none to give for it.
+    /// Brings back the first huge page that is owed. `populate` gets its number, and says whether it came.
+    pub(super) fn bring_back(&mut self, populate: impl FnOnce(u64) -> bool) -> BroughtBack {
+        while self.owed > 0 {
+            let huge = &mut self.huge[self.first_owed];
+            if huge.gone && huge.inside < self.pages_per_huge {
+                if !populate(u64::try_from(self.first_owed).expect("64 bits fit")) {
+                    return BroughtBack::None;
+                }
+                huge.gone = false;
+                self.owed -= 1;
+                return if self.owed == 0 { BroughtBack::Last } else { BroughtBack::One };
+            }
+            // Only a driver's end makes one owed, so that none is looked at twice before the next.
+            self.first_owed += 1;
+        }
+        BroughtBack::All
+    }
+
+    /// Whether a huge page is with the host that is not all inside: a driver that has ended had put it in.
     pub(super) fn is_owed(&self) -> bool {
         self.owed > 0
     }
@@ -80,6 +113,7 @@ impl Ledger {
             inside: vec![0; length(64 * BALLOON_PAGE_BYTES)].into(),
             huge: vec![Huge::default(); length(huge_bytes)].into(),
             owed: 0,
+            first_owed: 0,
         }
     }
 
@@ -182,33 +216,38 @@ mod tests {
     }
 
     #[test]
-    fn what_an_emptied_ledger_cannot_have_back_is_owed_until_it_comes() {
-        let mut ledger = Ledger::new(3 * HUGE, HUGE);
-        ledger.put_in(run(0, 1030), |_| true);
-        let mut asked = Vec::new();
-        ledger.empty(|huge| {
-            asked.push(huge);
-            huge != 1
-        });
-        assert_eq!((asked, ledger.runs(), ledger.is_owed()), (vec![0, 1], vec![], true));
+    fn what_an_emptied_ledger_had_is_owed_until_it_comes() {
+        let mut ledger = Ledger::new(5 * HUGE, HUGE);
+        ledger.put_in(run(0, 4 * 512 + 6), |_| true);
+        ledger.empty();
+        assert_eq!((ledger.runs(), ledger.is_owed()), (vec![], true));
+        assert_eq!(ledger.bring_back(|huge| huge != 0), BroughtBack::None);
+        assert_eq!(ledger.bring_back(|huge| huge == 0), BroughtBack::One);
+        // One is put in again, and one is taken out.
         ledger.put_in(run(512, 512), |huge| huge == 1);
-        assert!(!ledger.is_owed());
-        assert!(!ledger.take_out(run(512, 1), |_| false));
-        assert!(ledger.take_out(run(512, 1), |huge| huge == 1) && !ledger.is_owed());
+        assert!(ledger.take_out(run(3 * 512 + 7, 1), |huge| huge == 3));
+        assert_eq!(ledger.bring_back(|huge| huge == 2), BroughtBack::Last);
+        assert_eq!(ledger.bring_back(|_| unreachable!("nothing is owed")), BroughtBack::All);
+        assert!(!ledger.is_owed() && !ledger.take_out(run(512, 1), |_| false), "the host has it again");
+        ledger.empty();
+        assert_eq!(ledger.bring_back(|huge| huge == 1), BroughtBack::Last);
     }
 
     #[test]
     fn what_is_owed_is_counted_as_a_look_at_every_huge_page_would_find_it() {
         const PAGES_PER_HUGE: u32 = 4;
         let pages = 5 * PAGES_PER_HUGE;
-        let step = (0..8_u8, 0..pages, 1..=pages, proptest::prelude::any::<[bool; 5]>());
+        let step = (0..9_u8, 0..pages, 1..=pages, proptest::prelude::any::<[bool; 5]>());
         let steps = proptest::collection::vec(step, 0..64);
         proptest::proptest!(|(steps in steps)| {
             let mut ledger = Ledger::new(u64::from(pages) * BALLOON_PAGE_BYTES, 4 * BALLOON_PAGE_BYTES);
             for (kind, first, count, host_answers) in steps {
                 let answer = |huge: u64| host_answers[usize::try_from(huge).unwrap()];
                 match kind {
-                    0 => ledger.empty(answer),
+                    0 => ledger.empty(),
+                    8 => {
+                        ledger.bring_back(answer);
+                    }
                     1..4 => {
                         ledger.take_out(run(first, count), answer);
                     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::huge::Ledger;
+use super::huge::{BroughtBack, Ledger};
 use super::pages::{Run, for_each_run};
 use super::statistics::Statistics;
 use super::{DONE, HINTING, REPORTING, STATISTICS, STOP, Shared};
@@ -130,7 +130,32 @@ impl BalloonWorker {
                 progress = Progress::More;
             }
         }
-        Ok(progress)
+        Ok(if self.bring_back() == Progress::More { Progress::More } else { progress })
+    }
+
+    /// Brings back a huge page that a driver before this one had put in: this one may touch all of memory, and on a dry pool
+    /// that would be its end. One a wake, since to clear it takes long.
+    fn bring_back(&mut self) -> Progress {
+        let Self { ledger, reclaim, log, shared, retry_timer, .. } = self;
+        let Some(ledger) = ledger else { return Progress::Idle };
+        let huge = reclaim.page_bytes();
+        let brought = ledger.bring_back(|number| {
+            let there = reclaim.populate(GuestAddress(number * huge), huge);
+            there.inspect_err(|error| log.report(format_args!("no huge page after a reset: {error}"))).is_ok()
+        });
+        match brought {
+            BroughtBack::All => Progress::Idle,
+            BroughtBack::Last => {
+                shared.exhaustion.end();
+                Progress::Idle
+            }
+            BroughtBack::One => Progress::More,
+            BroughtBack::None => {
+                retry_timer.reset(RETRY, None).expect("a timer takes any time");
+                shared.exhaustion.begin();
+                Progress::Idle
+            }
+        }
     }
 
     fn serve_inflate(&mut self) -> Result<Progress, QueueError> {
