@@ -379,3 +379,36 @@ fn completion_and_the_manual_page_name_the_subcommands() {
     let page = husk(["man"]).end();
     assert!(page.text().contains(".TH husk 1") && page.text().contains("husk\\-ctl(1)"), "{page}");
 }
+
+#[test]
+fn every_verb_of_ctl_does_what_it_says_and_speaks_json_when_asked() {
+    let mut vm = Vm::new();
+    vm.describe("check=serial end=poweroff");
+    let disk = vm.folder.file("disk", &[0; 1 << 20]);
+    vm.put("/drives/data", &json!({ "drive_id": "data", "path_on_host": disk, "is_root_device": false })).done();
+    assert_eq!(ctl_json(&vm, &["start", "--json"]), json!({}));
+    vm.husk.wait_for("SERIAL WAIT");
+    assert!(ctl(&vm, &["devices"]).text().contains("data"));
+    assert!(ctl(&vm, &["placement"]).text().contains("memory."));
+    assert!(ctl(&vm, &["metrics"]).text().contains("husk_vm_state"));
+    let other = vm.folder.file("other", &[0; 2 << 20]);
+    assert_eq!(ctl_json(&vm, &["disk", "replace", "data", &other, "--json"]), json!({}));
+    assert_eq!(ctl_json(&vm, &["devices", "--json"])[0]["size_bytes"], 2 << 20);
+    assert_eq!(ctl_json(&vm, &["limit", "data", "iops=1000", "--json"]), json!({}));
+    assert_eq!(ctl_json(&vm, &["power-button", "--json"])["kind"], "power-button");
+    assert_eq!(ctl_json(&vm, &["ctrl-alt-del", "--json"])["kind"], "ctrl-alt-del");
+    assert_eq!(ctl(&vm, &["cancel", "77"]).message(), "husk: there is no job 77");
+    let point = vm.folder.at("point");
+    assert_eq!(ctl_json(&vm, &["snapshot", &point, "--json"])["state"], "done");
+    let clone = Vm::new();
+    // The disk is the first machine's for as long as that lives.
+    let refused = ctl(&clone, &["restore", &point, "--json"]);
+    assert_eq!(refused.code(), Some(1), "{refused}");
+    assert!(refused.message().contains("is locked by another process"), "{refused}");
+    assert_eq!(ctl_json(&vm, &["stop", "--grace", "0", "--json"])["kind"], "stop");
+    assert_eq!(vm.husk.end().code(), Some(0));
+    assert_eq!(ctl_json(&clone, &["restore", &point, "--json"])["kind"], "restore");
+    assert_eq!(ctl_json(&clone, &["nmi", "--json"])["kind"], "nmi");
+    // The probe takes none.
+    assert_eq!(clone.husk.end().code(), Some(3));
+}

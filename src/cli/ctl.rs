@@ -149,11 +149,14 @@ impl CtlArgs {
             // Nobody reads on, as with `| head`: no error.
             let _ = io::stdout().write_all(text.as_bytes());
         };
+        // For scripts, something that reads as JSON where there is nothing to tell.
+        let say_done = || say(if json { "{}\n".to_owned() } else { String::new() });
         match self.verb {
             Verb::Status => say(render(&client.request("GET", "/husk/v1/health", None)?, json)),
             Verb::Start => {
                 let action = json!({ "action_type": "InstanceStart" });
                 client.awaited("PUT", "/actions", Some(&action))?;
+                say_done();
             }
             Verb::Pause => say(act(&client, "pause", None, json)?),
             Verb::Resume => say(act(&client, "resume", None, json)?),
@@ -171,18 +174,24 @@ impl CtlArgs {
             Verb::Memory { size: Some(size) } => {
                 let body = json!({ "requested_size_mib": whole_mib(&size)? });
                 client.request("PATCH", MEMORY, Some(&body))?;
+                say_done();
             }
-            Verb::Disk(verb) => verb.run(&client)?,
+            Verb::Disk(verb) => {
+                verb.run(&client)?;
+                say_done();
+            }
             Verb::Net(NetVerb::Link { id, state }) => {
                 let link = match state {
                     Link::Up => "up",
                     Link::Down => "down",
                 };
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&json!({ "link": link })))?;
+                say_done();
             }
             Verb::Limit { id, words } => {
                 let body = json!({ "limits": DeviceLimits::from(limits(&words)) });
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&body))?;
+                say_done();
             }
             Verb::Snapshot { folder, parent, track } => {
                 let body = json!({ "path": super::absolute(folder)?, "parent": parent.map(super::absolute).transpose()?, "track": track });
@@ -191,7 +200,8 @@ impl CtlArgs {
             }
             Verb::Restore { folder, how } => {
                 let job = client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
-                client.finished(&job)?;
+                let ended = client.finished(&job)?;
+                say(if json { render(&ended, true) } else { String::new() });
             }
             Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
             Verb::Cancel { job } => {
