@@ -124,7 +124,7 @@ impl ReceiveWorker {
             return Ok(self.lose());
         }
         if let WaitsFor::Admission(len) = std::mem::replace(&mut self.waits_for, WaitsFor::Frames) {
-            self.admit(len);
+            self.ask(len);
         }
         for turn in 1..=CHAINS_PER_WAKE_MAX {
             if self.waits_for != WaitsFor::Frames {
@@ -260,6 +260,11 @@ impl ReceiveWorker {
             self.counters.received.count_dropped();
             return;
         }
+        self.ask(len);
+    }
+
+    /// As [`Self::admit`], of a frame that was found short enough: in its room the driver may have changed it since.
+    fn ask(&mut self, len: usize) {
         let granted = self.throttle.as_mut().is_none_or(|throttle| throttle.admit(Flow::In, frame_bytes(len)));
         if granted { self.deliver(len) } else { self.waits_for = WaitsFor::Admission(len) }
     }
@@ -326,6 +331,9 @@ impl Worker for ReceiveWorker {
             return Progress::Idle;
         }
         let served = self.serve();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.settle();
+        }
         self.publish();
         served.unwrap_or_else(|error| {
             super::retire(&self.counters, &self.log, &self.interrupt, error);

@@ -194,6 +194,30 @@ fn a_network_that_loses_the_frame_it_waits_with_leaves_the_line() {
 }
 
 #[test]
+fn a_received_frame_that_its_driver_changes_while_it_waits_keeps_neither_others_nor_itself_waiting() {
+    let limiter = Limiter::new(inward(frames(1)));
+    let options = NetOptions { limiter: Some(Arc::clone(&limiter)), mtu: Some(1000), ..NetOptions::default() };
+    let [mut waits, mut behind] = [Bench::with_options(ALL, options), in_group(&limiter)];
+    waits.post(8192);
+    waits.wire.send(&frame(60, 1));
+    wait_for_used(&mut waits, RX, 1);
+    // Longer than the MTU, which a frame that is segmented later may be.
+    let mut large = frame(5000, 2);
+    large[1] = 1;
+    let room = waits.post(8192);
+    waits.wire.send(&large);
+    wait_until(|| limiter.waiting() == 1);
+    behind.post(128);
+    behind.wire.send(&frame(60, 3));
+    wait_until(|| limiter.waiting() == 2);
+    vm_memory::Bytes::write_slice(&**waits.driver.memory(), &[0; HEADER], room).unwrap();
+    limiter.change(inward(frames(2)));
+    wait_for_used(&mut behind, RX, 1);
+    wait_for_used(&mut waits, RX, 2);
+    assert_eq!(waits.count(|all| &all.received.dropped), 0);
+}
+
+#[test]
 fn a_network_that_waits_pauses_at_once_and_loses_nothing() {
     let config = LimiterConfig { inward: frames(2), outward: frames(2), ..LimiterConfig::default() };
     let (mut bench, limiter) = limited(config);
