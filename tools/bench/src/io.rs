@@ -110,6 +110,7 @@ fn measure(place: &Place, contenders: Vec<Contender>, works: &[(String, &str)]) 
     let mut seen: Vec<Vec<Vec<Figures>>> = vec![vec![Vec::new(); works.len()]; contenders.len()];
     for _ in 0..ROUNDS {
         for (contender, seen) in contenders.iter().zip(&mut seen) {
+            place.clean()?;
             let figures = session::run(contender.command(place, &words.join(" ")), works.len())?;
             seen.iter_mut().zip(figures).for_each(|(seen, figures)| seen.extend(figures));
         }
