@@ -104,26 +104,38 @@ impl LimitFacts {
 }
 
 impl LimitFacts {
-    /// The limit on memory alone.
-    pub(super) fn memory_limit(tree: &Tree) -> Option<Limit> {
-        Groups::read(tree).memory()
-    }
-
-    /// The limits on HugePages of one size alone, those that are held and those that are reserved.
-    pub(super) fn hugetlb_limits(tree: &Tree, page_bytes: u64) -> Vec<HugetlbLimit> {
-        let groups = Groups::read(tree);
-        [groups.hugetlb(&[page_bytes], ""), groups.hugetlb(&[page_bytes], ".rsvd")].concat()
-    }
-
-    /// How much this process may lock, in bytes; `None` for any amount.
-    pub(super) fn lockable_bytes(tree: &Tree) -> Option<u64> {
-        let status = tree.text("proc/self/status").unwrap_or_default();
-        if has_capability(&status, CAP_IPC_LOCK) == Some(true) { None } else { memlock(tree) }
-    }
-
     /// The cpuset's CPUs alone.
     pub(super) fn cpuset_cpus(tree: &Tree) -> Option<IdList> {
         Groups::read(tree).cpuset_cpus()
+    }
+}
+
+/// What this process is held to in memory alone: a machine waits for it, so each file is read once.
+#[derive(Debug)]
+pub(crate) struct MemoryLimits {
+    /// The nodes that it may have memory of.
+    pub(crate) allowed_nodes: Option<IdList>,
+    /// How much it may lock, in bytes; `None` for any amount.
+    pub(crate) lockable_bytes: Option<u64>,
+    /// The least limit on memory of the control groups that it is in.
+    pub(crate) group: Option<Limit>,
+    /// What it may have of each pool, and what it may reserve.
+    pub(crate) pools: Vec<HugetlbLimit>,
+}
+
+impl MemoryLimits {
+    /// What holds the process whose files `tree` has under /proc/self, of pools of these page sizes.
+    pub(super) fn read(tree: &Tree, page_sizes: &[u64]) -> Self {
+        let status = tree.text("proc/self/status").unwrap_or_default();
+        let groups = Groups::read(tree);
+        let has_any = has_capability(&status, CAP_IPC_LOCK) == Some(true);
+        let of_pool = |size: &[u64]| [groups.hugetlb(size, ""), groups.hugetlb(size, ".rsvd")].concat();
+        Self {
+            allowed_nodes: field(&status, "Mems_allowed_list").and_then(|list| list.parse().ok()),
+            lockable_bytes: if has_any { None } else { memlock(tree) },
+            group: groups.memory(),
+            pools: page_sizes.chunks(1).flat_map(of_pool).collect(),
+        }
     }
 }
 

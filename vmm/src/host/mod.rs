@@ -44,7 +44,6 @@ pub use measure::{
 };
 pub use read::Switch;
 pub(crate) use read::{
-    allowed_cpus, allowed_memory_nodes, available_memory, cpus_and_limits, hugetlb_limits, lockable_bytes,
-    memory_limit, nodes_and_pools, online_cpus, page_switches,
+    allowed_cpus, available_memory, cpus_and_limits, memory_limits, nodes_and_pools, online_cpus, page_switches,
 };
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

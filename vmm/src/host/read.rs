@@ -9,7 +9,7 @@ use super::facts::{
     SeccompFacts, Virtualization,
 };
 use super::id_list::IdList;
-use super::limits::{HugetlbLimit, Limit, LimitFacts};
+use super::limits::{LimitFacts, MemoryLimits};
 use super::probe::Probes;
 use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
@@ -66,12 +66,6 @@ pub(crate) fn available_memory() -> Option<u64> {
     field_bytes(&Tree::at(Path::new("/")).text("proc/meminfo")?, "MemAvailable")
 }
 
-/// The nodes that this process may have memory of.
-pub(crate) fn allowed_memory_nodes() -> Option<IdList> {
-    let status = Tree::at(Path::new("/")).text("proc/self/status")?;
-    field(&status, "Mems_allowed_list")?.parse().ok()
-}
-
 /// The host's CPUs and what husk may have of them.
 pub(crate) fn cpus_and_limits() -> (CpuFacts, LimitFacts) {
     let tree = Tree::at(Path::new("/"));
@@ -96,24 +90,14 @@ pub(crate) fn page_switches() -> [Option<Switch>; 3] {
     [thp(&tree), shmem, ksm]
 }
 
-/// The least limit on memory of the control groups that this process is in.
-pub(crate) fn memory_limit() -> Option<Limit> {
-    LimitFacts::memory_limit(&Tree::at(Path::new("/")))
-}
-
 /// The CPUs that the scheduler uses.
 pub(crate) fn online_cpus() -> Option<IdList> {
     Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))
 }
 
-/// How much this process may lock, in bytes; `None` for any amount.
-pub(crate) fn lockable_bytes() -> Option<u64> {
-    LimitFacts::lockable_bytes(&Tree::at(Path::new("/")))
-}
-
-/// What this process may have of a pool, and what it may reserve.
-pub(crate) fn hugetlb_limits(page_bytes: u64) -> Vec<HugetlbLimit> {
-    LimitFacts::hugetlb_limits(&Tree::at(Path::new("/")), page_bytes)
+/// What this process is held to in memory, of pools of these page sizes.
+pub(crate) fn memory_limits(page_sizes: &[u64]) -> MemoryLimits {
+    MemoryLimits::read(&Tree::at(Path::new("/")), page_sizes)
 }
 
 /// The CPUs of husk's cpuset.

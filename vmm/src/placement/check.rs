@@ -47,14 +47,16 @@ impl HostMemory {
     pub fn read() -> Self {
         let (nodes, pools) = host::nodes_and_pools();
         let [thp, shmem_thp, ksm] = host::page_switches();
+        let page_sizes: Vec<u64> = pools.iter().map(|pool| pool.page_bytes).collect();
+        let limits = host::memory_limits(&page_sizes);
         Self {
             nodes,
-            allowed_nodes: host::allowed_memory_nodes(),
-            pool_limits: pools.iter().flat_map(|pool| host::hugetlb_limits(pool.page_bytes)).collect(),
+            allowed_nodes: limits.allowed_nodes,
+            pool_limits: limits.pools,
             pools,
             available_bytes: host::available_memory(),
-            lockable_bytes: host::lockable_bytes(),
-            group_limit: host::memory_limit(),
+            lockable_bytes: limits.lockable_bytes,
+            group_limit: limits.group,
             thp,
             shmem_thp,
             ksm,
