@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use thiserror::Error;
 use vmm::config::{
-    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, IoThreads, OnEnospc, RootDevice, SizeError,
+    BlockSize, CacheMode, DiskConfig, DiskEngine, DiskSource, DiskTuning, IoThreads, OnEnospc, RootDevice,
 };
 
-use super::words::{byte_rate, operation_rate};
+use super::limit::{LimitWord, LimitWordError};
 
 /// One `--disk` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,14 +50,9 @@ pub(crate) enum DiskArgError {
         /// What it can have.
         allowed: &'static str,
     },
-    /// A rate is none.
-    #[error("{word}: {source}")]
-    Rate {
-        /// The word.
-        word: &'static str,
-        /// Why.
-        source: SizeError,
-    },
+    /// A limit is none.
+    #[error(transparent)]
+    Limit(#[from] LimitWordError),
 }
 
 /// The words that have a value.
@@ -147,8 +142,6 @@ impl DiskArg {
         let refuse = |allowed| DiskArgError::Value { word, value: value.to_owned(), allowed };
         let number = || value.parse::<u32>().map_err(|_| refuse("a whole number"));
         let count = || value.parse::<usize>().map_err(|_| refuse("a whole number"));
-        let bytes = || byte_rate(value).map_err(|source| DiskArgError::Rate { word, source });
-        let requests = || operation_rate(value).map_err(|_| refuse("a whole number, or two as 1000+5000"));
         let tuning = &mut self.tuning;
         match word {
             "ro" => self.read_only = true,
@@ -165,17 +158,14 @@ impl DiskArg {
             "iothread" => tuning.threads = IoThreads::Shared(value.to_owned()),
             "iothreads" => tuning.threads = IoThreads::Own(count()?),
             "poll_us" => tuning.poll_us = number()?,
-            "bps" => tuning.limits.total.bytes = bytes()?,
-            "iops" => tuning.limits.total.operations = requests()?,
-            "rd_bps" => tuning.limits.inward.bytes = bytes()?,
-            "rd_iops" => tuning.limits.inward.operations = requests()?,
-            "wr_bps" => tuning.limits.outward.bytes = bytes()?,
-            "wr_iops" => tuning.limits.outward.operations = requests()?,
             "limit_group" => tuning.limit_group = Some(value.to_owned()),
             "on_enospc" => {
                 tuning.on_enospc = named(value, ON_ENOSPC).ok_or_else(|| refuse("report or stop"))?;
             }
-            _ => unreachable!("every word of the list is taken"),
+            _ => match LimitWord::read(word, value) {
+                Some(limit) => limit?.put(&mut tuning.limits),
+                None => unreachable!("every word of the list is taken"),
+            },
         }
         Ok(())
     }

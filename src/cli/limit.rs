@@ -86,8 +86,19 @@ impl FromStr for LimitWord {
             return Ok(Self::Lifted);
         }
         let unknown = || LimitWordError::Unknown { word: text.to_owned() };
-        let (name, value) = text.split_once('=').ok_or_else(unknown)?;
-        let (word, flow, bucket) = WORDS.into_iter().find(|(word, ..)| *word == name).ok_or_else(unknown)?;
+        let (word, value) = text.split_once('=').ok_or_else(unknown)?;
+        Self::read(word, value).ok_or_else(unknown)?
+    }
+}
+
+impl LimitWord {
+    /// A word with its value; None if it means no limit.
+    pub(super) fn read(word: &str, value: &str) -> Option<Result<Self, LimitWordError>> {
+        let (word, flow, bucket) = WORDS.into_iter().find(|(known, ..)| *known == word)?;
+        Some(Self::bucket(word, value, flow, bucket))
+    }
+
+    fn bucket(word: &'static str, value: &str, flow: LimitFlow, bucket: LimitBucket) -> Result<Self, LimitWordError> {
         let rate = match bucket {
             LimitBucket::Bytes => byte_rate(value).map_err(|source| LimitWordError::Bytes { word, source })?,
             LimitBucket::Operations => {
@@ -96,18 +107,15 @@ impl FromStr for LimitWord {
         };
         Ok(Self::Bucket(flow, bucket, rate))
     }
-}
 
-/// All that was named; of a bucket that is named twice, the last.
-pub(super) fn limits(words: &[LimitWord]) -> LimiterConfig {
-    let mut config = LimiterConfig::default();
-    for word in words {
-        let (flow, bucket, rate) = match *word {
-            LimitWord::Lifted => {
-                config = LimiterConfig::default();
-                continue;
+    /// Changes what it is about.
+    pub(super) fn put(self, config: &mut LimiterConfig) {
+        let (flow, bucket, rate) = match self {
+            Self::Lifted => {
+                *config = LimiterConfig::default();
+                return;
             }
-            LimitWord::Bucket(flow, bucket, rate) => (flow, bucket, rate),
+            Self::Bucket(flow, bucket, rate) => (flow, bucket, rate),
         };
         let limits = match flow {
             LimitFlow::Both => &mut config.total,
@@ -119,6 +127,12 @@ pub(super) fn limits(words: &[LimitWord]) -> LimiterConfig {
             LimitBucket::Operations => limits.operations = rate,
         }
     }
+}
+
+/// All that was named; of a bucket that is named twice, the last.
+pub(super) fn limits(words: &[LimitWord]) -> LimiterConfig {
+    let mut config = LimiterConfig::default();
+    words.iter().for_each(|word| word.put(&mut config));
     config
 }
 

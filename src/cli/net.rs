@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use thiserror::Error;
-use vmm::config::{ConfigError, IoThreads, NetConfig, NetFilter, NetSource, NetTuning, SizeError};
+use vmm::config::{ConfigError, IoThreads, NetConfig, NetFilter, NetSource, NetTuning};
 
-use super::words::{byte_rate, operation_rate};
+use super::limit::{LimitWord, LimitWordError};
 
 /// One `--net` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +51,9 @@ pub(crate) enum NetArgError {
         /// What it can have.
         allowed: &'static str,
     },
-    /// A rate is none.
-    #[error("{word}: {source}")]
-    Rate {
-        /// The word.
-        word: &'static str,
-        /// Why.
-        source: SizeError,
-    },
+    /// A limit is none.
+    #[error(transparent)]
+    Limit(#[from] LimitWordError),
 }
 
 /// All words; each has a value.
@@ -143,8 +138,6 @@ impl Words {
     /// Takes one word with its value. Numbers are held against their limits where all of the VM's are.
     fn take(&mut self, word: &'static str, value: &str) -> Result<(), NetArgError> {
         let refuse = |allowed| NetArgError::Value { word, value: value.to_owned(), allowed };
-        let bytes = || byte_rate(value).map_err(|source| NetArgError::Rate { word, source });
-        let frames = || operation_rate(value).map_err(|_| refuse("a whole number, or two as 1000+5000"));
         let tuning = &mut self.tuning;
         match word {
             "tap" => self.source = Some(NetSource::Tap(value.to_owned())),
@@ -160,10 +153,6 @@ impl Words {
             "iothreads" => tuning.threads = IoThreads::Own(value.parse().map_err(|_| refuse("a whole number"))?),
             "poll_us" => tuning.poll_us = value.parse().map_err(|_| refuse("a whole number"))?,
             "mtu" => tuning.mtu = Some(value.parse().map_err(|_| refuse("68 to 65535"))?),
-            "rx_bps" => tuning.limits.inward.bytes = bytes()?,
-            "tx_bps" => tuning.limits.outward.bytes = bytes()?,
-            "rx_pps" => tuning.limits.inward.operations = frames()?,
-            "tx_pps" => tuning.limits.outward.operations = frames()?,
             "filter" => {
                 tuning.filter = match value {
                     "off" => NetFilter::Off,
@@ -177,7 +166,10 @@ impl Words {
                 self.addresses = addresses.map_err(|_| refuse("addresses, as 192.0.2.2 or 192.0.2.2,,2001:db8::2"))?;
             }
             "limit_group" => tuning.limit_group = Some(value.to_owned()),
-            _ => unreachable!("every word of the list is taken"),
+            _ => match LimitWord::read(word, value) {
+                Some(limit) => limit?.put(&mut tuning.limits),
+                None => unreachable!("every word of the list is taken"),
+            },
         }
         Ok(())
     }
