@@ -110,8 +110,7 @@ pub(super) fn perform(file: &File, step: Step, waiting: Waiting) -> io::Result<u
             // SAFETY: preadv2 reads `pieces` iovecs and writes into their pieces = a live slice of pieces of guest
             // memory that the job owns and keeps mapped, without any reference into them. The offset's high half, which
             // a machine of 64 bits does not look at, is 0.
-            let moved = unsafe { libc::syscall(libc::SYS_preadv2, fd, first, pieces, offset, 0, waiting.flag()) };
-            usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+            count(unsafe { libc::syscall(libc::SYS_preadv2, fd, first, pieces, offset, 0, waiting.flag()) })
         }),
         Step::Write(pieces, offset, durability) => vector(pieces, |first, pieces| {
             let offset = position(offset)?;
@@ -160,8 +159,8 @@ fn position(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn count(moved: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+fn count(moved: impl TryInto<usize>) -> io::Result<usize> {
+    moved.try_into().map_err(|_| io::Error::last_os_error())
 }
 
 fn done(result: libc::c_int) -> io::Result<usize> {
