@@ -1,17 +1,17 @@
 //! The time in which a machine is assembled, where that is long: its memory is brought in by a thread of its own, and clients,
 //! signals and the service manager are seen to meanwhile.
 
-use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EpollEvent;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::{Command, CommandError, CommandResult, Reply};
 use super::jobs::{Extent, JobId, JobKind};
-use super::{ControlPlane, Starter, State};
+use super::plane::{COMMAND, SIGNAL, watch};
+use super::{ControlError, ControlPlane, Starter, State};
 use crate::config::VmConfig;
 use crate::machine::{Assembly, Attendant};
 use crate::placement::leave_inherited_place;
@@ -25,8 +25,7 @@ pub struct Assembling<'a> {
     stopped: bool,
 }
 
-const SIGNAL: u64 = 0;
-const COMMAND: u64 = 1;
+/// The work is done.
 const DONE: u64 = 2;
 
 impl<'a> Assembling<'a> {
@@ -42,21 +41,12 @@ impl<'a> Assembling<'a> {
     }
 
     /// Sees to everything until the work is done.
-    fn see_to_all(&mut self, job: JobId, assembly: &Assembly, done: &EventFd) -> io::Result<()> {
-        let epoll = Epoll::new()?;
-        let commands = self.plane.commands.as_ref().map(|commands| commands.wake().as_raw_fd());
-        let signals = Some(self.plane.signals.as_raw_fd());
-        let sources = [(signals, SIGNAL), (commands, COMMAND), (Some(done.as_raw_fd()), DONE)];
-        for (fd, data) in sources.into_iter().filter_map(|(fd, data)| Some((fd?, data))) {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data))?;
-        }
+    fn see_to_all(&mut self, job: JobId, assembly: &Assembly, done: &EventFd) -> Result<(), ControlError> {
+        let epoll = self.plane.watch()?;
+        watch(&epoll, done.as_raw_fd(), DONE)?;
         let mut ready = [EpollEvent::default(); 3];
         loop {
-            let count = match epoll.wait(self.plane.timeout_ms(None), &mut ready) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error),
-            };
+            let count = self.plane.wait(&epoll, None, &mut ready)?;
             let woke = |data| ready[..count].iter().any(|event| event.data() == data);
             if woke(SIGNAL) {
                 self.plane.signals.take();
@@ -123,7 +113,7 @@ impl Attendant for Assembling<'_> {
             match (started, finished) {
                 (Ok(_), Ok(_)) => {
                     if let Err(error) = self.see_to_all(job, assembly, &done) {
-                        log::warn!("nobody is answered while memory comes in: {error}");
+                        log::warn!("nobody is answered while memory comes in: {}", crate::describe(&error));
                     }
                 }
                 (Ok(_), Err(_)) | (Err(_), _) => {}

@@ -3,7 +3,7 @@
 //! signals, the console, and the clients' commands, one wake's worth of each.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use devices::MachineRequest;
@@ -15,6 +15,7 @@ use super::command::{Command, CommandError, CommandResult, Reply, Request};
 use super::console::{Console, Typed};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::news::EventKind;
+use super::plane::{COMMAND, SIGNAL, watch};
 use super::snapshots::Snapshot;
 use super::{Action, ControlPlane, EventReceiver, GuestEvent, Starter, State};
 use crate::config::{BALLOON_ID, HOTPLUG_ID, VmConfig};
@@ -129,11 +130,11 @@ enum Input {
 #[derive(Debug, Clone, Copy)]
 #[repr(u64)]
 enum Source {
-    Guest = 0,
-    Signal = 1,
-    Console = 2,
-    SerialRoom = 3,
-    Command = 4,
+    Signal = SIGNAL,
+    Command = COMMAND,
+    Guest,
+    Console,
+    SerialRoom,
 }
 
 /// Commands that one wake carries out: no client keeps the loop from the guest's events.
@@ -151,17 +152,13 @@ impl<'a> ControlLoop<'a> {
         plane: &'a mut ControlPlane,
         console: Option<&'a mut Console>,
     ) -> Result<Self, ControlError> {
-        let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
+        let epoll = plane.watch()?;
         let input = Input::Ended;
         let (stopping, snapshot, threads_due) = (None, None, Some(Instant::now() + THREADS_AFTER));
         let mut control =
             Self { machine, events, plane, config, console, input, stopping, snapshot, threads_due, epoll };
-        control.watch(control.events.wake().as_raw_fd(), Source::Guest)?;
-        control.watch(control.plane.signals.as_raw_fd(), Source::Signal)?;
-        control.watch(control.machine.serial_room().as_raw_fd(), Source::SerialRoom)?;
-        if let Some(commands) = &control.plane.commands {
-            control.watch(commands.wake().as_raw_fd(), Source::Command)?;
-        }
+        watch(&control.epoll, control.events.wake().as_raw_fd(), Source::Guest as u64)?;
+        watch(&control.epoll, control.machine.serial_room().as_raw_fd(), Source::SerialRoom as u64)?;
         if let Some(console) = &control.console {
             control.input = Self::watch_console(&control.epoll, console);
         }
@@ -216,13 +213,7 @@ impl<'a> ControlLoop<'a> {
             if self.input == Input::Ready && self.feed_console() {
                 return Ok(Outcome::Stopped);
             }
-            let count = match self.epoll.wait(self.timeout_ms(), &mut ready) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(source) => {
-                    return Err(ControlError::Wait { what: "wait for events", source });
-                }
-            };
+            let count = self.plane.wait(&self.epoll, self.deadline(), &mut ready)?;
             let woke = |source: Source| ready[..count].iter().any(|event| event.data() == source as u64);
             let (signal, typed, room) = (woke(Source::Signal), woke(Source::Console), woke(Source::SerialRoom));
             let commanded = woke(Source::Command);
@@ -245,9 +236,9 @@ impl<'a> ControlLoop<'a> {
     }
 
     /// When the loop has to wake by itself: to start threads, at the end of a guest's grace, and to write figures.
-    fn timeout_ms(&self) -> i32 {
+    fn deadline(&self) -> Option<Instant> {
         let grace = self.stopping.as_ref().map(|stopping| stopping.deadline);
-        self.plane.timeout_ms([self.threads_due, grace, self.plane.metrics_due()].into_iter().flatten().min())
+        [self.threads_due, grace, self.plane.metrics_due()].into_iter().flatten().min()
     }
 
     fn start_due_threads(&mut self) -> Result<(), MachineError> {
@@ -536,11 +527,5 @@ impl<'a> ControlLoop<'a> {
             // A descriptor that epoll holds can be taken out.
             let _ = self.epoll.ctl(ControlOperation::Delete, console.as_raw_fd(), EpollEvent::default());
         }
-    }
-
-    fn watch(&self, fd: RawFd, source: Source) -> Result<(), ControlError> {
-        self.epoll
-            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
-            .map_err(|source| ControlError::Wait { what: "watch a descriptor", source })
     }
 }

@@ -1,12 +1,28 @@
 //! What the control loop hears and tells for the life of the process, whichever machine it has.
 
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, Request};
 use super::jobs::{Extent, JobEnd, JobId, JobKind, Jobs};
 use super::news::{EventKind, EventLog};
-use super::{Signals, State, StateCell, Supervisor};
+use super::{ControlError, Signals, State, StateCell, Supervisor};
 use crate::metrics::{FirecrackerFile, Snapshot};
+
+/// A signal has come.
+pub(super) const SIGNAL: u64 = 0;
+/// Commands have.
+pub(super) const COMMAND: u64 = 1;
+
+/// Has `epoll` woken by a descriptor, which is told by `data` then.
+pub(super) fn watch(epoll: &Epoll, fd: RawFd, data: u64) -> Result<(), ControlError> {
+    epoll
+        .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data))
+        .map_err(|source| ControlError::Wait { what: "watch a descriptor", source })
+}
 
 /// The control loop's connections, which outlive machines.
 #[derive(Debug)]
@@ -88,8 +104,32 @@ impl ControlPlane {
         }
     }
 
+    /// An epoll that is woken by what the process hears whether or not it has a machine: signals as [`SIGNAL`], commands as
+    /// [`COMMAND`].
+    pub(super) fn watch(&self) -> Result<Epoll, ControlError> {
+        let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
+        watch(&epoll, self.signals.as_raw_fd(), SIGNAL)?;
+        if let Some(commands) = &self.commands {
+            watch(&epoll, commands.wake().as_raw_fd(), COMMAND)?;
+        }
+        Ok(epoll)
+    }
+
+    /// Waits until something has happened, or until `deadline`. Returns how many are `ready`.
+    pub(super) fn wait(
+        &self,
+        epoll: &Epoll,
+        deadline: Option<Instant>,
+        ready: &mut [EpollEvent],
+    ) -> Result<usize, ControlError> {
+        match epoll.wait(self.timeout_ms(deadline), ready) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            waited => waited.map_err(|source| ControlError::Wait { what: "wait for events", source }),
+        }
+    }
+
     /// How long the loop may wait, for epoll: until `deadline`, or until it has something to do by itself.
-    pub(super) fn timeout_ms(&self, deadline: Option<Instant>) -> i32 {
+    fn timeout_ms(&self, deadline: Option<Instant>) -> i32 {
         let supervisor = self.supervisor.as_ref().and_then(Supervisor::due);
         let Some(deadline) = [deadline, supervisor].into_iter().flatten().min() else { return -1 };
         let left = deadline.saturating_duration_since(Instant::now());

@@ -1,15 +1,14 @@
 //! The time before a machine: it is described, command by command, until somebody starts it.
 
 use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use devices::backend::net::{InterfaceName, Tap};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EpollEvent;
 
 use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
+use super::plane::SIGNAL;
 use super::{Action, AnswerWhen, ControlError, ControlPlane, State};
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
@@ -122,20 +121,10 @@ impl ControlPlane {
     /// # Errors
     /// The host gives no epoll, or fails it.
     pub fn prepare(&mut self, config: &mut VmConfig) -> Result<Prepared, ControlError> {
-        let epoll = Epoll::new().map_err(|source| ControlError::Wait { what: "create an epoll", source })?;
-        let commands = self.commands.as_ref().map(|commands| commands.wake().as_raw_fd());
-        for (fd, data) in [Some(self.signals.as_raw_fd()), commands].into_iter().flatten().zip([SIGNAL, COMMAND]) {
-            epoll
-                .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data))
-                .map_err(|source| ControlError::Wait { what: "watch a descriptor", source })?;
-        }
+        let epoll = self.watch()?;
         let mut ready = [EpollEvent::default(); 2];
         loop {
-            let count = match epoll.wait(self.timeout_ms(None), &mut ready) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(source) => return Err(ControlError::Wait { what: "wait for events", source }),
-            };
+            let count = self.wait(&epoll, None, &mut ready)?;
             if ready[..count].iter().any(|event| event.data() == SIGNAL) {
                 self.set_state(State::Ended);
                 return Ok(Prepared::Stopped);
@@ -267,6 +256,3 @@ fn configure(change: Change, config: &mut VmConfig) -> CommandResult {
     *config = changed;
     Ok(Reply::Done)
 }
-
-const SIGNAL: u64 = 0;
-const COMMAND: u64 = 1;
