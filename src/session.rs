@@ -261,20 +261,18 @@ impl Session {
     ) -> Result<Finished, RunError> {
         let Assembled { machine, events } = assembled;
         let raw = if config.serial == SerialTarget::Stdio { RawTerminal::enter() } else { Ok(None) };
-        let raw = match raw {
-            Ok(raw) => raw,
+        let control = raw.map_err(RunError::from).and_then(|raw| {
+            let control = ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut())?;
+            Ok((raw, control))
+        });
+        let (raw, control) = match control {
+            Ok(control) => control,
             Err(error) => {
                 starter.failed(&mut self.plane, exit::describe(&error));
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let ended = match ControlLoop::new(machine, config, events, &mut self.plane, serial.console.as_mut()) {
-            Ok(control) => control.run(entrance, starter),
-            Err(error) => {
-                starter.failed(&mut self.plane, exit::describe(&error));
-                Err(error)
-            }
-        };
+        let ended = control.run(entrance, starter);
         drop(raw);
         let (machine, outcome) = ended?;
         Ok(Finished { machine: Some(machine), outcome })
