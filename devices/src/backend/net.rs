@@ -79,7 +79,8 @@ pub trait NetBackend: Send + Sync {
     /// Reads the next frame. Returns its bytes, header included.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none; anything else means that there will be none any more.
+    /// `WouldBlock` if there is none, and EBADFD if there will be none any more. After anything else the frame may be lost,
+    /// or still there.
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize>;
 
     /// Sends a frame.

@@ -15,7 +15,7 @@ use crate::virtio::net::{ReceiveRoom, TransmitFrame};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetFault {
     /// The error that every receive gives, by number. As with a tap it takes a frame with it, unless the interface is gone
-    /// (EBADFD).
+    /// (EBADFD) or the host cannot read now (ENOBUFS).
     pub receive: Option<i32>,
     /// The error that every transmit gives, by number.
     pub transmit: Option<i32>,
@@ -150,7 +150,7 @@ impl NetBackend for FakeNet {
 
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize> {
         let fault = lock(&self.shared.fault).receive;
-        if fault.is_some_and(|error| error != libc::EBADFD) {
+        if fault.is_some_and(|error| !matches!(error, libc::EBADFD | libc::ENOBUFS)) {
             self.socket.recv(&mut [0])?;
         }
         fail(fault)?;

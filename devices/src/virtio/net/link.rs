@@ -2,15 +2,20 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::NetCounters;
+use crate::bus::lock;
 use crate::virtio::abi::NET_LINK_UP;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::voice::{Changed, ConfigVoice, News};
+
+/// The shortest time of a timer, which none at all would stop.
+const AT_ONCE: Duration = Duration::from_nanos(1);
 
 /// Whether a network device's cable is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +40,8 @@ pub(super) struct Link {
     /// Until the backend turns out to be gone.
     backed: AtomicBool,
     voice: ConfigVoice,
-    /// One for each receive queue, which may be asleep while frames come that must be lost.
-    wakes: Vec<EventFd>,
+    /// One for each receive queue, which may be asleep while frames come that must be lost, or until it tries again.
+    wakes: Vec<Mutex<TimerFd>>,
 }
 
 impl NetControl {
@@ -59,7 +64,7 @@ impl NetControl {
 impl Link {
     /// A link that is up, of a device of so many receive queues.
     pub(super) fn new(queues: usize) -> io::Result<Self> {
-        let wakes = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
+        let wakes = (0..queues).map(|_| Ok(Mutex::new(TimerFd::new()?))).collect::<io::Result<_>>()?;
         Ok(Self { plugged: AtomicBool::new(true), backed: AtomicBool::new(true), voice: ConfigVoice::new(), wakes })
     }
 
@@ -74,9 +79,10 @@ impl Link {
         self.plugged.load(Ordering::Relaxed)
     }
 
-    /// Signalled, for the receive queue of that pair, when the cable was plugged in or out, or by [`Self::wake`].
+    /// Signalled, for the receive queue of that pair, when the cable was plugged in or out, or by [`Self::wake`] and
+    /// [`Self::wake_after`].
     pub(super) fn wake_fd(&self, pair: usize) -> RawFd {
-        self.wakes[pair].as_raw_fd()
+        lock(&self.wakes[pair]).as_raw_fd()
     }
 
     fn plug(&self, state: LinkState) {
@@ -86,8 +92,13 @@ impl Link {
 
     /// Wakes the receive queue of a pair.
     pub(super) fn wake(&self, pair: usize) {
-        // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
-        let _pending = self.wakes[pair].write(1);
+        self.wake_after(pair, AT_ONCE);
+    }
+
+    /// As [`Self::wake`], so much later. Of two the last one counts: who asks for a late one is the queue itself, and finds
+    /// then what the other was for.
+    pub(super) fn wake_after(&self, pair: usize, wait: Duration) {
+        lock(&self.wakes[pair]).reset(wait, None).expect("a timer takes any time from a nanosecond to centuries");
     }
 
     /// The backend is gone.

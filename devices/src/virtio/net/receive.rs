@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
@@ -34,6 +35,12 @@ const SMALL_FRAME_BYTES: usize = 1526;
 /// The largest frame that offloads make, with its header.
 const LARGE_FRAME_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MAX as usize;
 
+/// Failed reads after which the queue rests: a tap that cannot give a frame loses it, so that it comes to an end of them. A
+/// host that fails for another reason does not.
+const FAILURES_IN_A_ROW_MAX: u16 = 64;
+/// How long it rests then.
+const REST: Duration = Duration::from_millis(10);
+
 /// The receive queue and its way from the backend.
 pub(super) struct ReceiveWorker {
     queue: ActiveQueue,
@@ -54,6 +61,8 @@ pub(super) struct ReceiveWorker {
     room: ReceiveRoom,
     room_order: RoomOrder,
     waits_for: WaitsFor,
+    /// Reads that failed since the last that did not.
+    failures: u16,
     tally: Tally,
     counters: Arc<NetCounters>,
     log: FaultLog,
@@ -82,6 +91,8 @@ enum WaitsFor {
     Buffers,
     /// A frame of so many bytes, header included, is in the room and may not be delivered yet: the throttle wakes us.
     Admission(usize),
+    /// Reads failed over and over: the link wakes us to try again.
+    Rest,
     /// The pair takes no part.
     Seat,
     /// The backend is gone.
@@ -108,6 +119,7 @@ impl ReceiveWorker {
             room: ReceiveRoom::new(Arc::clone(queue.ring.memory())),
             room_order: RoomOrder::Newest,
             waits_for: WaitsFor::Frames,
+            failures: 0,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
             log: ends.log.clone(),
@@ -177,13 +189,13 @@ impl ReceiveWorker {
             throttle.stop();
         }
         for _ in 0..CHAINS_PER_WAKE_MAX {
-            match self.backend.receive(&mut self.room) {
+            match self.read() {
                 Ok(_) => self.counters.received.count_dropped(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Idle,
                 Err(error) => self.fail(&error),
             }
-            if self.waits_for == WaitsFor::Reset {
+            if self.waits_for != WaitsFor::Frames {
                 return Progress::Idle;
             }
         }
@@ -233,7 +245,7 @@ impl ReceiveWorker {
 
     /// Reads a frame into the room that there is, and delivers it if it fits.
     fn receive(&mut self) -> io::Result<()> {
-        let len = self.backend.receive(&mut self.room)?;
+        let len = self.read()?;
         match self.room.settle(len) {
             Fit::Whole => self.admit(len),
             Fit::Partial if self.room.unspill() => self.admit(len),
@@ -245,6 +257,15 @@ impl ReceiveWorker {
             }
         }
         Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<usize> {
+        let read = self.backend.receive(&mut self.room);
+        // A tap without frames has lost those that it could not give.
+        if read.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
+            self.failures = 0;
+        }
+        read
     }
 
     fn drop_spilled(&mut self) {
@@ -283,8 +304,8 @@ impl ReceiveWorker {
         self.tally.add(frame_bytes(len));
     }
 
-    /// A read failed. A tap says so of one frame, which is gone then: it has no header that says what the frame is, or the
-    /// host had no memory for it.
+    /// A read failed. A tap says so of one frame, which is gone then, since no header says what it is; or the host says that
+    /// it cannot read now, and the frame is still there.
     fn fail(&mut self, error: &io::Error) {
         self.log.report(format_args!("cannot receive: {error}"));
         self.counters.received.count_error();
@@ -292,6 +313,13 @@ impl ReceiveWorker {
         if error.raw_os_error() == Some(libc::EBADFD) {
             self.waits_for = WaitsFor::Reset;
             self.link.cut();
+            return;
+        }
+        self.failures += 1;
+        if self.failures == FAILURES_IN_A_ROW_MAX {
+            self.failures = 0;
+            self.waits_for = WaitsFor::Rest;
+            self.link.wake_after(self.pair, REST);
         }
     }
 

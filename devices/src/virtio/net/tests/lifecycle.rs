@@ -230,3 +230,34 @@ fn with_event_indices_a_batch_costs_at_most_one_interrupt() {
     // After a resume each queue's first batch interrupts, whatever its index says.
     assert!(raised <= 4, "{raised} interrupts for two batches");
 }
+
+#[test]
+fn a_host_that_cannot_read_now_is_asked_again_by_and_by_and_loses_nothing() {
+    const TURNS: u64 = 64;
+    const REST_MS: u128 = 10;
+    // The doorbell and the cable may still wake it once each.
+    const WAKES: u64 = 2;
+    for link in [LinkState::Up, LinkState::Down] {
+        let mut bench = Bench::new(ALL);
+        let room = bench.post(2048);
+        bench.control.set_link(link);
+        let begin = Instant::now();
+        bench.wire.set_fault(NetFault { receive: Some(libc::ENOBUFS), ..NetFault::default() });
+        bench.wire.send(&frame(100, 1));
+        for rests in 1..=3 {
+            while bench.count(|all| &all.received.errors) <= (rests + WAKES) * TURNS {
+                assert!(begin.elapsed() < DEADLINE, "it is asked again");
+                std::thread::yield_now();
+            }
+            assert!(begin.elapsed().as_millis() >= u128::from(rests) * REST_MS, "{rests} rests of a thread");
+        }
+        bench.wire.set_fault(NetFault::default());
+        if link == LinkState::Down {
+            bench.wait_count(|all| &all.received.dropped, 1);
+            continue;
+        }
+        bench.driver.wait_used(RX);
+        assert_eq!(bench.driver.bytes_at(room, 112), delivered(&frame(100, 1), 1));
+        assert_eq!(bench.driver.config(6), [1, 0], "the link stays up");
+    }
+}
