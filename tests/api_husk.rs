@@ -216,6 +216,33 @@ fn a_disk_in_use_is_resized_and_the_guest_is_told() {
 }
 
 #[test]
+fn devices_tell_what_each_of_their_queues_has_done() {
+    let mut vm = Vm::new();
+    vm.describe("check=blk,serial end=poweroff");
+    let path = vm.folder.file("disk", &[0; 1 << 20]);
+    vm.put("/drives/data", &json!({ "drive_id": "data", "path_on_host": path, "is_root_device": false })).done();
+    vm.put("/entropy", &json!({})).done();
+    vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
+    vm.husk.wait_for("SERIAL WAIT");
+    let devices = vm.get("/husk/v1/devices");
+    let [queue] = devices[0]["queues"].as_array().unwrap().as_slice() else { panic!("{devices}") };
+    assert!(queue["requests"].as_u64() > Some(10) && queue["bytes"].as_u64() > Some(4096), "{queue}");
+    // The check asks for what cannot be, too.
+    assert!(queue["errors"].as_u64() < queue["requests"].as_u64() && queue["throttled_ms"] == 0, "{queue}");
+    assert_eq!(devices[1]["queues"], json!([{ "queue": 0, "requests": 0, "bytes": 0, "errors": 0 }]));
+    let page = ctl(&vm, &["metrics"]).text();
+    let label = r#"husk_disk_queue_requests_total{device="data",queue="0","#;
+    let told = page.lines().filter_map(|line| line.strip_prefix(label)?.rsplit_once(' ')?.1.parse::<u64>().ok());
+    assert_eq!(Some(told.sum()), queue["requests"].as_u64(), "{page}");
+    let table = ctl(&vm, &["devices"]).text();
+    let (head, row) = (table.lines().next().unwrap(), table.lines().nth(1).unwrap());
+    let column = head.split_whitespace().position(|name| name == "REQUESTS").unwrap();
+    assert_eq!(row.split_whitespace().nth(column), Some(queue["requests"].to_string().as_str()), "{table}");
+    assert!(!table.contains('{'), "{table}");
+    vm.stop();
+}
+
+#[test]
 fn ctl_drives_a_vm_and_says_what_it_does() {
     let mut vm = Vm::new();
     vm.describe("check=serial end=poweroff");

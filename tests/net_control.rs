@@ -156,6 +156,10 @@ fn limits_of_a_network_in_use_hold_from_then_on_and_until_they_are_taken_away() 
         (0..FRAMES).for_each(|number| echoes(&echo, &noise(number.into(), 200)));
         // The first is for nothing.
         assert!(start.elapsed() >= APART * (FRAMES - 1), "{:?}", start.elapsed());
+        let queues = station.device()["queues"].clone();
+        assert_eq!((&queues[0]["direction"], &queues[1]["direction"]), (&json!("receive"), &json!("transmit")));
+        assert!(queues[0]["requests"].as_u64() >= Some(FRAMES.into()) && queues[1]["bytes"].as_u64() > Some(8000));
+        assert!(queues[0]["throttled_ms"].as_u64() > Some(500) && queues[1]["throttled_ms"] == 0, "{queues}");
         station.limit_reception(&json!({ "ops": { "size": 0, "refill_time": 0 } }));
         let (many, start) = (40 * FRAMES, Instant::now());
         (0..many).for_each(|number| echoes(&echo, &noise(number.into(), 200)));

@@ -23,14 +23,19 @@ pub struct LatencyFigures {
 impl Latency {
     /// Counts one that took so long. Only the thread that owns what took it may: there is no other writer to lose against.
     pub fn add(&self, took: Duration) {
+        self.add_alike(took, 1);
+    }
+
+    /// Counts `count` that took so long each, as [`Self::add`] does one.
+    pub(crate) fn add_alike(&self, took: Duration, count: u64) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         // The first power of two that is not below it.
         let exponent = usize::try_from(u64::BITS - micros.saturating_sub(1).leading_zeros()).expect("at most 64");
         let add = |to: &AtomicU64, count: u64| {
             to.store(to.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
         };
-        add(&self.buckets[exponent.min(BUCKETS - 1)], 1);
-        add(&self.sum_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        add(&self.buckets[exponent.min(BUCKETS - 1)], count);
+        add(&self.sum_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).wrapping_mul(count));
     }
 
     /// What was added so far.

@@ -175,7 +175,7 @@ impl Card {
 
     fn wait_dropped(&self, count: u64) {
         let deadline = Instant::now() + DEADLINE;
-        while self.counters.received.dropped.load(Ordering::Relaxed) != count {
+        while self.counters.pairs[0].received.dropped.load(Ordering::Relaxed) != count {
             assert!(Instant::now() < deadline, "a frame is dropped in time");
             std::thread::yield_now();
         }

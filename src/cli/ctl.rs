@@ -168,7 +168,13 @@ impl CtlArgs {
                 say(act(&client, "stop", Some(&body), json)?);
             }
             Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json)),
-            Verb::Devices => say(render(&client.request("GET", "/husk/v1/devices", None)?, json)),
+            Verb::Devices => {
+                let mut devices = client.request("GET", "/husk/v1/devices", None)?;
+                if !json {
+                    devices.as_array_mut().into_iter().flatten().for_each(sum_queues);
+                }
+                say(render(&devices, json));
+            }
             Verb::Placement => say(render(&client.request("GET", "/husk/v1/placement", None)?, json)),
             Verb::Memory { size: None } => say(render(&client.request("GET", MEMORY, None)?, json)),
             Verb::Memory { size: Some(size) } => {
@@ -221,6 +227,17 @@ impl CtlArgs {
 }
 
 const MEMORY: &str = "/hotplug/memory";
+
+/// Puts what a device's queues have done together in the place of what each has.
+fn sum_queues(device: &mut Value) {
+    let Some(Value::Array(queues)) = device.as_object_mut().and_then(|device| device.remove("queues")) else { return };
+    for figure in ["requests", "bytes", "errors", "dropped", "throttled_ms"] {
+        let counts: Vec<u64> = queues.iter().filter_map(|queue| queue[figure].as_u64()).collect();
+        if !counts.is_empty() {
+            device[figure] = counts.iter().sum::<u64>().into();
+        }
+    }
+}
 
 /// A size in MiB, of which it is a whole number.
 fn whole_mib(size: &str) -> Result<u64, ClientError> {
@@ -335,6 +352,14 @@ mod tests {
         let text = render(&object, false);
         assert!(text.contains("inner.n  1\n") && text.contains("list.0   true\n"), "{text}");
         assert!(!text.contains("none"), "{text}");
+    }
+
+    #[test]
+    fn a_device_has_what_its_queues_have_done_together() {
+        let mut device =
+            json!({ "id": "eth0", "queues": [{ "requests": 2, "dropped": 1 }, { "requests": 3, "dropped": 0 }] });
+        sum_queues(&mut device);
+        assert_eq!(device, json!({ "id": "eth0", "requests": 5, "dropped": 1 }));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use control::ControlWorker;
-pub use counters::{DirectionCounters, NetCounters};
+pub use counters::{NetCounters, NetQueueCounters, PairCounters};
 pub use filter::SourceFilter;
 pub use frames::{ReceiveRoom, TransmitFrame};
 pub(crate) use header::HEADER_BYTES;
@@ -140,7 +140,7 @@ impl Net {
             control: Lane::Stopped(changes),
             control_index: control_index(count),
             steering: Arc::new(Steering::new(count, Arc::clone(&link))?),
-            counters: Arc::default(),
+            counters: Arc::new(NetCounters::new(count)),
             link,
             log: FaultLog::new(id),
         })

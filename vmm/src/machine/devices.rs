@@ -30,7 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use self::error::{DeviceError, DiskChangeError};
 use self::report::Counters;
-pub use self::report::{DeviceKind, DeviceReport, DriverState, Link};
+pub use self::report::{DeviceKind, DeviceReport, Direction, DriverState, Link, QueueReport};
 use super::build::Wiring;
 use super::disks::{Disk, DiskMaker};
 use super::hotplug::{self, PluggableMemory};

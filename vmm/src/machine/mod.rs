@@ -41,7 +41,7 @@ pub use assembly::{Assembly, Attendant, Unattended};
 pub use build::{BuildError, Origin, Wiring};
 pub use cpus::{CpuSaveError, CpuStates};
 use devices::Devices;
-pub use devices::{DeviceError, DeviceKind, DeviceReport, DiskChangeError, DriverState, Link};
+pub use devices::{DeviceError, DeviceKind, DeviceReport, Direction, DiskChangeError, DriverState, Link, QueueReport};
 pub use generation::GenerationError;
 pub use kvm::KvmError;
 pub use mapped::guest_address_of;

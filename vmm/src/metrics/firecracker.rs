@@ -217,6 +217,7 @@ mod tests {
             kind: DeviceKind::Net,
             flows,
             queues: Vec::new(),
+            net_queues: Vec::new(),
             retired_queues: 0,
         };
         let flow =
@@ -230,6 +231,7 @@ mod tests {
             kind: DeviceKind::Disk,
             flows: vec![flow],
             queues: vec![queue.clone(), queue],
+            net_queues: Vec::new(),
             retired_queues: 0,
         };
         let vcpu = VcpuFigures { exits: [0, io_out, 0, 0, 0, 0], ..VcpuFigures::default() };

@@ -71,6 +71,8 @@ pub struct DeviceFigures {
     pub flows: Vec<FlowFigures>,
     /// Of a disk: its queues, in order.
     pub queues: Vec<DiskQueueFigures>,
+    /// Of a network: its queues by pair, the one that receives first.
+    pub net_queues: Vec<[NetQueueFigures; 2]>,
     /// Queues that a driver broke.
     pub retired_queues: u64,
 }
@@ -97,11 +99,34 @@ pub struct FlowFigures {
 pub struct DiskQueueFigures {
     /// Requests that were answered and their bytes of data, in the order of [`DiskOperation::ALL`].
     pub operations: [(u64, u64); DiskOperation::ALL.len()],
+    /// Those that were answered with an error.
+    pub errors: u64,
     /// How often answers were shown to the driver together.
     pub batches: u64,
     /// How long it waited for its limiter.
     pub throttled: Duration,
     /// From the time a request was noticed to the time its answer could be seen.
+    pub latency: LatencyFigures,
+}
+
+/// What a queue of a network has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetQueueFigures {
+    /// Frames that arrived where they should.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What was lost to an error.
+    pub errors: u64,
+    /// Frames that were dropped.
+    pub dropped: u64,
+    /// Frames that the source filter refused.
+    pub filtered: u64,
+    /// How often frames were shown to the driver together.
+    pub batches: u64,
+    /// How long it waited for its limiter.
+    pub throttled: Duration,
+    /// From the time that a batch was begun to the time that the driver could see it, of each frame.
     pub latency: LatencyFigures,
 }
 

@@ -5,8 +5,8 @@ use std::fmt::{Display, Write};
 use devices::virtio::blk::DiskOperation;
 
 use super::{
-    ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, ProcessFigures, RouteFigures,
-    Snapshot,
+    ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, NetQueueFigures, ProcessFigures,
+    RouteFigures, Snapshot,
 };
 use crate::control::State;
 use crate::machine::DeviceKind;
@@ -25,6 +25,7 @@ pub fn prometheus(machine: &Snapshot, process: &ProcessFigures, api: &[RouteFigu
     vcpus(&mut page, machine);
     devices(&mut page, &machine.devices);
     disk_queues(&mut page, &machine.devices);
+    net_queues(&mut page, &machine.devices);
     page.metric("husk_console_dropped_bytes_total", "counter", "Serial output that was not written.");
     let ConsoleFigures { dropped_bytes, limited_bytes } = machine.console;
     for (reason, bytes) in [("output", dropped_bytes), ("limit", limited_bytes)] {
@@ -120,6 +121,11 @@ fn disk_queues(page: &mut Page, devices: &[DeviceFigures]) {
             }
         }
     }
+    let errors = "husk_disk_queue_errors_total";
+    page.metric(errors, "counter", "Requests that were answered with an error.");
+    for (device, index, queue) in &queues {
+        page.sample(errors, &[("device", device), ("queue", index)], queue.errors);
+    }
     page.metric("husk_disk_queue_batches_total", "counter", "How often answers were shown to the driver together.");
     for (device, index, queue) in &queues {
         page.sample("husk_disk_queue_batches_total", &[("device", device), ("queue", index)], queue.batches);
@@ -133,6 +139,44 @@ fn disk_queues(page: &mut Page, devices: &[DeviceFigures]) {
     page.metric(latency, "histogram", "Time from the notice of a disk's request until its answer could be seen.");
     for (device, index, queue) in &queues {
         page.histogram(latency, &[("device", device), ("queue", index)], &queue.latency);
+    }
+}
+
+fn net_queues(page: &mut Page, devices: &[DeviceFigures]) {
+    let mut queues = Vec::new();
+    for device in devices {
+        for (index, pair) in device.net_queues.iter().enumerate() {
+            for (direction, queue) in ["receive", "transmit"].into_iter().zip(pair) {
+                let labels =
+                    [("device", device.id.clone()), ("queue", index.to_string()), ("direction", direction.to_owned())];
+                queues.push((labels, queue));
+            }
+        }
+    }
+    type Figure = fn(&NetQueueFigures) -> u64;
+    let metrics: [(&str, &str, Figure); 6] = [
+        ("husk_net_queue_frames_total", "Frames that went through a network's queue.", |queue| queue.frames),
+        ("husk_net_queue_bytes_total", "Bytes of those frames.", |queue| queue.bytes),
+        ("husk_net_queue_errors_total", "Buffers that were none, and failures of the host.", |queue| queue.errors),
+        ("husk_net_queue_dropped_total", "Frames that were dropped.", |queue| queue.dropped),
+        ("husk_net_queue_filtered_total", "Frames that the source filter refused.", |queue| queue.filtered),
+        ("husk_net_queue_batches_total", "How often frames were shown to the driver together.", |queue| queue.batches),
+    ];
+    for (name, help, figure) in metrics {
+        page.metric(name, "counter", help);
+        for (labels, queue) in &queues {
+            page.sample(name, &borrowed(labels), figure(queue));
+        }
+    }
+    let throttled = "husk_net_queue_throttled_seconds_total";
+    page.metric(throttled, "counter", "Time that a network's queue waited for its limiter.");
+    for (labels, queue) in &queues {
+        page.sample(throttled, &borrowed(labels), queue.throttled.as_secs_f64());
+    }
+    let latency = "husk_net_queue_latency_seconds";
+    page.metric(latency, "histogram", "Time from the beginning of a frame's batch until the driver could see it.");
+    for (labels, queue) in &queues {
+        page.histogram(latency, &borrowed(labels), &queue.latency);
     }
 }
 
@@ -194,15 +238,19 @@ mod tests {
         took.add(Duration::from_micros(3));
         let queue = DiskQueueFigures {
             operations: [(2, 1024), (1, 512), (0, 0), (0, 0)],
+            errors: 1,
             batches: 3,
             throttled: Duration::from_millis(250),
             latency: took.read(),
         };
+        let receiving = NetQueueFigures { frames: 7, throttled: Duration::from_millis(500), ..Default::default() };
+        let sending = NetQueueFigures { batches: 2, latency: took.read(), ..Default::default() };
         let device = DeviceFigures {
             id: "a\"b".to_owned(),
             kind: DeviceKind::Disk,
             flows: vec![flow],
             queues: vec![queue],
+            net_queues: vec![[receiving, sending]],
             retired_queues: 0,
         };
         let vcpu = VcpuFigures { exits: [1, 2, 3, 4, 5, 6], outside: Duration::from_millis(1500) };
@@ -243,6 +291,11 @@ mod tests {
             "husk_log_lost_lines_total 2",
             "husk_log_suppressed_lines_total 7",
             "husk_disk_queue_bytes_total{device=\"a\\\"b\",queue=\"0\",operation=\"read\"} 1024",
+            "husk_disk_queue_errors_total{device=\"a\\\"b\",queue=\"0\"} 1",
+            "husk_net_queue_frames_total{device=\"a\\\"b\",queue=\"0\",direction=\"receive\"} 7",
+            "husk_net_queue_throttled_seconds_total{device=\"a\\\"b\",queue=\"0\",direction=\"receive\"} 0.5",
+            "husk_net_queue_batches_total{device=\"a\\\"b\",queue=\"0\",direction=\"transmit\"} 2",
+            "husk_net_queue_latency_seconds_count{device=\"a\\\"b\",queue=\"0\",direction=\"transmit\"} 1",
             "husk_disk_queue_batches_total{device=\"a\\\"b\",queue=\"0\"} 3",
             "husk_disk_queue_throttled_seconds_total{device=\"a\\\"b\",queue=\"0\"} 0.25",
             "husk_disk_queue_latency_seconds_bucket{device=\"a\\\"b\",queue=\"0\",le=\"0.000004\"} 1",

@@ -1,7 +1,6 @@
 //! What happened in each queue of a disk, counted for whoever asks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
 
 use crate::backend::block::BlockAction;
 use crate::latency::Latency;
@@ -62,10 +61,5 @@ impl DiskQueueCounters {
     /// Requests of one kind.
     pub fn operation(&self, operation: DiskOperation) -> &OperationCounters {
         &self.operations[operation as usize]
-    }
-
-    pub(super) fn add_throttled(&self, wait: Duration) {
-        let ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.throttled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 }

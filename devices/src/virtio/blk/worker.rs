@@ -64,8 +64,6 @@ pub(super) struct BlkWorker {
     taken_bytes: u64,
     /// When the chains that are popped now were noticed, once one needs to know.
     noticed: Option<Instant>,
-    /// Since when the limiter lets nothing begin.
-    throttled: Option<Instant>,
     log: FaultLog,
 }
 
@@ -134,7 +132,6 @@ impl BlkWorker {
             intake: Intake::Open,
             taken_bytes: 0,
             noticed: None,
-            throttled: None,
             log,
         }
     }
@@ -232,10 +229,8 @@ impl BlkWorker {
                     Origin::Ring => self.queue.ring.unpop(1),
                     Origin::Kept => self.queue.ring.hold_first(head),
                 }
-                self.throttled.get_or_insert_with(Instant::now);
                 return Begun::Throttled;
             }
-            self.end_throttling();
         }
         match request {
             Ok(request) => {
@@ -417,6 +412,7 @@ impl BlkWorker {
             return;
         }
         // Before the driver can see them: who hears from it of an answer finds that counted.
+        self.count_waits();
         let queue = self.shared.queue_counters(self.queue.ring.index());
         self.batch.count_into(self.shared.counters(), queue);
         self.queue.ring.show();
@@ -435,9 +431,9 @@ impl BlkWorker {
         DeviceCounters::add(&self.shared.queue_counters(self.queue.ring.index()).errors, 1);
     }
 
-    fn end_throttling(&mut self) {
-        if let Some(since) = self.throttled.take() {
-            self.shared.queue_counters(self.queue.ring.index()).add_throttled(since.elapsed());
+    fn count_waits(&mut self) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.count_waits(&self.shared.queue_counters(self.queue.ring.index()).throttled_ns);
         }
     }
 
@@ -461,9 +457,10 @@ impl Worker for BlkWorker {
     fn wake(&mut self) -> Progress {
         self.reap(|backend, completions| backend.poll(completions));
         let served = self.serve();
-        if self.throttle.as_mut().is_some_and(|throttle| !throttle.settle()) {
-            self.end_throttling();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.settle();
         }
+        self.count_waits();
         served.unwrap_or_else(|error| {
             self.retire(error);
             Progress::Idle
@@ -507,6 +504,6 @@ impl Worker for BlkWorker {
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
-        self.end_throttling();
+        self.count_waits();
     }
 }

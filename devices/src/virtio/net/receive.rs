@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
-use super::counters::Tally;
+use super::counters::{NetQueueCounters, Tally};
 use super::frames::{Fit, ReceiveRoom};
 use super::header::{
     ETHERNET_BYTES, FLAGS, FRAME_BYTES_MAX, GSO_TYPE, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS, VLAN_TAG_BYTES,
@@ -181,7 +181,7 @@ impl ReceiveWorker {
     /// The cable is out: what comes is lost. The driver's chains are as if they had never been popped.
     fn lose(&mut self) -> Progress {
         if self.room.spilled().is_some() || matches!(self.waits_for, WaitsFor::Admission(_)) {
-            self.counters.received.count_dropped();
+            self.queue_counters().count_dropped();
         }
         self.give_chains_back();
         self.waits_for = WaitsFor::Frames;
@@ -190,7 +190,7 @@ impl ReceiveWorker {
         }
         for _ in 0..CHAINS_PER_WAKE_MAX {
             match self.read() {
-                Ok(_) => self.counters.received.count_dropped(),
+                Ok(_) => self.queue_counters().count_dropped(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Idle,
                 Err(error) => self.fail(&error),
@@ -217,7 +217,7 @@ impl ReceiveWorker {
             } else {
                 budget -= 1;
                 self.log.report(format_args!("a receive buffer that is none"));
-                self.counters.received.count_error();
+                self.queue_counters().count_error();
                 self.queue.ring.add_used(self.chain.head(), 0);
                 self.room_order = RoomOrder::Overtaken;
             }
@@ -253,7 +253,7 @@ impl ReceiveWorker {
             Fit::Partial => {}
             Fit::Never => {
                 self.log.report(format_args!("a received frame of {len} bytes, header included"));
-                self.counters.received.count_dropped();
+                self.queue_counters().count_dropped();
             }
         }
         Ok(())
@@ -270,7 +270,7 @@ impl ReceiveWorker {
 
     fn drop_spilled(&mut self) {
         self.log.report(format_args!("a received frame that is larger than the driver's buffers"));
-        self.counters.received.count_dropped();
+        self.queue_counters().count_dropped();
         self.room.forget_spilled();
     }
 
@@ -278,7 +278,7 @@ impl ReceiveWorker {
     fn admit(&mut self, len: usize) {
         if self.mtu.is_some_and(|mtu| is_longer(&self.room, len, mtu)) {
             self.log.report(format_args!("a received frame of {len} bytes, header included, for a smaller MTU"));
-            self.counters.received.count_dropped();
+            self.queue_counters().count_dropped();
             return;
         }
         self.ask(len);
@@ -301,6 +301,7 @@ impl ReceiveWorker {
         }
         let ring = &mut self.queue.ring;
         self.room.take(len, |head, written| ring.add_used(head, written));
+        self.tally.begin();
         self.tally.add(frame_bytes(len));
     }
 
@@ -308,7 +309,7 @@ impl ReceiveWorker {
     /// it cannot read now, and the frame is still there.
     fn fail(&mut self, error: &io::Error) {
         self.log.report(format_args!("cannot receive: {error}"));
-        self.counters.received.count_error();
+        self.queue_counters().count_error();
         // The interface was deleted, and with it the wire. A reset tries again.
         if error.raw_os_error() == Some(libc::EBADFD) {
             self.waits_for = WaitsFor::Reset;
@@ -337,8 +338,21 @@ impl ReceiveWorker {
         }
     }
 
+    fn queue_counters(&self) -> &NetQueueCounters {
+        &self.counters.pairs[self.pair].received
+    }
+
+    /// Before the driver can see them: who hears from it of a frame finds that counted.
+    fn count(&mut self) {
+        let counters = &self.counters.pairs[self.pair].received;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.count_waits(&counters.throttled_ns);
+        }
+        self.tally.flush(counters);
+    }
+
     fn publish(&mut self) {
-        self.tally.flush(&self.counters.received);
+        self.count();
         publish(&mut self.queue, &self.interrupt);
     }
 }
@@ -392,10 +406,10 @@ impl Worker for ReceiveWorker {
                     self.deliver(len);
                     self.publish();
                 } else {
-                    self.counters.received.count_dropped();
+                    self.queue_counters().count_dropped();
                 }
             }
-            _ if self.room.spilled().is_some() => self.counters.received.count_dropped(),
+            _ if self.room.spilled().is_some() => self.queue_counters().count_dropped(),
             _ => {}
         }
         self.waits_for = WaitsFor::Frames;
@@ -403,6 +417,7 @@ impl Worker for ReceiveWorker {
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
+        self.count();
     }
 }
 

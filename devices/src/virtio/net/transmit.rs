@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::counters::Tally;
+use super::counters::{NetQueueCounters, Tally};
 use super::filter::SourceFilter;
 use super::frames::TransmitFrame;
 use super::header::{TransmitRules, checksum_at};
@@ -43,6 +43,7 @@ pub(super) struct TransmitWorker {
     waits_for: WaitsFor,
     tally: Tally,
     counters: Arc<NetCounters>,
+    pair: usize,
     log: FaultLog,
 }
 
@@ -75,6 +76,7 @@ impl TransmitWorker {
             waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
+            pair: ends.pair,
             log: ends.log.clone(),
             queue,
         }
@@ -113,7 +115,7 @@ impl TransmitWorker {
 
     /// Checks the popped chain's frame, and sends it.
     fn begin(&mut self) {
-        let counters = &self.counters.transmitted;
+        let counters = &self.counters.pairs[self.pair].transmitted;
         if self.chain.writable_len() > 0 || !self.frame.load(&self.chain) {
             self.log.report(format_args!("a transmitted chain that holds no frame"));
             counters.count_error();
@@ -129,7 +131,7 @@ impl TransmitWorker {
         }
         if let Err(reason) = self.filter() {
             self.log.report(format_args!("transmitted {bytes} bytes filtered out: {reason}"));
-            self.counters.filtered.fetch_add(1, Ordering::Relaxed);
+            self.queue_counters().filtered.fetch_add(1, Ordering::Relaxed);
             self.queue.ring.add_used(self.chain.head(), 0);
             return;
         }
@@ -142,6 +144,7 @@ impl TransmitWorker {
             self.waits_for = WaitsFor::Admission;
             return;
         }
+        self.tally.begin();
         self.send();
     }
 
@@ -156,7 +159,8 @@ impl TransmitWorker {
     fn send(&mut self) {
         self.waits_for = WaitsFor::Frames;
         if !self.link.is_plugged() {
-            self.counters.transmitted.count_dropped();
+            self.tally.forget();
+            self.queue_counters().count_dropped();
             self.queue.ring.add_used(self.chain.head(), 0);
             return;
         }
@@ -169,10 +173,16 @@ impl TransmitWorker {
         match result {
             Ok(()) => self.tally.add(self.frame.bytes().into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Those before it are shown without it, and it has waited since now.
+                self.tally.flush(&self.counters.pairs[self.pair].transmitted);
+                self.tally.begin();
                 self.waits_for = WaitsFor::Room;
                 return;
             }
-            Err(error) => self.lose(&error),
+            Err(error) => {
+                self.tally.forget();
+                self.lose(&error);
+            }
         }
         self.queue.ring.add_used(self.chain.head(), 0);
     }
@@ -180,7 +190,7 @@ impl TransmitWorker {
     /// A frame was lost, as on a wire: the driver is not told.
     fn lose(&mut self, error: &io::Error) {
         self.log.report(format_args!("cannot transmit {} bytes: {error}", self.frame.bytes()));
-        self.counters.transmitted.count_error();
+        self.queue_counters().count_error();
         // The interface was deleted.
         if error.raw_os_error() == Some(libc::EBADFD) {
             self.link.cut();
@@ -192,14 +202,27 @@ impl TransmitWorker {
         match self.publishing {
             Publishing::Early => self.publish(),
             Publishing::Late => {
-                self.tally.flush(&self.counters.transmitted);
+                self.count();
                 self.queue.ring.show();
             }
         }
     }
 
+    fn queue_counters(&self) -> &NetQueueCounters {
+        &self.counters.pairs[self.pair].transmitted
+    }
+
+    /// Before the driver can see them: who hears from it that a frame has left finds that counted.
+    fn count(&mut self) {
+        let counters = &self.counters.pairs[self.pair].transmitted;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.count_waits(&counters.throttled_ns);
+        }
+        self.tally.flush(counters);
+    }
+
     fn publish(&mut self) {
-        self.tally.flush(&self.counters.transmitted);
+        self.count();
         publish(&mut self.queue, &self.interrupt);
     }
 }
@@ -221,6 +244,7 @@ impl Worker for TransmitWorker {
         if let Some(throttle) = &mut self.throttle {
             throttle.settle();
         }
+        self.count();
         served.unwrap_or_else(|error| {
             self.publish();
             super::retire(&self.counters, &self.log, &self.interrupt, error);
@@ -253,5 +277,6 @@ impl Worker for TransmitWorker {
         if let Some(throttle) = &mut self.throttle {
             throttle.stop();
         }
+        self.count();
     }
 }

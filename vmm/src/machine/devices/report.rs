@@ -8,13 +8,13 @@ use devices::virtio::DeviceCounters;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters};
 use devices::virtio::mem::MemoryDeviceControl;
-use devices::virtio::net::{DirectionCounters, LinkState, NetCounters};
+use devices::virtio::net::{LinkState, NetCounters, NetQueueCounters, PairCounters};
 use devices::virtio::transport;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Devices, Disk, Network, VirtioSlot};
-use crate::metrics::{ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures};
+use crate::metrics::{ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures, NetQueueFigures};
 
 /// A virtio device, for whoever asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -38,6 +38,41 @@ pub struct DeviceReport {
     /// Of a network: what its frames may say of their source: `off` (anything), `mac` or `mac+ip`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<&'static str>,
+    /// What its queues have done.
+    pub queues: Vec<QueueReport>,
+}
+
+/// What a queue of a device has done since the machine was started. The counters that make it are read, and no guest waits
+/// for that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct QueueReport {
+    /// Its number; a network's two of a pair have the same.
+    pub queue: usize,
+    /// Of a network: whether frames for the guest are in it or those from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// Requests that were answered, or frames that arrived where they should.
+    pub requests: u64,
+    /// Their bytes of data.
+    pub bytes: u64,
+    /// Requests that were answered with an error, or what was lost to one.
+    pub errors: u64,
+    /// Of a network: frames that were dropped, or refused by its filter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<u64>,
+    /// Of a disk or a network: how long it waited for its limits, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_ms: Option<u64>,
+}
+
+/// Which way a network's frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To the guest.
+    Receive,
+    /// From it.
+    Transmit,
 }
 
 /// Whether a network's frames go through.
@@ -130,7 +165,50 @@ impl Devices {
                 LinkState::Down => Link::Down,
             }),
             filter: self.net(&slot.id).ok().map(Network::filter),
+            queues: slot.figures().queue_reports(),
         }
+    }
+}
+
+impl DeviceFigures {
+    /// Of a device that does not count by queue, the one that requests come in.
+    fn queue_reports(&self) -> Vec<QueueReport> {
+        let ms = |time: Duration| Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let disk = self.queues.iter().enumerate().map(|(queue, figures)| {
+            let sum = |of: fn(&(u64, u64)) -> u64| figures.operations.iter().map(of).sum();
+            QueueReport {
+                queue,
+                direction: None,
+                requests: sum(|(requests, _)| *requests),
+                bytes: sum(|(_, bytes)| *bytes),
+                errors: figures.errors,
+                dropped: None,
+                throttled_ms: ms(figures.throttled),
+            }
+        });
+        let net = self.net_queues.iter().enumerate().flat_map(|(queue, pair)| {
+            [Direction::Receive, Direction::Transmit].into_iter().zip(pair).map(move |(direction, figures)| {
+                QueueReport {
+                    queue,
+                    direction: Some(direction),
+                    requests: figures.frames,
+                    bytes: figures.bytes,
+                    errors: figures.errors,
+                    dropped: Some(figures.dropped + figures.filtered),
+                    throttled_ms: ms(figures.throttled),
+                }
+            })
+        });
+        let requests = self.flows.iter().filter(|_| self.kind == DeviceKind::Entropy).map(|flow| QueueReport {
+            queue: 0,
+            direction: None,
+            requests: flow.operations,
+            bytes: flow.bytes,
+            errors: flow.errors,
+            dropped: None,
+            throttled_ms: None,
+        });
+        disk.chain(net).chain(requests).collect()
     }
 }
 
@@ -184,26 +262,33 @@ impl VirtioSlot {
                 (flows, &counters.retired_queues)
             }
             Counters::Frames(counters) => {
-                let flow = |direction, counters: &DirectionCounters, filtered| FlowFigures {
-                    direction,
-                    operations: read(&counters.frames),
-                    bytes: read(&counters.bytes),
-                    errors: read(&counters.errors),
-                    dropped: read(&counters.dropped),
-                    filtered,
+                let flow = |direction, queue: fn(&PairCounters) -> &NetQueueCounters| {
+                    let sum = |counter: fn(&NetQueueCounters) -> &AtomicU64| {
+                        counters.pairs.iter().map(|pair| read(counter(queue(pair)))).sum()
+                    };
+                    FlowFigures {
+                        direction,
+                        operations: sum(|queue| &queue.frames),
+                        bytes: sum(|queue| &queue.bytes),
+                        errors: sum(|queue| &queue.errors),
+                        dropped: sum(|queue| &queue.dropped),
+                        filtered: sum(|queue| &queue.filtered),
+                    }
                 };
-                let flows = vec![
-                    flow("receive", &counters.received, 0),
-                    flow("transmit", &counters.transmitted, read(&counters.filtered)),
-                ];
+                let flows = vec![flow("receive", |pair| &pair.received), flow("transmit", |pair| &pair.transmitted)];
                 (flows, &counters.retired_queues)
             }
         };
-        let queues = match &self.counters {
-            Counters::Disk(disk) => disk.queue_counters().iter().map(disk_queue).collect(),
-            Counters::Requests(_) | Counters::Pages(_) | Counters::Blocks(_) | Counters::Frames(_) => Vec::new(),
-        };
-        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, retired_queues: read(retired) }
+        let (mut queues, mut net_queues) = (Vec::new(), Vec::new());
+        match &self.counters {
+            Counters::Disk(disk) => queues.extend(disk.queue_counters().iter().map(disk_queue)),
+            Counters::Frames(counters) => {
+                net_queues.extend(counters.pairs.iter().map(|pair| [&pair.received, &pair.transmitted].map(net_queue)))
+            }
+            Counters::Requests(_) | Counters::Pages(_) | Counters::Blocks(_) => {}
+        }
+        let retired_queues = read(retired);
+        DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, net_queues, retired_queues }
     }
 }
 
@@ -215,6 +300,21 @@ fn disk_queue(counters: &DiskQueueCounters) -> DiskQueueFigures {
     };
     DiskQueueFigures {
         operations: DiskOperation::ALL.map(|(kind, _)| operation(kind)),
+        errors: read(&counters.errors),
+        batches: read(&counters.batches),
+        throttled: Duration::from_nanos(read(&counters.throttled_ns)),
+        latency: counters.latency.read(),
+    }
+}
+
+fn net_queue(counters: &NetQueueCounters) -> NetQueueFigures {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    NetQueueFigures {
+        frames: read(&counters.frames),
+        bytes: read(&counters.bytes),
+        errors: read(&counters.errors),
+        dropped: read(&counters.dropped),
+        filtered: read(&counters.filtered),
         batches: read(&counters.batches),
         throttled: Duration::from_nanos(read(&counters.throttled_ns)),
         latency: counters.latency.read(),

@@ -34,7 +34,7 @@ fn packet(mac: [u8; 6], tags: &[u8], from: [u8; 4], payload: usize) -> Vec<u8> {
 }
 
 fn filtered(bench: &Bench) -> u64 {
-    bench.count(|all| &all.filtered)
+    bench.count(|all| &all.pairs[0].transmitted.filtered)
 }
 
 #[test]
@@ -54,8 +54,8 @@ fn frames_of_another_source_are_filtered_out_and_counted_and_the_next_one_goes()
                 bench.send(&[&good]);
                 assert_eq!(bench.wire.receive(), good, "and nothing before it");
             }
-            assert_eq!(bench.count(|all| &all.transmitted.frames), 2);
-            assert_eq!(bench.count(|all| &all.transmitted.dropped), 0, "a filtered frame is counted once");
+            assert_eq!(bench.count(|all| &all.pairs[0].transmitted.frames), 2);
+            assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 0, "a filtered frame is counted once");
         }
     }
 }

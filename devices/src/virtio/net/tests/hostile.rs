@@ -61,7 +61,7 @@ fn receive_buffers_that_are_none_come_back_empty_and_do_not_stop_the_rest() {
     for buffers in bad {
         assert_eq!(bench.driver.run(RX, buffers).written, 0);
     }
-    assert_eq!(bench.count(|all| &all.received.errors), 3);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.errors), 3);
     let good = bench.post(2048);
     bench.wire.send(&frame(60, 1));
     assert_eq!(bench.driver.wait_used(RX).written, 72);
@@ -103,7 +103,7 @@ fn a_ring_that_never_has_an_end_of_bad_buffers_starves_nobody() {
             assert_eq!(bench.driver.wait_used(RX).written, 0);
         }
     }
-    assert_eq!(bench.count(|all| &all.received.errors), 3200);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.errors), 3200);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn overlapping_buffers_and_rings_as_buffers_hurt_only_the_guest() {
     bench.driver.kick(RX);
     (0..8).for_each(|seed| bench.wire.send(&frame(1500, seed)));
     bench.driver.wait_needs_reset();
-    assert!(bench.count(|all| &all.received.frames) >= 1);
+    assert!(bench.count(|all| &all.pairs[0].received.frames) >= 1);
     bench.initialize(ALL);
     bench.send(&[&frame(60, 1)]);
     assert_eq!(bench.wire.receive(), frame(60, 1));
@@ -260,7 +260,7 @@ fn a_frame_of_more_pieces_than_a_system_call_takes_is_an_error() {
         bench.driver.queues[TX].add_indirect(table, &chain);
         bench.driver.kick(TX);
         bench.driver.wait_used(TX);
-        assert_eq!(bench.count(|all| &all.transmitted.errors), errors);
+        assert_eq!(bench.count(|all| &all.pairs[0].transmitted.errors), errors);
     }
     assert_eq!(bench.wire.receive(), sent[..1031]);
 }

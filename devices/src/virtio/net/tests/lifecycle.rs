@@ -55,11 +55,11 @@ fn pause_gives_back_what_was_gathered_and_resume_goes_on() {
             bench.pause();
             let sent = frame(100, seed);
             bench.wire.send(&sent);
-            let before = bench.count(|all| &all.received.frames);
+            let before = bench.count(|all| &all.pairs[0].received.frames);
             bench.resume();
             bench.driver.wait_used(RX);
             assert_eq!(bench.driver.bytes_at(room, 112), delivered(&sent, 1));
-            assert_eq!(bench.count(|all| &all.received.frames), before + 1);
+            assert_eq!(bench.count(|all| &all.pairs[0].received.frames), before + 1);
         }
     }
 }
@@ -92,7 +92,7 @@ fn a_pause_drops_a_frame_that_waits_for_buffers_and_counts_it() {
     bench.wire.send(&frame(200, 1));
     (0..8).for_each(|seed| bench.wire.send(&frame(88, 2 + seed)));
     let deadline = Instant::now() + DEADLINE;
-    while bench.count(|all| &all.received.dropped) == 0 {
+    while bench.count(|all| &all.pairs[0].received.dropped) == 0 {
         assert!(Instant::now() < deadline, "it is read and dropped in time");
         bench.pause();
         bench.resume();
@@ -158,13 +158,13 @@ fn a_backend_that_is_gone_is_a_link_that_is_down_until_reset() {
     bench.wire.set_fault(NetFault { receive: Some(libc::EBADFD), ..NetFault::default() });
     bench.wire.send(&frame(60, 1));
     bench.driver.wait_for("the link to go down", |driver| (driver.config(6) == [0, 0]).then_some(()));
-    assert_eq!(bench.count(|all| &all.received.errors), 1);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.errors), 1);
     // More doorbells change nothing.
     bench.post(2048);
     bench.driver.kick(RX);
     bench.send(&[&frame(60, 1)]);
     assert_eq!(bench.wire.receive(), frame(60, 1));
-    assert_eq!(bench.count(|all| &all.received.errors), 1);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.errors), 1);
     bench.wire.set_fault(NetFault::default());
     bench.initialize(STATUS | MERGE);
     assert_eq!(bench.driver.config(6), [1, 0]);
@@ -180,10 +180,10 @@ fn a_frame_that_the_host_cannot_give_is_an_error_and_the_next_one_comes() {
         // With room and, later, with the cable out.
         let room = bench.post(2048);
         (0..3).for_each(|seed| bench.wire.send(&frame(60, seed)));
-        bench.wait_count(|all| &all.received.errors, 3);
+        bench.wait_count(|all| &all.pairs[0].received.errors, 3);
         bench.control.set_link(LinkState::Down);
         bench.wire.send(&frame(60, 4));
-        bench.wait_count(|all| &all.received.errors, 4);
+        bench.wait_count(|all| &all.pairs[0].received.errors, 4);
         bench.wire.set_fault(NetFault::default());
         bench.control.set_link(LinkState::Up);
         assert_eq!(bench.control.link(), LinkState::Up);
@@ -199,7 +199,7 @@ fn a_deleted_interface_takes_the_link_down_from_either_side() {
     bench.wire.set_fault(NetFault { transmit: Some(libc::EBADFD), ..NetFault::default() });
     bench.send(&[&frame(60, 1)]);
     bench.driver.wait_for("the link to go down", |driver| (driver.config(6) == [0, 0]).then_some(()));
-    assert_eq!(bench.count(|all| &all.transmitted.errors), 1);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.errors), 1);
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn with_event_indices_a_batch_costs_at_most_one_interrupt() {
     }
     (0..8).for_each(|_| bench.wire.send(&frame(100, 1)));
     bench.resume();
-    bench.wait_count(|all| &all.received.frames, 9);
-    bench.wait_count(|all| &all.transmitted.frames, 9);
+    bench.wait_count(|all| &all.pairs[0].received.frames, 9);
+    bench.wait_count(|all| &all.pairs[0].transmitted.frames, 9);
     bench.pause();
     let raised = bench.driver.transport().lock().unwrap().interrupt_line().read().unwrap();
     // After a resume each queue's first batch interrupts, whatever its index says.
@@ -245,7 +245,7 @@ fn a_host_that_cannot_read_now_is_asked_again_by_and_by_and_loses_nothing() {
         bench.wire.set_fault(NetFault { receive: Some(libc::ENOBUFS), ..NetFault::default() });
         bench.wire.send(&frame(100, 1));
         for rests in 1..=3 {
-            while bench.count(|all| &all.received.errors) <= (rests + WAKES) * TURNS {
+            while bench.count(|all| &all.pairs[0].received.errors) <= (rests + WAKES) * TURNS {
                 assert!(begin.elapsed() < DEADLINE, "it is asked again");
                 std::thread::yield_now();
             }
@@ -253,7 +253,7 @@ fn a_host_that_cannot_read_now_is_asked_again_by_and_by_and_loses_nothing() {
         }
         bench.wire.set_fault(NetFault::default());
         if link == LinkState::Down {
-            bench.wait_count(|all| &all.received.dropped, 1);
+            bench.wait_count(|all| &all.pairs[0].received.dropped, 1);
             continue;
         }
         bench.driver.wait_used(RX);

@@ -58,7 +58,9 @@ fn transmitted_frames_wait_in_the_ring_and_none_is_lost() {
     assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
     // Counted before they are used, not before they are on the wire.
     wait_for_used(&mut bench, TX, 20);
-    assert_eq!(bench.count(|all| &all.transmitted.frames), 20);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.frames), 20);
+    assert!(bench.count(|all| &all.pairs[0].transmitted.throttled_ns) >= 90_000_000);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.throttled_ns), 0);
     assert_eq!(bench.wire.try_receive(), None);
 }
 
@@ -78,7 +80,8 @@ fn received_frames_wait_in_the_tap_and_none_is_lost() {
             assert_eq!(bench.driver.bytes_at(room, 112), delivered(&frame(100, seed), 1));
         }
         assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
-        assert_eq!(bench.count(|all| &all.received.dropped), 0);
+        assert_eq!(bench.count(|all| &all.pairs[0].received.dropped), 0);
+        assert!(bench.count(|all| &all.pairs[0].received.throttled_ns) >= 90_000_000);
     }
 }
 
@@ -214,7 +217,7 @@ fn a_received_frame_that_its_driver_changes_while_it_waits_keeps_neither_others_
     limiter.change(inward(frames(2)));
     wait_for_used(&mut behind, RX, 1);
     wait_for_used(&mut waits, RX, 2);
-    assert_eq!(waits.count(|all| &all.received.dropped), 0);
+    assert_eq!(waits.count(|all| &all.pairs[0].received.dropped), 0);
 }
 
 #[test]
@@ -258,8 +261,8 @@ fn resets_and_pauses_give_no_more_than_one_frame_beyond_the_limit() {
                 bench.resume();
             }
         }
-        assert_eq!(bench.count(|all| &all.received.frames), 2, "one within the limit, and one on credit");
-        assert_eq!(bench.count(|all| &all.received.dropped), 8);
+        assert_eq!(bench.count(|all| &all.pairs[0].received.frames), 2, "one within the limit, and one on credit");
+        assert_eq!(bench.count(|all| &all.pairs[0].received.dropped), 8);
     }
 }
 

@@ -15,8 +15,8 @@ fn an_unplugged_cable_is_told_and_loses_frames_of_both_directions() {
         bench.send(&[&frame(60, 1)]);
         bench.wire.send(&frame(60, 2));
         bench.wire.send(&frame(60, 3));
-        bench.wait_count(|all| &all.received.dropped, 2);
-        assert_eq!(bench.count(|all| &all.transmitted.dropped), 1);
+        bench.wait_count(|all| &all.pairs[0].received.dropped, 2);
+        assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 1);
         assert_eq!(bench.wire.try_receive(), None);
         assert_eq!(bench.driver.queues[RX].device_used_index(), 0);
         bench.control.set_link(LinkState::Up);
@@ -34,7 +34,7 @@ fn frames_that_come_while_the_cable_is_out_are_never_seen_even_if_no_buffers_wer
     bench.wire.send(&frame(60, 1));
     bench.control.set_link(LinkState::Down);
     bench.wire.send(&frame(60, 2));
-    bench.wait_count(|all| &all.received.dropped, 2);
+    bench.wait_count(|all| &all.pairs[0].received.dropped, 2);
     bench.control.set_link(LinkState::Up);
     let room = bench.post(128);
     bench.wire.send(&frame(60, 3));
@@ -107,7 +107,7 @@ fn the_mtu_is_told_and_larger_packets_are_dropped_unless_they_are_segmented_late
         } else {
             dropped += 1;
             bench.post(8192);
-            bench.wait_count(|all| &all.received.dropped, dropped);
+            bench.wait_count(|all| &all.pairs[0].received.dropped, dropped);
             bench.wire.send(&tagged(60, &[]));
             bench.driver.wait_used(RX);
         }

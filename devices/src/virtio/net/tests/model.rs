@@ -145,7 +145,7 @@ proptest! {
             model.post(&[700]);
             model.take_frames();
         }
-        prop_assert_eq!(model.bench.count(|all| &all.transmitted.dropped), 0);
+        prop_assert_eq!(model.bench.count(|all| &all.pairs[0].transmitted.dropped), 0);
         prop_assert_eq!(model.bench.driver.status() & 0x40, 0);
     }
 }

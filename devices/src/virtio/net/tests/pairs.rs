@@ -147,6 +147,27 @@ fn the_driver_says_how_many_pairs_get_frames() {
 }
 
 #[test]
+fn each_queue_counts_its_own_frames() {
+    let mut pairs = Pairs::new(ALL);
+    assert_eq!(pairs.set_pairs(3), OK);
+    for pair in 0..PAIRS {
+        for _ in 0..=pair {
+            pairs.send(pair, &frame(200, pair));
+        }
+        let room = pairs.post(pair);
+        pairs.wires[pair].send(&frame(100, pair));
+        pairs.expect(pair, room, &frame(100, pair));
+    }
+    for (pair, sent) in (0..PAIRS).zip(1..) {
+        let PairCounters { received, transmitted } = &pairs.counters.pairs[pair];
+        for (queue, frames, bytes) in [(received, 1, 100), (transmitted, sent, 200 * sent)] {
+            let counted = [&queue.frames, &queue.bytes, &queue.batches].map(|count| count.load(Ordering::Relaxed));
+            assert_eq!((counted, queue.latency.read().count()), ([frames, bytes, frames], frames), "pair {pair}");
+        }
+    }
+}
+
+#[test]
 fn a_pause_keeps_the_pairs_and_a_reset_leaves_the_first() {
     let mut pairs = Pairs::new(ALL);
     assert_eq!(pairs.set_pairs(3), OK);

@@ -15,7 +15,10 @@ fn a_frame_comes_into_the_first_buffer_and_only_there() {
             assert_eq!(bench.driver.bytes_at(rooms[seed], 2048), expected);
         }
         assert_eq!(bench.driver.bytes_at(rooms[3], 2048), [UNWRITTEN; 2048]);
-        assert_eq!((bench.count(|all| &all.received.frames), bench.count(|all| &all.received.bytes)), (3, 1588));
+        assert_eq!(
+            (bench.count(|all| &all.pairs[0].received.frames), bench.count(|all| &all.pairs[0].received.bytes)),
+            (3, 1588)
+        );
     }
 }
 
@@ -40,7 +43,7 @@ fn a_large_frame_is_merged_from_as_many_buffers_as_it_needs() {
         }
         assert_eq!(got, delivered(&sent, u16::try_from(buffers).unwrap()));
     }
-    assert_eq!(bench.count(|all| &all.received.dropped), 0);
+    assert_eq!(bench.count(|all| &all.pairs[0].received.dropped), 0);
 }
 
 #[test]
@@ -63,12 +66,12 @@ fn without_merging_a_frame_that_does_not_fit_is_dropped_whole_and_the_buffer_sta
         let room = bench.post(112);
         bench.wire.send(&frame(101, 1));
         bench.wire.send(&frame(5000, 2));
-        bench.wait_count(|all| &all.received.dropped, 2);
+        bench.wait_count(|all| &all.pairs[0].received.dropped, 2);
         let sent = frame(100, 3);
         bench.wire.send(&sent);
         assert_eq!(bench.driver.wait_used(RX).written, 112);
         assert_eq!(bench.driver.bytes_at(room, 112), delivered(&sent, 1));
-        assert_eq!(bench.count(|all| &all.received.frames), 1);
+        assert_eq!(bench.count(|all| &all.pairs[0].received.frames), 1);
     }
 }
 
@@ -91,7 +94,7 @@ fn with_merging_a_frame_waits_for_the_buffers_that_it_lacks() {
             got.extend(bench.driver.bytes_at(room, 100));
         }
         assert_eq!(got, [delivered(&first, 5), delivered(&second, 1)].concat());
-        assert_eq!(bench.count(|all| &all.received.dropped), 0);
+        assert_eq!(bench.count(|all| &all.pairs[0].received.dropped), 0);
     }
 }
 
@@ -101,7 +104,7 @@ fn a_frame_that_a_full_ring_cannot_hold_is_dropped() {
     let rooms: Vec<_> = (0..32).map(|_| bench.add_room(20)).collect();
     bench.driver.kick(RX);
     bench.wire.send(&frame(700, 1));
-    bench.wait_count(|all| &all.received.dropped, 1);
+    bench.wait_count(|all| &all.pairs[0].received.dropped, 1);
     let sent = frame(628, 2);
     bench.wire.send(&sent);
     let mut got = Vec::new();
@@ -136,7 +139,7 @@ fn frames_that_are_none_are_dropped() {
     let room = bench.post(2048);
     bench.wire.send(&[1; 25]);
     bench.wire.send(&vec![1; 70_000]);
-    bench.wait_count(|all| &all.received.dropped, 2);
+    bench.wait_count(|all| &all.pairs[0].received.dropped, 2);
     let sent = frame(60, 1);
     bench.wire.send(&sent);
     bench.driver.wait_used(RX);
@@ -168,5 +171,8 @@ fn without_buffers_nothing_is_read_and_nothing_is_lost() {
         bench.driver.wait_used(RX);
         assert_eq!(bench.driver.bytes_at(room, sent.len()), delivered(sent, 1));
     }
-    assert_eq!((bench.count(|all| &all.received.frames), bench.count(|all| &all.received.dropped)), (8, 0));
+    assert_eq!(
+        (bench.count(|all| &all.pairs[0].received.frames), bench.count(|all| &all.pairs[0].received.dropped)),
+        (8, 0)
+    );
 }

@@ -140,7 +140,7 @@ fn frames_go_both_ways_and_checksums_are_whose_they_were_negotiated_to_be() {
                     assert!(got[..len] == payload, "{len} bytes to the host");
                 }
             }
-            let dropped = [&bench.counters.received.dropped, &bench.counters.transmitted.dropped];
+            let dropped = [&bench.counters.pairs[0].received.dropped, &bench.counters.pairs[0].transmitted.dropped];
             assert_eq!(dropped.map(|counter| counter.load(Ordering::Relaxed)), [0, 0]);
         });
     }
@@ -171,7 +171,7 @@ fn a_tap_that_is_deleted_is_a_link_that_goes_down() {
         bench.driver.wait_for("the link to go down", |driver| (driver.config(6) == [0, 0]).then_some(()));
         let sent = bench.udp(0, 0, &[0; 100]);
         bench.send(&sent);
-        assert_eq!(bench.counters.transmitted.errors.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.counters.pairs[0].transmitted.errors.load(Ordering::Relaxed), 1);
         // A driver that starts again hears that it cannot.
         bench.driver.reset();
         assert!(bench.driver.negotiate(1 << 32));
@@ -189,7 +189,7 @@ fn an_interface_that_is_down_loses_frames_until_it_is_up() {
         ip("link set tap7 down");
         let sent = bench.udp(0, 0, &[1; 100]);
         bench.send(&sent);
-        assert_eq!(bench.counters.transmitted.errors.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.counters.pairs[0].transmitted.errors.load(Ordering::Relaxed), 1);
         ip("link set tap7 up");
         bench.send(&sent);
         let mut got = [0; 200];

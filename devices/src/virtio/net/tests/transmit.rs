@@ -14,7 +14,10 @@ fn a_frame_arrives_as_it_was_sent_however_it_was_cut() {
         bench.send(&pieces);
         assert_eq!(bench.wire.receive(), sent, "{cuts:?}");
     }
-    assert_eq!((bench.count(|all| &all.transmitted.frames), bench.count(|all| &all.transmitted.bytes)), (6, 6000));
+    assert_eq!(
+        (bench.count(|all| &all.pairs[0].transmitted.frames), bench.count(|all| &all.pairs[0].transmitted.bytes)),
+        (6, 6000)
+    );
 }
 
 #[test]
@@ -33,19 +36,19 @@ fn what_is_no_frame_is_dropped_and_counted() {
     bench.send(&[&frame(13, 0)]);
     bench.send(&[&frame(65555, 0)]);
     bench.send(&[&[0; 12]]);
-    assert_eq!(bench.count(|all| &all.transmitted.dropped), 3);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 3);
     bench.send(&[&[0; 11]]);
     bench.send(&[&[0]]);
     let room = bench.room(64);
     let chain = [Buffer::Readable(room, 32), Buffer::Writable(GuestAddress(room.0 + 32), 32)];
     assert_eq!(bench.driver.run(TX, &chain).written, 0);
     assert_eq!(bench.driver.run(TX, &[Buffer::Writable(room, 32)]).written, 0);
-    assert_eq!(bench.count(|all| &all.transmitted.errors), 4);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.errors), 4);
     assert_eq!(bench.driver.bytes_at(room, 64), [UNWRITTEN; 64]);
     let good = frame(60, 3);
     bench.send(&[&good]);
     assert_eq!(bench.wire.receive(), good, "and nothing before it");
-    assert_eq!(bench.count(|all| &all.transmitted.frames), 1);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.frames), 1);
 }
 
 /// A frame of 100 bytes whose header is `flags`, `gso_type`, `hdr_len`, `gso_size`, `csum_start`, `csum_offset`.
@@ -65,10 +68,10 @@ fn what_a_header_asks_for_reaches_the_backend_only_as_far_as_it_was_negotiated()
     bench.send(&[&checksum]);
     assert_eq!(bench.wire.receive(), checksum);
     bench.send(&[&with_header(1, 1, [54, 50, 34, 16])]);
-    assert_eq!(bench.count(|all| &all.transmitted.dropped), 1, "segmentation");
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 1, "segmentation");
     bench.initialize(0);
     bench.send(&[&checksum]);
-    assert_eq!(bench.count(|all| &all.transmitted.dropped), 2, "a checksum");
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 2, "a checksum");
     bench.initialize(ALL);
     for gso in [1, 4, 5, 0x81, 0x84] {
         let large = with_header(1, gso, [54, 50, 34, 16]);
@@ -85,7 +88,7 @@ fn what_a_header_asks_for_reaches_the_backend_only_as_far_as_it_was_negotiated()
     ] {
         bench.send(&[&lie]);
     }
-    assert_eq!(bench.count(|all| &all.transmitted.dropped), 8);
+    assert_eq!(bench.count(|all| &all.pairs[0].transmitted.dropped), 8);
     // Only what was checked goes on.
     bench.send(&[&with_header(0xf2, 0, [u16::MAX, 7, 8, 9])]);
     assert_eq!(bench.wire.receive(), with_header(0, 0, [100, 0, 0, 0]));
@@ -109,7 +112,8 @@ fn a_wire_without_room_is_waited_for_and_the_order_stays() {
             bench.driver.wait_used(TX);
         }
         assert_eq!(bench.wire.try_receive(), None, "nothing twice");
-        assert_eq!(bench.count(|all| &all.transmitted.frames), 32);
+        assert_eq!(bench.count(|all| &all.pairs[0].transmitted.frames), 32);
+        assert_eq!(bench.counters.pairs[0].transmitted.latency.read().count(), 32);
     }
 }
 
@@ -121,6 +125,9 @@ fn a_lost_frame_is_counted_and_the_next_one_goes() {
     bench.wire.set_fault(NetFault::default());
     bench.send(&[&frame(60, 2)]);
     assert_eq!(bench.wire.receive(), frame(60, 2));
-    assert_eq!((bench.count(|all| &all.transmitted.errors), bench.count(|all| &all.transmitted.frames)), (1, 1));
+    assert_eq!(
+        (bench.count(|all| &all.pairs[0].transmitted.errors), bench.count(|all| &all.pairs[0].transmitted.frames)),
+        (1, 1)
+    );
     assert_eq!(bench.driver.config(6), [1, 0]);
 }
