@@ -1,5 +1,5 @@
-//! Published client libraries of Firecracker's API drive husk, which they take for Firecracker by its name.
-//! tools/dev.d/clients installs them.
+//! Published client libraries of Firecracker's API drive husk, which they take for Firecracker by its name, and Prometheus'
+//! own tool reads its figures. tools/dev.d/clients installs them.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
@@ -7,8 +7,9 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::folder::Folder;
-use common::guest::PROBE;
+use common::guest::{LISTENING, PROBE};
 use common::http::Connection;
+use common::network::{in_network_namespace, tap};
 use common::{HUSK, Husk, Launch};
 
 /// A file of what tools/dev.d/clients installs.
@@ -59,4 +60,34 @@ fn firepilot_starts_pauses_resumes_and_stops_a_vm() {
 fn hysn_firecracker_python_starts_pauses_resumes_and_stops_a_vm() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/hysn.py");
     drives_a_vm(installed("python/bin/python"), &[script]);
+}
+
+#[test]
+fn promtool_finds_nothing_to_say_about_the_metrics() {
+    let checked = |page: &[u8]| {
+        let mut promtool = Launch::new(installed("promtool"), ["check", "metrics"]).typed();
+        promtool.type_in(page);
+        promtool.close_stdin();
+        promtool.end()
+    };
+    in_network_namespace(|| {
+        tap("tap7");
+        let folder = Folder::new();
+        let disk = folder.file("disk", &[0; 1 << 20]);
+        let (socket, disk) = (folder.at("s"), format!("{disk},queues=2,iops=1000"));
+        let words = ["--net", "tap=tap7", "--hotplug", "128M", "--thread", "vcpu0,cpus=0", "--api-sock", &socket];
+        let husk =
+            common::guest::probe("check=blk,net,serial end=poweroff").args(words).args(["--disk", &disk]).start();
+        husk.wait_for(LISTENING);
+        let mut client = Connection::open(&socket);
+        client.ask("GET", "/", "");
+        let page = client.ask("GET", "/husk/v1/metrics", "").body;
+        for part in ["husk_placement_drift", "husk_disk_queue_latency_seconds_bucket", "husk_net_queue_frames_total"] {
+            assert!(page.contains(&format!("\n{part}")), "{part} is not in\n{page}");
+        }
+        checked(page.as_bytes()).went_well();
+    });
+    // It would say so.
+    let wrong = checked(b"# HELP husk_times Time.\n# TYPE husk_times counter\nhusk_times 1\n");
+    assert!(wrong.code() != Some(0) && wrong.stderr.contains("_total"), "{wrong}");
 }
