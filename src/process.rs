@@ -77,10 +77,11 @@ fn ignore(signal: libc::c_int) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
-/// Runs `make` such that the files it makes are this user's alone. To be called before another thread makes files.
-pub(crate) fn with_private_files<T>(make: impl FnOnce() -> T) -> T {
+/// Runs `make` such that what it makes has these permissions at most, at every instant. To be called before another thread
+/// makes files.
+pub(crate) fn with_permissions<T>(permissions: u32, make: impl FnOnce() -> T) -> T {
     // SAFETY: umask takes a number and cannot fail.
-    let before = unsafe { libc::umask(0o177) };
+    let before = unsafe { libc::umask(!permissions & 0o777) };
     let made = make();
     // SAFETY: as above.
     unsafe { libc::umask(before) };

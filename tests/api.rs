@@ -9,7 +9,7 @@ use common::folder::Folder;
 use common::guest::PROBE;
 use common::http::{Connection, request};
 use common::vm::Vm;
-use common::{Launch, husk};
+use common::{Launch, husk, through_shell};
 use serde_json::{Value, json};
 
 #[test]
@@ -268,6 +268,31 @@ fn the_socket_is_private_and_a_second_husk_leaves_it_alone() {
     assert_eq!(Connection::open(&folder).ask("GET", "/", "").status, 200, "a dead husk's socket is replaced");
     third.signal(libc::SIGTERM);
     assert_eq!(third.end().code(), Some(0));
+}
+
+#[test]
+fn the_socket_has_the_mode_that_is_asked_for_whatever_the_umask_is() {
+    let folder = Folder::new();
+    let path = folder.at("s");
+    let waiting = husk(["--api-sock", &path]);
+    let running = common::guest::echoing().args(["--api-sock", &path]);
+    for (launch, mode, permissions) in [(waiting, "0666", 0o666), (running, "620", 0o620)] {
+        let husk = through_shell(r#"umask 077; exec "$@""#, &launch.args(["--api-sock-mode", mode])).start();
+        assert_eq!(Connection::open(&path).ask("GET", "/", "").status, 200);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, permissions);
+        husk.signal(libc::SIGTERM);
+        assert_eq!(husk.end().code(), Some(0));
+    }
+    for words in [
+        &["--api-sock", &path, "--api-sock-mode", "1777"][..],
+        &["--api-sock", &path, "--api-sock-mode", "u=rw"],
+        &["run", "--kernel", PROBE, "--api-sock-mode", "0660"],
+    ] {
+        let ended = husk(words.iter().copied()).end();
+        assert_eq!(ended.code(), Some(2), "{words:?}: {ended}");
+        assert!(ended.stderr.contains("--api-sock"), "{ended}");
+        assert!(!folder.path().join("s").exists());
+    }
 }
 
 #[test]

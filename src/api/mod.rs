@@ -38,7 +38,7 @@ use vmm::control::{Command, CommandResult, CommandSender, EventLog, StateCell};
 
 pub(crate) use latency::RouteLatencies;
 pub(crate) use server::{Server, ServerError};
-pub(crate) use socket::{DEFAULT_PATH, Listener, SocketError};
+pub(crate) use socket::{DEFAULT_PATH, Listener, SocketError, SocketMode};
 
 /// The version of Firecracker's API that is followed.
 pub(crate) const FIRECRACKER_VERSION: &str = FIRECRACKER_VERSION_TAG.split_at(1).1;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use thiserror::Error;
 
@@ -51,17 +52,17 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// The socket that was handed to this process, or a new one at `path`. Connections are accepted from now on: the kernel
-    /// keeps them until the server takes them.
-    pub(crate) fn open(path: &Path) -> Result<Self, SocketError> {
+    /// keeps them until the server takes them. The mode is that of a new one: who hands one over has chosen its own.
+    pub(crate) fn open(path: &Path, mode: SocketMode) -> Result<Self, SocketError> {
         match service::inherited_socket()? {
             Some(socket) => Ok(Self { socket, made: None }),
-            None => Self::bind(path),
+            None => Self::bind(path, mode),
         }
     }
 
-    fn bind(path: &Path) -> Result<Self, SocketError> {
+    fn bind(path: &Path, SocketMode(mode): SocketMode) -> Result<Self, SocketError> {
         let failed = |cause| SocketError::Bind { path: path.to_owned(), cause };
-        let bind = || process::with_private_files(|| UnixListener::bind(path));
+        let bind = || process::with_permissions(mode, || UnixListener::bind(path));
         let bound = match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
@@ -96,6 +97,27 @@ impl Drop for Listener {
     }
 }
 
+/// Who may connect to a socket that is made: the permissions of its file, of which writing is what counts (unix(7)).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SocketMode(u32);
+
+/// This user alone.
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o600)
+    }
+}
+
+impl FromStr for SocketMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let octal = (1..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+        mode.map(Self).ok_or("use an octal mode of at most 0777, as in 0660")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +127,7 @@ mod tests {
     fn a_socket_is_private_and_goes_with_its_listener() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let listener = Listener::bind(&path).unwrap();
+        let listener = Listener::bind(&path, SocketMode::default()).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
@@ -114,12 +136,22 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_is_octal_and_has_permissions_alone() {
+        for (text, mode) in [("600", 0o600), ("0660", 0o660), ("777", 0o777), ("0", 0)] {
+            assert_eq!(text.parse::<SocketMode>().unwrap().0, mode);
+        }
+        for text in ["", "1000", "4755", "00660", "0o660", "+660", "-1", "668", "rw", " 660", "6_0"] {
+            assert!(text.parse::<SocketMode>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::InUse { .. })));
+        let listener = Listener::bind(&path, SocketMode::default()).unwrap();
+        assert!(matches!(Listener::bind(&path, SocketMode::default()), Err(SocketError::InUse { .. })));
         drop(listener);
     }
 
@@ -128,9 +160,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(Listener::bind(&path, SocketMode::default()), Err(SocketError::NotASocket { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-        let missing = Listener::bind(&folder.path().join("no/s")).unwrap_err().to_string();
+        let missing = Listener::bind(&folder.path().join("no/s"), SocketMode::default()).unwrap_err().to_string();
         assert!(missing.contains("check that its folder exists"), "{missing}");
     }
 }

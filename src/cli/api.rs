@@ -10,13 +10,14 @@ use vmm::control::{Escape, command_queue};
 
 use super::firecracker::parse_id;
 use super::log::LogArgs;
-use crate::api::{Context, Listener, REQUEST_BYTES_MAX, RouteLatencies, Server};
+use crate::api::{Context, Listener, REQUEST_BYTES_MAX, RouteLatencies, Server, SocketMode};
 use crate::session::{Begin, Finished, Manners, OnReboot, RunError, Session};
 
 /// The control socket that was asked for.
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) path: PathBuf,
+    pub(super) mode: SocketMode,
     pub(super) id: String,
     pub(super) request_bytes_max: usize,
     pub(super) started: Instant,
@@ -31,6 +32,9 @@ pub(super) struct SessionArgs {
     /// Path of a control socket; without it there is none.
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
+    /// Permissions of the control socket, in octal: whoever may write to it may use it. 0600 if not given.
+    #[arg(long, value_name = "MODE", requires = "api_sock")]
+    api_sock_mode: Option<SocketMode>,
     /// Name of the VM on the control socket: 1 to 64 letters, digits or `-`.
     #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
     id: String,
@@ -53,20 +57,21 @@ impl SessionArgs {
         let manners =
             Manners { escape: Escape::CtrlA, on_reboot: self.on_reboot, stop_grace: self.stop_timeout, metrics: None };
         let (id, request_bytes_max) = (std::mem::take(&mut self.id), REQUEST_BYTES_MAX);
-        let api = self.api_sock.take().map(|path| Api { path, id, request_bytes_max, started });
+        let mode = self.api_sock_mode.unwrap_or_default();
+        let api = self.api_sock.take().map(|path| Api { path, mode, id, request_bytes_max, started });
         Ok((manners, api))
     }
 }
 
 /// Runs a machine to its end. The socket accepts before anything slow is done.
 pub(super) fn run(config: VmConfig, begin: Begin, manners: Manners, api: Option<Api>) -> Result<Finished, RunError> {
-    let Some(Api { path, id, request_bytes_max, started }) = api else {
+    let Some(Api { path, mode, id, request_bytes_max, started }) = api else {
         if let Some(disk) = config.disks.iter().find(|disk| disk.tuning.on_enospc == OnEnospc::Stop) {
             return Err(RunError::NobodyResumes { disk: disk.id.clone() });
         }
         return Session::open(manners, None)?.run(config, begin);
     };
-    let listener = Listener::open(&path)?;
+    let listener = Listener::open(&path, mode)?;
     let host = |source| RunError::Host { what: "create the command queue", source };
     let (commands, received) = command_queue().map_err(host)?;
     let mut session = Session::open(manners, Some(received))?;

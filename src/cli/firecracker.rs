@@ -13,7 +13,7 @@ use vmm::metrics::FirecrackerFile;
 
 use super::api::Api;
 use super::log::LogArgs;
-use crate::api::{DEFAULT_PATH, REQUEST_BYTES_MAX};
+use crate::api::{DEFAULT_PATH, REQUEST_BYTES_MAX, SocketMode};
 use crate::exit::ExitStatus;
 use crate::logging;
 use crate::session::{Begin, Manners, OnReboot, RunError};
@@ -25,6 +25,9 @@ pub(super) struct FirecrackerArgs {
     /// Path of the API socket.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
     api_sock: PathBuf,
+    /// Permissions of the API socket, in octal: whoever may write to it may use it. 0600 if not given.
+    #[arg(long, value_name = "MODE", conflicts_with = "no_api")]
+    api_sock_mode: Option<SocketMode>,
     /// Name of the VM: 1 to 64 letters, digits or `-`.
     #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
     id: String,
@@ -103,6 +106,7 @@ impl FirecrackerArgs {
         };
         let api = (!self.no_api).then_some(Api {
             path: self.api_sock,
+            mode: self.api_sock_mode.unwrap_or_default(),
             id: self.id,
             request_bytes_max: self.http_api_max_payload_size,
             started,
