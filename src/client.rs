@@ -66,14 +66,15 @@ impl Client {
         self.text_within(None, method, target, body).map(drop)
     }
 
-    /// Follows a job that was begun to its end, and returns what is told of it then.
-    pub(crate) fn finished(&self, begun: &Value) -> Result<Value, ClientError> {
+    /// Follows a job that was begun to its end, and returns what is told of it then. `each` has what is told of it before.
+    pub(crate) fn finished(&self, begun: &Value, mut each: impl FnMut(&Value)) -> Result<Value, ClientError> {
         let target = format!("/husk/v1/jobs/{}", begun["id"]);
         let mut wait = JOB_LOOK_MIN;
         loop {
             let job = self.request("GET", &target, None)?;
             match job["state"].as_str() {
                 Some("running") => {
+                    each(&job);
                     std::thread::sleep(wait);
                     wait = (2 * wait).min(JOB_LOOK_MAX);
                 }

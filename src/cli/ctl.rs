@@ -3,12 +3,15 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use vmm::config::{DeviceLimits, MIB, parse_size};
 
 use super::limit::{LimitWord, limits};
+use super::progress::ProgressBar;
 use super::restore::RestoreWords;
 use crate::client::{Client, ClientError};
 use crate::exit::ExitStatus;
@@ -41,7 +44,7 @@ enum Verb {
     Stop {
         /// Seconds that the guest has; 0 ends it at once.
         #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = super::parse_seconds)]
-        grace: std::time::Duration,
+        grace: Duration,
     },
     /// Press its power button.
     PowerButton,
@@ -154,8 +157,7 @@ impl CtlArgs {
         match self.verb {
             Verb::Status => say(render(&client.request("GET", "/husk/v1/health", None)?, json)),
             Verb::Start => {
-                let action = json!({ "action_type": "InstanceStart" });
-                client.awaited("PUT", "/actions", Some(&action))?;
+                start(&client)?;
                 say_done();
             }
             Verb::Pause => say(act(&client, "pause", None, json)?),
@@ -202,11 +204,11 @@ impl CtlArgs {
             Verb::Snapshot { folder, parent, track } => {
                 let body = json!({ "path": super::absolute(folder)?, "parent": parent.map(super::absolute).transpose()?, "track": track });
                 let job = client.request("POST", "/husk/v1/snapshots", Some(&body))?;
-                say(render(&client.finished(&job)?, json));
+                say(render(&finished(&client, &job)?, json));
             }
             Verb::Restore { folder, how } => {
                 let job = client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
-                let ended = client.finished(&job)?;
+                let ended = finished(&client, &job)?;
                 say(if json { render(&ended, true) } else { String::new() });
             }
             Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
@@ -263,6 +265,35 @@ impl DiskVerb {
         }
         Ok(())
     }
+}
+
+/// Follows a job to its end, with a bar meanwhile.
+fn finished(client: &Client, job: &Value) -> Result<Value, ClientError> {
+    let mut bar = ProgressBar::new();
+    client.finished(job, |job| bar.show(job))
+}
+
+/// Starts the machine, which takes as long as its memory needs; a bar shows how far that is.
+fn start(client: &Client) -> Result<(), ClientError> {
+    const LOOK: Duration = Duration::from_millis(250);
+    let mut bar = ProgressBar::new();
+    let action = json!({ "action_type": "InstanceStart" });
+    std::thread::scope(|scope| {
+        let (started, done) = mpsc::channel::<()>();
+        if bar.is_seen() {
+            scope.spawn(move || {
+                while done.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                    // What keeps it from being told is told by the start itself.
+                    let jobs = client.request("GET", "/husk/v1/jobs", None).unwrap_or_default();
+                    let running = |job: &&Value| job["kind"] == "start" && job["state"] == "running";
+                    jobs.as_array().into_iter().flatten().filter(running).for_each(|job| bar.show(job));
+                }
+            });
+        }
+        let result = client.awaited("PUT", "/actions", Some(&action));
+        drop(started);
+        result
+    })
 }
 
 /// Begins a job, and tells of it.

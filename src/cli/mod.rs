@@ -13,6 +13,7 @@ mod memory;
 mod net;
 mod numa;
 mod plan;
+mod progress;
 mod restore;
 mod run;
 mod snapshot;
