@@ -397,14 +397,32 @@ fn metrics_are_told_as_prometheus_and_as_firecracker_write_them() {
 }
 
 #[test]
-fn completion_and_the_manual_page_name_the_subcommands() {
+fn completion_names_the_subcommands() {
     for shell in ["bash", "zsh", "fish"] {
         let ended = husk(["completion", shell]).end();
         assert_eq!(ended.code(), Some(0));
         assert!(ended.text().contains("power-button"), "{shell}");
     }
-    let page = husk(["man"]).end();
-    assert!(page.text().contains(".TH husk 1") && page.text().contains("husk\\-ctl(1)"), "{page}");
+}
+
+#[test]
+fn every_manual_page_that_another_names_is_there() {
+    let mut commands = vec![Vec::<String>::new()];
+    let mut pages = 0;
+    while let Some(words) = commands.pop() {
+        let name = ["husk".to_owned()].iter().chain(&words).cloned().collect::<Vec<_>>().join("-");
+        let page = husk(["man"]).args(&words).end().went_well().text().replace('\\', "");
+        assert!(page.contains(&format!(".TH {name} 1  \"husk ")), "{words:?}: {page}");
+        pages += 1;
+        let named = page.lines().filter_map(|line| line.strip_suffix("(1)")?.strip_prefix(&name)?.strip_prefix('-'));
+        // clap's own, which has no page.
+        let own = named.filter(|word| !word.split('-').any(|part| part == "help"));
+        commands.extend(own.map(|word| [&words[..], &[word.to_owned()]].concat()));
+    }
+    assert!(pages > 25, "{pages}");
+    let ended = husk(["man", "ctl", "frobnicate"]).end();
+    assert_eq!((ended.code(), ended.text().as_str()), (Some(2), ""), "{ended}");
+    assert!(ended.stderr.contains("no command `frobnicate`"), "{ended}");
 }
 
 #[test]

@@ -24,8 +24,10 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use clap_mangen::Man;
 
 pub(crate) use plan::PlanError;
 pub(crate) use snapshot::SnapshotError;
@@ -75,9 +77,12 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Print the manual page.
-    #[command(after_help = "Example: husk man | man -l -")]
-    Man,
+    /// Print the manual page, or that of a command.
+    #[command(after_help = "Example: husk man ctl snapshot | man -l -")]
+    Man {
+        /// The command, as `ctl` or `ctl snapshot`.
+        command: Vec<String>,
+    },
     /// Show what this host can do for husk, and the command that would mend what it cannot.
     #[command(after_help = "Example: husk host --json")]
     Host(Deferred<host::HostArgs>),
@@ -115,6 +120,24 @@ pub(crate) fn run(started: Instant) -> Result<ExitStatus, RunError> {
     }
 }
 
+/// The page of husk, or of the command that these words lead to: `husk-ctl-snapshot`.
+fn man_page(words: &[String]) -> Man {
+    let mut husk = Cli::command();
+    // Only then commands know what they take, and whose they are.
+    husk.build();
+    let mut command = &husk;
+    for word in words {
+        command = match command.find_subcommand(word) {
+            Some(found) => found,
+            None => {
+                let message = format!("there is no command `{word}`");
+                Cli::command().error(ErrorKind::InvalidSubcommand, message).exit()
+            }
+        };
+    }
+    Man::new(command.clone()).source(concat!("husk ", env!("CARGO_PKG_VERSION")))
+}
+
 /// Reads a number of seconds, which may have a fraction.
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -140,9 +163,9 @@ impl Command {
                 clap_complete::generate(shell, &mut Cli::command(), "husk", &mut io::stdout());
                 Ok(ExitStatus::Success)
             }
-            Self::Man => {
-                let page = |source| RunError::Host { what: "print the manual page", source };
-                clap_mangen::Man::new(Cli::command()).render(&mut io::stdout()).map_err(page)?;
+            Self::Man { command } => {
+                let failed = |source| RunError::Host { what: "print the manual page", source };
+                man_page(&command).render(&mut io::stdout()).map_err(failed)?;
                 Ok(ExitStatus::Success)
             }
         }
