@@ -103,39 +103,34 @@ impl LimitFacts {
     }
 }
 
+/// One of them alone, for those who wait for it.
 impl LimitFacts {
-    /// The cpuset's CPUs alone.
+    /// The cpuset's CPUs.
     pub(super) fn cpuset_cpus(tree: &Tree) -> Option<IdList> {
         Groups::read(tree).cpuset_cpus()
     }
-}
 
-/// What this process is held to in memory alone: a machine waits for it, so each file is read once.
-#[derive(Debug)]
-pub(crate) struct MemoryLimits {
-    /// The nodes that it may have memory of.
-    pub(crate) allowed_nodes: Option<IdList>,
+    /// The nodes that this process may have memory of.
+    pub(super) fn mems_allowed(tree: &Tree) -> Option<IdList> {
+        field(&tree.text("proc/self/status")?, "Mems_allowed_list")?.parse().ok()
+    }
+
     /// How much it may lock, in bytes; `None` for any amount.
-    pub(crate) lockable_bytes: Option<u64>,
-    /// The least limit on memory of the control groups that it is in.
-    pub(crate) group: Option<Limit>,
-    /// What it may have of each pool, and what it may reserve.
-    pub(crate) pools: Vec<HugetlbLimit>,
-}
-
-impl MemoryLimits {
-    /// What holds the process whose files `tree` has under /proc/self, of pools of these page sizes.
-    pub(super) fn read(tree: &Tree, page_sizes: &[u64]) -> Self {
+    pub(super) fn lockable_bytes(tree: &Tree) -> Option<u64> {
         let status = tree.text("proc/self/status").unwrap_or_default();
+        if has_capability(&status, CAP_IPC_LOCK) == Some(true) { None } else { memlock(tree) }
+    }
+
+    /// The least limit on memory of the control groups that it is in.
+    pub(super) fn memory_bytes(tree: &Tree) -> Option<Limit> {
+        Groups::read(tree).memory()
+    }
+
+    /// Theirs on what it may have of a pool, and on what it may reserve.
+    pub(super) fn of_pool(tree: &Tree, page_bytes: u64) -> Vec<Limit> {
         let groups = Groups::read(tree);
-        let has_any = has_capability(&status, CAP_IPC_LOCK) == Some(true);
-        let of_pool = |size: &[u64]| [groups.hugetlb(size, ""), groups.hugetlb(size, ".rsvd")].concat();
-        Self {
-            allowed_nodes: field(&status, "Mems_allowed_list").and_then(|list| list.parse().ok()),
-            lockable_bytes: if has_any { None } else { memlock(tree) },
-            group: groups.memory(),
-            pools: page_sizes.chunks(1).flat_map(of_pool).collect(),
-        }
+        let kinds = ["", ".rsvd"].into_iter().flat_map(|kind| groups.hugetlb(&[page_bytes], kind));
+        kinds.map(|limit| limit.limit).collect()
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `read` | the facts from both |
 //! | `topology` | of these, how CPUs and nodes hang together |
 //! | `limits` | of these, what husk itself is held to |
+//! | `memory` | of these, what a machine's memory is held against, read one by one |
 //! | `devices` | of these, the disks and networks asked about |
 //! | `measure` | figures, where they are asked for |
 //! | `capabilities` | the KVM capabilities that husk stands on or profits from |
@@ -21,6 +22,7 @@ mod facts;
 mod id_list;
 mod limits;
 mod measure;
+mod memory;
 mod probe;
 mod read;
 mod topology;
@@ -42,8 +44,9 @@ pub use limits::{HugetlbLimit, IoLimit, Limit, LimitFacts};
 pub use measure::{
     DiskFigures, DiskMeasured, Measured, MemoryFigures, MemoryMeasured, Outcome, Quantiles, TimerMeasured,
 };
+#[cfg(test)]
+pub(crate) use memory::KnownMemory;
+pub(crate) use memory::{HostMemory, MemoryFiles};
 pub use read::Switch;
-pub(crate) use read::{
-    allowed_cpus, available_memory, cpus_and_limits, memory_limits, nodes_and_pools, online_cpus, page_switches,
-};
+pub(crate) use read::{allowed_cpus, cpus_and_limits, online_cpus};
 pub use verdicts::{Group, Level, Verdict, measured_verdicts, obstacle, verdicts};

@@ -5,18 +5,18 @@ use std::path::Path;
 
 use super::devices::{self, Asked, AskedDisk, AskedError, DiskFacts, NetFacts};
 use super::facts::{
-    CgroupV2Facts, CpuFacts, Facts, IoFacts, IsolationFacts, KsmFacts, KvmFacts, MemoryFacts, NodeFacts, PoolFacts,
-    SeccompFacts, Virtualization,
+    CgroupV2Facts, CpuFacts, Facts, IoFacts, IsolationFacts, KsmFacts, KvmFacts, MemoryFacts, PoolFacts, SeccompFacts,
+    Virtualization,
 };
 use super::id_list::IdList;
-use super::limits::{LimitFacts, MemoryLimits};
+use super::limits::LimitFacts;
 use super::probe::Probes;
 use super::topology::{self, CPUS};
 use super::tree::{Tree, field, field_bytes};
 
-const POOLS: &str = "sys/kernel/mm/hugepages";
-const KSM_RUN: &str = "sys/kernel/mm/ksm/run";
-const THP: &str = "sys/kernel/mm/transparent_hugepage";
+pub(super) const POOLS: &str = "sys/kernel/mm/hugepages";
+pub(super) const KSM_RUN: &str = "sys/kernel/mm/ksm/run";
+pub(super) const THP: &str = "sys/kernel/mm/transparent_hugepage";
 
 impl Facts {
     /// Asks the running host. It opens devices, which loads their modules where the host does that on demand, and makes
@@ -55,17 +55,6 @@ impl Facts {
     }
 }
 
-/// The online nodes, and the HugePage pools of the whole host: what files tell, and nothing opened beside them.
-pub(crate) fn nodes_and_pools() -> (Vec<NodeFacts>, Vec<PoolFacts>) {
-    let tree = Tree::at(Path::new("/"));
-    (topology::nodes(&tree), pools(&tree, POOLS))
-}
-
-/// `MemAvailable`, in bytes.
-pub(crate) fn available_memory() -> Option<u64> {
-    field_bytes(&Tree::at(Path::new("/")).text("proc/meminfo")?, "MemAvailable")
-}
-
 /// The host's CPUs and what husk may have of them.
 pub(crate) fn cpus_and_limits() -> (CpuFacts, LimitFacts) {
     let tree = Tree::at(Path::new("/"));
@@ -81,23 +70,9 @@ pub struct Switch {
     pub file: String,
 }
 
-/// The switches of transparent HugePages of anonymous and of shared memory, and of same-page merging.
-pub(crate) fn page_switches() -> [Option<Switch>; 3] {
-    let tree = Tree::at(Path::new("/"));
-    let (shmem, ksm) = (format!("{THP}/shmem_enabled"), KSM_RUN.to_owned());
-    let shmem = tree.choice(&shmem).map(|value| Switch { value, file: format!("/{shmem}") });
-    let ksm = tree.value::<u64>(&ksm).map(|run| Switch { value: run.to_string(), file: format!("/{ksm}") });
-    [thp(&tree), shmem, ksm]
-}
-
 /// The CPUs that the scheduler uses.
 pub(crate) fn online_cpus() -> Option<IdList> {
     Tree::at(Path::new("/")).value(&format!("{CPUS}/online"))
-}
-
-/// What this process is held to in memory, of pools of these page sizes.
-pub(crate) fn memory_limits(page_sizes: &[u64]) -> MemoryLimits {
-    MemoryLimits::read(&Tree::at(Path::new("/")), page_sizes)
 }
 
 /// The CPUs of husk's cpuset.
@@ -164,21 +139,27 @@ fn numbered(cpuinfo: &str) -> Option<IdList> {
 
 /// The pools of the whole host, or of a node, whose folder tells less.
 pub(super) fn pools(tree: &Tree, folder: &str) -> Vec<PoolFacts> {
-    let pool = |name: String| {
+    let bytes = |name: &String| {
         let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-        let pages = |what| tree.value(&format!("{folder}/{name}/{what}"));
-        Some(PoolFacts {
-            page_bytes: kib.checked_mul(1024)?,
-            total: pages("nr_hugepages")?,
-            free: pages("free_hugepages")?,
-            reserved: pages("resv_hugepages"),
-            surplus: pages("surplus_hugepages"),
-            overcommit: pages("nr_overcommit_hugepages"),
-        })
+        kib.checked_mul(1024)
     };
-    let mut pools: Vec<_> = tree.names(folder).into_iter().filter_map(pool).collect();
-    pools.sort_by_key(|pool| pool.page_bytes);
-    pools
+    let mut sizes: Vec<u64> = tree.names(folder).iter().filter_map(bytes).collect();
+    sizes.sort_unstable();
+    sizes.into_iter().filter_map(|page_bytes| pool(tree, folder, page_bytes)).collect()
+}
+
+/// That of one size.
+pub(super) fn pool(tree: &Tree, folder: &str, page_bytes: u64) -> Option<PoolFacts> {
+    let folder = format!("{folder}/hugepages-{}kB", page_bytes / 1024);
+    let pages = |what| tree.value(&format!("{folder}/{what}"));
+    Some(PoolFacts {
+        page_bytes,
+        total: pages("nr_hugepages")?,
+        free: pages("free_hugepages")?,
+        reserved: pages("resv_hugepages"),
+        surplus: pages("surplus_hugepages"),
+        overcommit: pages("nr_overcommit_hugepages"),
+    })
 }
 
 fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
@@ -209,7 +190,7 @@ fn memory(tree: &Tree, probes: &Probes) -> MemoryFacts {
 
 /// The mode for pages of the size that one page table entry of the next level maps. Since Linux 6.8 each size has its
 /// own switch, which counts unless it says `inherit`.
-fn thp(tree: &Tree) -> Option<Switch> {
+pub(super) fn thp(tree: &Tree) -> Option<Switch> {
     let own = tree
         .value::<u64>(&format!("{THP}/hpage_pmd_size"))
         .map(|bytes| format!("{THP}/hugepages-{}kB/enabled", bytes / 1024));

@@ -153,8 +153,14 @@ pub(super) fn record(files: impl IntoIterator<Item = (impl AsRef<str>, impl AsRe
 impl Sketch {
     /// What husk finds there.
     pub(crate) fn facts(&self) -> Facts {
-        let (_folder, tree) = record(self.files());
-        Facts::from_parts(&tree, all_works(), Vec::new(), &[]).unwrap()
+        self.recorded(&[]).1
+    }
+
+    /// Its files and some more, for as long as the folder is there, and what husk finds in them.
+    pub(crate) fn recorded(&self, more: &[(&str, &str)]) -> (TempDir, Facts) {
+        let more = more.iter().map(|&(path, content)| (path.to_owned(), content.to_owned()));
+        let (folder, tree) = record(self.files().into_iter().chain(more));
+        (folder, Facts::from_parts(&tree, all_works(), Vec::new(), &[]).unwrap())
     }
 
     pub(super) fn files(&self) -> Vec<(String, String)> {

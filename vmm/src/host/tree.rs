@@ -11,6 +11,8 @@ use std::str::FromStr;
 
 /// /proc/cpuinfo and /proc/interrupts of the largest machines fit; of a longer file the beginning is looked at.
 const TEXT_BYTES_MAX: u64 = 4 << 20;
+/// Most files are shorter: they come by one read, and not by ever larger ones.
+const USUAL_BYTES: usize = 4096;
 /// Of what a file holds in place of a value.
 const SHOWN_CHARS_MAX: usize = 40;
 /// Enough to see what is wrong with a host.
@@ -36,7 +38,7 @@ impl Tree {
 
     /// A file's text without the space around it, and with no control characters but line ends and tabs.
     pub(super) fn text(&self, path: &str) -> Option<String> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         let file = File::open(self.at_root(path)).ok()?;
         if file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes).ok()? as u64 == TEXT_BYTES_MAX {
             self.note(path, format!("longer than {TEXT_BYTES_MAX} bytes"));

@@ -41,11 +41,10 @@ use super::{Machine, SerialOutput};
 use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, ThreadName, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::epoch::{DirtyLogError, PointError};
-use crate::host::IdList;
+use crate::host::{IdList, MemoryFiles};
 use crate::pager::PagerError;
 use crate::placement::{
-    self, HostCpus, HostMemory, PlacedThread, PlacementError, PlacementSource, Settled, SettledThreads, Thread,
-    ThreadError, Watch,
+    self, HostCpus, PlacedThread, PlacementError, PlacementSource, Settled, SettledThreads, Thread, ThreadError, Watch,
 };
 use crate::snapshot::Restore;
 use crate::vcpu::{
@@ -278,7 +277,7 @@ fn settle(config: &VmConfig) -> Result<Settled, PlacementError> {
     if !asked.needs_the_host() {
         return Ok(asked);
     }
-    let settled = placement::settle(asked, config.memory.backing, &HostMemory::read())?;
+    let settled = placement::settle(asked, config.memory.backing, &MemoryFiles::here())?;
     for difference in &settled.differences {
         log::warn!("best effort: {difference}");
     }

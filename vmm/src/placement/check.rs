@@ -14,86 +14,7 @@ pub use shortage::Shortage;
 use shortage::shortages;
 
 use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, NodePolicy, Pages};
-use crate::host::{self, HugetlbLimit, IdList, Limit, NodeFacts, PoolFacts, Switch};
-
-/// The host's memory, as far as a placement asks for it.
-#[derive(Debug, Clone)]
-pub struct HostMemory {
-    /// Its online nodes.
-    pub nodes: Vec<NodeFacts>,
-    /// The nodes that this process may use (its cpuset's); `None` if the kernel does not tell.
-    pub allowed_nodes: Option<IdList>,
-    /// The HugePage pools of the whole host.
-    pub pools: Vec<PoolFacts>,
-    /// The least limits of those control groups on a pool's pages, held and reserved.
-    pub pool_limits: Vec<HugetlbLimit>,
-    /// What can be had of the whole host's memory now, in bytes; `None` if the kernel does not tell.
-    pub available_bytes: Option<u64>,
-    /// How much this process may lock, in bytes; `None` for any amount.
-    pub lockable_bytes: Option<u64>,
-    /// The least limit on memory of the control groups that this process is in; a pool's pages are held against none.
-    pub group_limit: Option<Limit>,
-    /// Whether anonymous memory can be made of transparent HugePages; `None` if the kernel does not tell, as with the next two.
-    pub thp: Option<Switch>,
-    /// Whether shared memory can.
-    pub shmem_thp: Option<Switch>,
-    /// Whether pages are merged.
-    pub ksm: Option<Switch>,
-}
-
-impl HostMemory {
-    /// Asks the running host.
-    #[must_use]
-    pub fn read() -> Self {
-        let (nodes, pools) = host::nodes_and_pools();
-        let [thp, shmem_thp, ksm] = host::page_switches();
-        let page_sizes: Vec<u64> = pools.iter().map(|pool| pool.page_bytes).collect();
-        let limits = host::memory_limits(&page_sizes);
-        Self {
-            nodes,
-            allowed_nodes: limits.allowed_nodes,
-            pool_limits: limits.pools,
-            pools,
-            available_bytes: host::available_memory(),
-            lockable_bytes: limits.lockable_bytes,
-            group_limit: limits.group,
-            thp,
-            shmem_thp,
-            ksm,
-        }
-    }
-
-    /// What a husk would find that read these facts.
-    #[cfg(test)]
-    pub(crate) fn of(facts: &host::Facts) -> Self {
-        let host::Facts { cpu, memory, limits, .. } = facts;
-        let switch = |value: &Option<String>, file: &str| {
-            let file = format!("/sys/kernel/mm/{file}");
-            value.clone().map(|value| Switch { value, file })
-        };
-        Self {
-            nodes: cpu.nodes.clone(),
-            allowed_nodes: limits.mems_allowed.clone().or_else(|| limits.cpuset_mems.clone()),
-            pools: memory.pools.clone(),
-            pool_limits: limits.hugetlb.iter().chain(&limits.hugetlb_reserved).cloned().collect(),
-            available_bytes: memory.available_bytes,
-            lockable_bytes: limits.memlock_bytes.filter(|_| limits.ipc_lock != Some(true)),
-            group_limit: limits.memory_bytes.clone(),
-            thp: switch(&memory.thp, "transparent_hugepage/enabled"),
-            shmem_thp: switch(&memory.shmem_thp, "transparent_hugepage/shmem_enabled"),
-            ksm: switch(&memory.ksm.as_ref().map(|ksm| ksm.run.to_string()), "ksm/run"),
-        }
-    }
-
-    /// What `of` says of each node, in MiB; a node of which it knows nothing has any amount.
-    fn mib_by_node(&self, of: impl Fn(&NodeFacts) -> Option<u64>) -> BTreeMap<u16, u64> {
-        self.nodes.iter().map(|node| (node.id, of(node).map_or(u64::MAX, |bytes| bytes / MIB))).collect()
-    }
-
-    fn node(&self, id: u16) -> Option<&NodeFacts> {
-        self.nodes.iter().find(|node| node.id == id)
-    }
-}
+use crate::host::{HostMemory, IdList, Limit, NodeFacts, Switch};
 
 /// A placement that the host can honour now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +111,11 @@ impl Settled {
 ///
 /// # Errors
 /// The first thing that it cannot.
-pub(crate) fn settle(asked: Settled, backing: MemoryBacking, host: &HostMemory) -> Result<Settled, PlacementError> {
+pub(crate) fn settle(
+    asked: Settled,
+    backing: MemoryBacking,
+    host: &impl HostMemory,
+) -> Result<Settled, PlacementError> {
     let mut settled = asked;
     for index in 0..settled.parts.len() {
         let nodes = settled.parts[index].nodes.as_ref();
@@ -215,8 +140,8 @@ pub(crate) fn settle(asked: Settled, backing: MemoryBacking, host: &HostMemory) 
         settle_small_pages(&mut settled, host)?;
     }
     let needed = settled.bytes();
-    let may_lock = match host.lockable_bytes {
-        Some(limit) if settled.placement.lock && limit < needed => Err(PlacementError::LockLimit { limit, needed }),
+    let may_lock = match settled.placement.lock.then(|| host.lockable_bytes()).flatten() {
+        Some(limit) if limit < needed => Err(PlacementError::LockLimit { limit, needed }),
         _ => Ok(()),
     };
     if !settled.has(may_lock)? {
@@ -225,9 +150,10 @@ pub(crate) fn settle(asked: Settled, backing: MemoryBacking, host: &HostMemory) 
     Ok(settled)
 }
 
-fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), PlacementError> {
+fn settle_small_pages(settled: &mut Settled, host: &impl HostMemory) -> Result<(), PlacementError> {
     let total = |node: &NodeFacts| node.total_bytes;
-    for Shortage { nodes, needed, free } in shortages(&settled.parts, MIB, &host.mib_by_node(total), None) {
+    let mib = mib_by_node(&settled.parts, host, total);
+    for Shortage { nodes, needed, free } in shortages(&settled.parts, MIB, &mib, None) {
         let Some(nodes) = nodes else { continue };
         let (has, needed) = (free * MIB, needed * MIB);
         if !settled.has(Err(PlacementError::NodesTooSmall { nodes: nodes.clone(), has, needed }))? {
@@ -247,6 +173,21 @@ fn settle_small_pages(settled: &mut Settled, host: &HostMemory) -> Result<(), Pl
     Ok(())
 }
 
+/// What `of` says of each node, in MiB; a node of which it knows nothing has any amount. Nobody asks where no part has a node.
+fn mib_by_node(
+    parts: &[MemoryPart],
+    host: &impl HostMemory,
+    of: impl Fn(&NodeFacts) -> Option<u64>,
+) -> BTreeMap<u16, u64> {
+    let mib = |node: &NodeFacts| (node.id, of(node).map_or(u64::MAX, |bytes| bytes / MIB));
+    nodes_for(parts, host).iter().map(mib).collect()
+}
+
+/// The host's nodes, if any part is to be on some.
+fn nodes_for<'a>(parts: &[MemoryPart], host: &'a impl HostMemory) -> &'a [NodeFacts] {
+    if parts.iter().any(|part| part.nodes.is_some()) { host.nodes() } else { &[] }
+}
+
 /// Whether memory that is asked for so is part of what is short on `nodes`: as [`shortages`] counts it.
 fn is_short_on(asked: &HostNodes, nodes: &IdList) -> bool {
     match asked.policy {
@@ -257,64 +198,62 @@ fn is_short_on(asked: &HostNodes, nodes: &IdList) -> bool {
     }
 }
 
-fn check_transparent(backing: MemoryBacking, host: &HostMemory) -> Result<(), PlacementError> {
+fn check_transparent(backing: MemoryBacking, host: &impl HostMemory) -> Result<(), PlacementError> {
     let (switch, advised) = match backing {
-        MemoryBacking::Anonymous => (&host.thp, "madvise"),
-        MemoryBacking::Memfd => (&host.shmem_thp, "advise"),
+        MemoryBacking::Anonymous => (host.thp(), "madvise"),
+        MemoryBacking::Memfd => (host.shmem_thp(), "advise"),
     };
     match switch {
         Some(Switch { value, file }) if value == "never" || value == "deny" => {
-            Err(PlacementError::NoTransparent { mode: value.clone(), file: file.clone(), advised })
+            Err(PlacementError::NoTransparent { mode: value, file, advised })
         }
         _ => Ok(()),
     }
 }
 
-fn check_merging(host: &HostMemory) -> Result<(), PlacementError> {
-    match &host.ksm {
-        Some(Switch { value, file }) if value != "1" => Err(PlacementError::NoMerging { file: file.clone() }),
+fn check_merging(host: &impl HostMemory) -> Result<(), PlacementError> {
+    match host.ksm() {
+        Some(Switch { value, file }) if value != "1" => Err(PlacementError::NoMerging { file }),
         _ => Ok(()),
     }
 }
 
-fn check_nodes(asked: &HostNodes, host: &HostMemory) -> Result<(), PlacementError> {
+fn check_nodes(asked: &HostNodes, host: &impl HostMemory) -> Result<(), PlacementError> {
     for id in asked.nodes.iter() {
         let Some(node) = host.node(id) else {
-            let online = host.nodes.iter().map(|node| node.id).collect();
+            let online = host.nodes().iter().map(|node| node.id).collect();
             return Err(PlacementError::NoSuchNode { node: id, online });
         };
         if node.total_bytes == Some(0) {
             let with_memory =
-                host.nodes.iter().filter(|node| node.total_bytes != Some(0)).map(|node| node.id).collect();
+                host.nodes().iter().filter(|node| node.total_bytes != Some(0)).map(|node| node.id).collect();
             return Err(PlacementError::NodeWithoutMemory { node: id, with_memory });
         }
-        if let Some(allowed) = &host.allowed_nodes
-            && !allowed.contains(id)
-        {
-            return Err(PlacementError::NodeForbidden { node: id, allowed: allowed.clone() });
-        }
     }
-    Ok(())
+    let Some(allowed) = host.allowed_nodes() else { return Ok(()) };
+    match asked.nodes.without(&allowed).iter().next() {
+        Some(node) => Err(PlacementError::NodeForbidden { node, allowed }),
+        None => Ok(()),
+    }
 }
 
 /// What shall be there at once is free now: the kernel would end husk, or another, for what is not.
-fn check_free(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
+fn check_free(settled: &Settled, host: &impl HostMemory) -> Result<(), PlacementError> {
     if !settled.placement.prefault && !settled.placement.lock {
         return Ok(());
     }
     let free = |node: &NodeFacts| node.free_bytes.map(|_| node.available_bytes());
-    let whole = host.available_bytes.map(|bytes| bytes / MIB);
-    let shortages = shortages(&settled.needed(), MIB, &host.mib_by_node(free), whole);
+    let whole = host.available_bytes().map(|bytes| bytes / MIB);
+    let needed = settled.needed();
+    let shortages = shortages(&needed, MIB, &mib_by_node(&needed, host, free), whole);
     if shortages.is_empty() { Ok(()) } else { Err(PlacementError::NotFree { shortages }) }
 }
 
 /// A guest that touches all of its memory is not ended for it.
-fn check_group(settled: &Settled, host: &HostMemory) -> Result<(), PlacementError> {
+fn check_group(settled: &Settled, host: &impl HostMemory) -> Result<(), PlacementError> {
     let needed = group_bytes(settled.bytes());
-    match &host.group_limit {
-        Some(Limit { value: limit, file }) if *limit < needed => {
-            Err(PlacementError::GroupLimit { limit: *limit, file: file.clone(), needed })
-        }
+    match host.group_limit() {
+        Some(Limit { value: limit, file }) if limit < needed => Err(PlacementError::GroupLimit { limit, file, needed }),
         _ => Ok(()),
     }
 }

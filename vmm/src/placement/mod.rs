@@ -26,7 +26,7 @@ pub(crate) use apply::{advise, lock, prefault};
 pub(crate) use auto::choose as choose_cpus;
 #[cfg(test)]
 pub(crate) use auto::choose_on as choose_cpus_on;
-pub use check::{HostMemory, PlacementError, Settled, Shortage};
+pub use check::{PlacementError, Settled, Shortage};
 pub(crate) use check::{group_bytes, settle};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Level, all_works, assert_rows, files, judged, line};
 use crate::host::devices::{AskedDisk, AskedError};
 use crate::host::facts::Facts;
-use crate::host::limits::{LimitFacts, MemoryLimits};
+use crate::host::limits::LimitFacts;
 use crate::host::sketch::{EPYC_NPS4, OFFLINE_CPUS, SINGLE, TWO_SOCKETS, UNEVEN_NODES, record};
 use crate::host::verdicts::verdicts;
 
@@ -139,7 +139,7 @@ fn who_has_cap_ipc_lock_may_lock_any_amount_root_or_not() {
         let held = HELD_V2.replace("0000000000003fff", capabilities);
         let (_folder, tree) = record(files(&held));
         let facts = LimitFacts::read(&tree, &[]);
-        (MemoryLimits::read(&tree, &[]).lockable_bytes, facts.ipc_lock)
+        (LimitFacts::lockable_bytes(&tree), facts.ipc_lock)
     };
     assert_eq!(bytes("0000000000003fff"), (Some(8 << 20), Some(false)));
     assert_eq!(bytes("0000000000004000"), (None, Some(true)));

@@ -2,39 +2,38 @@
 
 use std::collections::BTreeMap;
 
-use super::{HostMemory, PlacementError, Shortage, shortages};
+use super::{PlacementError, Shortage, nodes_for, shortages};
 use crate::config::{MemoryPart, Pages};
-use crate::host::{Limit, NodeFacts, PoolFacts};
+use crate::host::{HostMemory, Limit, NodeFacts, PoolFacts};
 
 /// Holds all parts against the pool.
 pub(super) fn check(
     pages: Pages,
     page_bytes: u64,
     parts: &[MemoryPart],
-    host: &HostMemory,
+    host: &impl HostMemory,
 ) -> Result<(), PlacementError> {
-    let Some(pool) = host.pools.iter().find(|pool| pool.page_bytes == page_bytes) else {
-        let available = host.pools.iter().map(|pool| pool.page_bytes).collect();
-        return Err(PlacementError::NoSuchPages { pages, available });
+    let Some(pool) = host.pool(page_bytes) else {
+        return Err(PlacementError::NoSuchPages { pages, available: host.pool_sizes() });
     };
+    let nodes = nodes_for(parts, host).iter();
     let free: BTreeMap<u16, u64> =
-        host.nodes.iter().map(|node| (node.id, of_node(node, page_bytes).map_or(0, |pool| pool.free))).collect();
+        nodes.map(|node| (node.id, of_node(node, page_bytes).map_or(0, |pool| pool.free))).collect();
     let needed = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
-    let limits = host.pool_limits.iter().filter(|limit| limit.page_bytes == page_bytes);
-    if let Some(Limit { value, file }) = limits.map(|limit| &limit.limit).find(|limit| limit.value < needed) {
-        return Err(PlacementError::PoolLimit { pages, limit: *value, file: file.clone(), needed });
+    if let Some(Limit { value, file }) = host.pool_limits(page_bytes).into_iter().find(|limit| limit.value < needed) {
+        return Err(PlacementError::PoolLimit { pages, limit: value, file, needed });
     }
     // Pages that are promised to somebody are told for the whole host alone, and so are those that come on demand.
     let shortages = shortages(parts, page_bytes, &free, Some(pool.grown()));
     if shortages.is_empty() {
         return Ok(());
     }
-    let mend = mend(&shortages, pool, host);
+    let mend = mend(&shortages, &pool, host);
     Err(PlacementError::PoolTooSmall { pages, shortages, mend })
 }
 
 /// The commands that add what is short, each pool's once.
-fn mend(shortages: &[Shortage], pool: &PoolFacts, host: &HostMemory) -> String {
+fn mend(shortages: &[Shortage], pool: &PoolFacts, host: &impl HostMemory) -> String {
     let mut more = BTreeMap::<Option<u16>, u64>::new();
     for Shortage { nodes, needed, free } in shortages {
         let first = nodes.as_ref().and_then(|nodes| nodes.iter().next());

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::NodePolicy;
-use crate::host::{HugetlbLimit, PoolFacts};
+use crate::host::sketch::{TWO_SOCKETS, UNEVEN_NODES};
+use crate::host::{HugetlbLimit, KnownMemory, MemoryFiles, PoolFacts};
 
 const GIB: u64 = 1 << 30;
 
@@ -20,28 +21,21 @@ fn node(id: u16, total_bytes: u64, pools: Vec<PoolFacts>) -> NodeFacts {
     }
 }
 
-fn settle(asked: Settled, host: &HostMemory) -> Result<Settled, PlacementError> {
+fn settle(asked: Settled, host: &KnownMemory) -> Result<Settled, PlacementError> {
     super::settle(asked, MemoryBacking::Anonymous, host)
 }
 
 /// Two nodes of 8 GiB with 512 and 100 free pages of 2M, and a third without memory.
-fn host() -> HostMemory {
+fn host() -> KnownMemory {
     let small = 2 << 20;
-    HostMemory {
+    KnownMemory {
         nodes: vec![
             node(0, 8 * GIB, vec![pool(small, 600, 512, None)]),
             node(1, 8 * GIB, vec![pool(small, 100, 100, None)]),
             node(2, 0, vec![]),
         ],
-        allowed_nodes: None,
         pools: vec![pool(small, 700, 612, Some(12))],
-        pool_limits: Vec::new(),
-        available_bytes: None,
-        lockable_bytes: None,
-        group_limit: None,
-        thp: None,
-        shmem_thp: None,
-        ksm: None,
+        ..KnownMemory::default()
     }
 }
 
@@ -123,7 +117,7 @@ fn a_node_that_cannot_be_used_is_named_with_those_that_can() {
         refused(asked(17, Pages::HostsChoice, "0", NodePolicy::Bind)),
         "memory: nodes: node 0 has 8192 MiB and the guest needs 8704: give it less, or more nodes"
     );
-    let fenced = HostMemory { allowed_nodes: Some("1".parse().unwrap()), ..host() };
+    let fenced = KnownMemory { allowed_nodes: Some("1".parse().unwrap()), ..host() };
     let error = settle(asked(1, Pages::HostsChoice, "0", NodePolicy::Bind), &fenced).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -135,7 +129,7 @@ fn a_node_that_cannot_be_used_is_named_with_those_that_can() {
 fn more_than_may_be_locked_is_refused_with_what_would_do() {
     let mut config = asked(1, Pages::HostsChoice, "", NodePolicy::Bind);
     config.placement.lock = true;
-    let host = HostMemory { lockable_bytes: Some(8 << 20), ..host() };
+    let host = KnownMemory { lockable_bytes: Some(8 << 20), ..host() };
     assert_eq!(
         settle(config, &host).unwrap_err().to_string(),
         "memory: lock: husk may lock 8192 KiB (RLIMIT_MEMLOCK) and the guest has 524288: ulimit -l 524288"
@@ -147,7 +141,7 @@ fn the_best_effort_leaves_out_what_cannot_be_and_tells_it() {
     let mut config = asked(2, Pages::Huge1G, "7", NodePolicy::Bind);
     config.placement.lock = true;
     config.placement.honour = Honour::BestEffort;
-    let host = HostMemory { lockable_bytes: Some(0), ..host() };
+    let host = KnownMemory { lockable_bytes: Some(0), ..host() };
     let Settled { placement, parts, requested_bytes: _, differences } = settle(config, &host).unwrap();
     assert_eq!((placement.pages, placement.nodes, placement.lock), (Pages::Transparent, None, false));
     assert_eq!(parts, [part(2, "", NodePolicy::Bind)]);
@@ -213,7 +207,7 @@ fn guest_nodes_share_what_their_host_nodes_have() {
 fn the_commands_that_are_told_add_all_that_is_lacking() {
     const PAGE: u64 = 2 << 20;
     let of = |pages: u64, nodes| MemoryPart { bytes: pages * PAGE, ..part(0, nodes, NodePolicy::Bind) };
-    let settle = |parts: &[MemoryPart], host: &HostMemory| {
+    let settle = |parts: &[MemoryPart], host: &KnownMemory| {
         let placement = MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() };
         settle(Settled::as_asked(&placement, parts.to_vec()), host).map_err(|error| error.to_string())
     };
@@ -239,7 +233,7 @@ fn the_commands_that_are_told_add_all_that_is_lacking() {
 }
 
 /// The host after the commands that a refusal tells: each `echo` sets a node's pool or the whole host's.
-fn mended(host: &HostMemory, refused: &str) -> HostMemory {
+fn mended(host: &KnownMemory, refused: &str) -> KnownMemory {
     let mut host = host.clone();
     let (_, commands) = refused.split_once(" short: ").unwrap();
     for command in commands.split("; ") {
@@ -258,7 +252,7 @@ fn mended(host: &HostMemory, refused: &str) -> HostMemory {
 
 #[test]
 fn a_last_round_of_interleaved_pages_and_a_pool_that_grows_are_counted() {
-    let settle = |pages: u64, nodes, policy, host: &HostMemory| {
+    let settle = |pages: u64, nodes, policy, host: &KnownMemory| {
         let placement = MemoryPlacement { pages: Pages::Huge2M, ..MemoryPlacement::default() };
         let part = MemoryPart { bytes: pages * (2 << 20), ..part(1, nodes, policy) };
         settle(Settled::as_asked(&placement, vec![part]), host)
@@ -282,11 +276,11 @@ fn with(mut asked: Settled, change: impl FnOnce(&mut MemoryPlacement)) -> Settle
 #[test]
 fn a_guest_fits_under_the_control_groups_limit_with_what_maps_it() {
     let limit = Limit { value: 4 * GIB, file: "/sys/fs/cgroup/vm/memory.max".to_owned() };
-    let host = HostMemory { group_limit: Some(limit), ..host() };
+    let host = KnownMemory { group_limit: Some(limit), ..host() };
     let asked = |gib_halves, pages| asked(gib_halves, pages, "", NodePolicy::Bind);
     settle(asked(7, Pages::Transparent), &host).unwrap();
     settle(with(asked(2, Pages::Huge2M), |placement| placement.prefault = true), &host).unwrap();
-    let pool = HostMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host.clone() };
+    let pool = KnownMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host.clone() };
     settle(asked(9, Pages::Huge2M), &pool).expect("a pool's pages are no memory of the group");
     for honours in [Pages::HostsChoice, Pages::Transparent] {
         let refused = settle(asked(8, honours), &host).unwrap_err().to_string();
@@ -298,7 +292,7 @@ fn a_guest_fits_under_the_control_groups_limit_with_what_maps_it() {
         );
     }
     let enough = Limit { value: 4_387_241_984, file: String::new() };
-    settle(asked(8, Pages::HostsChoice), &HostMemory { group_limit: Some(enough), ..host.clone() }).unwrap();
+    settle(asked(8, Pages::HostsChoice), &KnownMemory { group_limit: Some(enough), ..host.clone() }).unwrap();
     let best = with(asked(9, Pages::HostsChoice), |placement| {
         (placement.prefault, placement.honour) = (true, Honour::BestEffort);
     });
@@ -308,7 +302,7 @@ fn a_guest_fits_under_the_control_groups_limit_with_what_maps_it() {
 
 #[test]
 fn memory_that_shall_be_there_at_once_is_free_on_its_nodes() {
-    let mut host = HostMemory { available_bytes: Some(5 * GIB), ..host() };
+    let mut host = KnownMemory { available_bytes: Some(5 * GIB), ..host() };
     for (node, (free, cache)) in host.nodes.iter_mut().zip([(GIB, 2 * GIB), (2 * GIB, GIB)]) {
         (node.free_bytes, node.file_cache_bytes) = (Some(free), Some(cache));
     }
@@ -363,8 +357,8 @@ fn the_best_effort_leaves_out_the_nodes_of_that_part_alone_which_cannot_have_the
 fn a_pools_pages_are_held_against_what_the_control_group_may_have_of_them() {
     for file in ["/g/hugetlb.2MB.max", "/g/hugetlb.2MB.rsvd.max"] {
         let limit = Limit { value: GIB, file: file.to_owned() };
-        let host = HostMemory { pool_limits: vec![HugetlbLimit { page_bytes: 2 << 20, limit }], ..host() };
-        let host = HostMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host };
+        let host = KnownMemory { pool_limits: vec![HugetlbLimit { page_bytes: 2 << 20, limit }], ..host() };
+        let host = KnownMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host };
         settle(asked(2, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap();
         settle(asked(3, Pages::Transparent, "", NodePolicy::Bind), &host).unwrap();
         let refused = settle(asked(3, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap_err().to_string();
@@ -385,7 +379,7 @@ fn a_pools_pages_are_held_against_what_the_control_group_may_have_of_them() {
 fn pages_that_the_kernel_never_makes_or_merges_are_refused_with_the_switch() {
     let switch = |value: &str, file: &str| Some(Switch { value: value.to_owned(), file: file.to_owned() });
     let host =
-        |mode| HostMemory { thp: switch("madvise", "/thp"), shmem_thp: switch(mode, "/shmem"), ksm: None, ..host() };
+        |mode| KnownMemory { thp: switch("madvise", "/thp"), shmem_thp: switch(mode, "/shmem"), ksm: None, ..host() };
     let transparent = || asked(1, Pages::Transparent, "", NodePolicy::Bind);
     super::settle(transparent(), MemoryBacking::Anonymous, &host("never")).unwrap();
     super::settle(transparent(), MemoryBacking::Memfd, &host("advise")).unwrap();
@@ -395,7 +389,7 @@ fn pages_that_the_kernel_never_makes_or_merges_are_refused_with_the_switch() {
         "memory: pages: this host makes no transparent HugePages of such memory (/shmem is never): use another kind, or: \
          echo advise > /shmem"
     );
-    let off = HostMemory { thp: switch("never", "/thp"), ksm: switch("0", "/ksm/run"), ..host("never") };
+    let off = KnownMemory { thp: switch("never", "/thp"), ksm: switch("0", "/ksm/run"), ..host("never") };
     settle(transparent(), &off).unwrap_err();
     let merged = || with(asked(1, Pages::HostsChoice, "", NodePolicy::Bind), |placement| placement.merge = true);
     assert!(merged().needs_the_host() && transparent().needs_the_host());
@@ -403,7 +397,7 @@ fn pages_that_the_kernel_never_makes_or_merges_are_refused_with_the_switch() {
         settle(merged(), &off).unwrap_err().to_string(),
         "memory: merge: this host merges no pages now: leave out merge, or: echo 1 > /ksm/run"
     );
-    settle(merged(), &HostMemory { ksm: switch("1", "/ksm/run"), ..host("never") }).unwrap();
+    settle(merged(), &KnownMemory { ksm: switch("1", "/ksm/run"), ..host("never") }).unwrap();
     // A pool that is too small falls back to what cannot be had either: both are told.
     let best = with(asked(5, Pages::Huge2M, "", NodePolicy::Bind), |placement| {
         (placement.merge, placement.honour) = (true, Honour::BestEffort);
@@ -411,4 +405,59 @@ fn pages_that_the_kernel_never_makes_or_merges_are_refused_with_the_switch() {
     let settled = settle(best, &off).unwrap();
     assert_eq!((settled.placement.pages, settled.placement.merge), (Pages::HostsChoice, false));
     assert_eq!(settled.differences.len(), 3);
+}
+
+#[test]
+fn what_files_tell_one_by_one_settles_as_all_of_them_do_at_once() {
+    let limits = [
+        ("proc/meminfo", "MemAvailable:    5000000 kB"),
+        ("proc/self/status", "CapEff:\t0000000000000000\nMems_allowed_list:\t0"),
+        ("proc/self/limits", "Max locked memory         8388608              8388608              bytes"),
+        ("proc/self/cgroup", "0::/vms"),
+        ("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0"),
+        ("sys/fs/cgroup/vms/memory.max", "4294967296"),
+        ("sys/fs/cgroup/vms/hugetlb.2MB.rsvd.max", "3221225472"),
+        ("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]"),
+        ("sys/kernel/mm/transparent_hugepage/shmem_enabled", "always advise [never]"),
+        ("sys/kernel/mm/ksm/run", "0"),
+    ];
+    let mut refusals = std::collections::BTreeSet::new();
+    for (folder, facts) in [TWO_SOCKETS.recorded(&limits), UNEVEN_NODES.recorded(&limits), TWO_SOCKETS.recorded(&[])] {
+        let known = KnownMemory::of(&facts);
+        for choice in 0..1024 {
+            let pages = [Pages::HostsChoice, Pages::Transparent, Pages::Huge2M, Pages::Huge1G][choice % 4];
+            let (nodes, policy) = [
+                ("", NodePolicy::Bind),
+                ("1", NodePolicy::Bind),
+                ("0", NodePolicy::Bind),
+                ("0-1", NodePolicy::Interleave),
+            ][choice / 4 % 4];
+            let backing = [MemoryBacking::Anonymous, MemoryBacking::Memfd][choice / 16 % 2];
+            let asked = with(asked([2, 20][choice / 32 % 2], pages, nodes, policy), |placement| {
+                placement.honour = [Honour::Strictly, Honour::BestEffort][choice / 64 % 2];
+                (placement.prefault, placement.lock, placement.merge) =
+                    (choice / 128 % 2 == 1, choice / 256 % 2 == 1, choice / 512 == 1);
+            });
+            let settled = super::settle(asked.clone(), backing, &MemoryFiles::at(folder.path()));
+            assert_eq!(settled, super::settle(asked, backing, &known), "choice {choice}");
+            let told = settled.map_or_else(|error| vec![error], |settled| settled.differences);
+            refusals
+                .extend(told.iter().map(|error| format!("{error:?}").split(' ').next().unwrap_or_default().to_owned()));
+        }
+    }
+    assert!(refusals.len() >= 9, "{refusals:?}");
+}
+
+#[test]
+fn a_pool_on_no_node_is_held_against_the_files_of_that_pool_alone() {
+    let (folder, _) = TWO_SOCKETS.recorded(&[("proc/meminfo", "")]);
+    for other in ["sys/devices", "sys/kernel/mm/hugepages/hugepages-1048576kB", "proc"] {
+        std::fs::remove_dir_all(folder.path().join(other)).unwrap();
+    }
+    let settled = super::settle(
+        asked(2, Pages::Huge2M, "", NodePolicy::Bind),
+        MemoryBacking::Memfd,
+        &MemoryFiles::at(folder.path()),
+    );
+    assert_eq!(settled.unwrap().placement.pages, Pages::Huge2M);
 }

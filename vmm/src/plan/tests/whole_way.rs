@@ -3,7 +3,8 @@
 use super::*;
 use crate::config::firecracker;
 use crate::config::{Cpus, Pages, ThreadName, ThreadPlacement, ThreadTerms, VmConfig};
-use crate::placement::{HostCpus, HostMemory, Settled, choose_cpus_on, settle, settle_threads};
+use crate::host::KnownMemory;
+use crate::placement::{HostCpus, Settled, choose_cpus_on, settle, settle_threads};
 
 /// One of the hosts gives husk less memory than it has.
 static FACTS: LazyLock<[Facts; 5]> = LazyLock::new(|| {
@@ -46,7 +47,7 @@ proptest! {
     #[test]
     fn what_a_plan_writes_is_granted_as_it_is_written(which in 0..5usize, vms in any_vms()) {
         let (facts, ground) = (&FACTS[which], &GROUNDS[which]);
-        let (memory, cpus) = (HostMemory::of(facts), HostCpus::of(facts));
+        let (memory, cpus) = (KnownMemory::of(facts), HostCpus::of(facts));
         for (vm, told) in vms.iter().zip(plan(ground, &vms, Overcommit::NONE).vms) {
             if told.parts.is_empty() {
                 continue;
