@@ -171,7 +171,11 @@ impl From<CommandError> for Fault {
             | CommandError::MetricsGo(_) => Code::BadRequest,
             CommandError::SnapshotIsMade(_) | CommandError::Configured | CommandError::Assembling(_) => Code::State,
             CommandError::Snapshot(error) if error.is_the_requests() => Code::BadRequest,
-            CommandError::Kvm(_) | CommandError::Held(_) | CommandError::Snapshot(_) => Code::Host,
+            CommandError::Kvm(_)
+            | CommandError::Held(_)
+            | CommandError::Unanswered { .. }
+            | CommandError::Unasked { .. }
+            | CommandError::Snapshot(_) => Code::Host,
         };
         let mut fault = Self::of(code, exit::describe(&error));
         fault.body.state = error.state();

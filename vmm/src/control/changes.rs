@@ -5,41 +5,40 @@ use std::time::Duration;
 
 use devices::virtio::balloon::{BALLOON_PAGE_BYTES, HintingStatus};
 
-use super::command::{BalloonAsk, CommandError, DiskChange, HotplugAsk, NetChange, Reply};
+use super::command::{BalloonAsk, CommandError, HotplugAsk, NetChange, Reply};
 use crate::config::firecracker::balloon::{Balloon, BalloonHintingStatus, BalloonStats};
+use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::{DiskSource, LimiterConfig, MIB, VmConfig};
-use crate::machine::{DiskChangeError, Machine, NetChangeError};
+use crate::machine::{DiskChangeError, Machine, NetChangeError, OpenedFile};
 
-/// Changes a disk, and says in what.
-pub(super) fn disk(
+/// Puts what was opened behind a disk.
+pub(super) fn disk_file(
     machine: &Machine,
     config: &mut VmConfig,
     id: &str,
-    change: DiskChange,
-) -> Result<&'static str, CommandError> {
+    file: OpenedFile,
+) -> Result<(), DiskChangeError> {
     let disk = config.disks.iter_mut().find(|disk| disk.id == id);
     let disk = disk.ok_or_else(|| DiskChangeError::Unknown(id.to_owned()))?;
-    match change {
-        DiskChange::Resize(bytes) => {
-            machine.resize_disk(id, bytes)?;
-            Ok("size")
-        }
-        DiskChange::Part { path, limits } => {
-            let mut what = "limits";
-            if let Some(path) = path {
-                machine.replace_disk(id, Some(&path))?;
-                disk.source = DiskSource::Path(path);
-                what = "path";
-            }
-            if let Some(limits) = limits {
-                let mut changed = disk.tuning.limits;
-                changed.total = limits.onto(changed.total);
-                self::limits(machine, config, id, changed)?;
-            }
-            Ok(what)
-        }
-    }
+    let path = file.path().to_owned();
+    machine.replace_disk(id, file)?;
+    disk.source = DiskSource::Path(path);
+    Ok(())
+}
+
+/// Holds a disk to what is there of these limits.
+pub(super) fn disk_limits(
+    machine: &Machine,
+    config: &mut VmConfig,
+    id: &str,
+    limits: Option<RateLimiter>,
+) -> Result<(), CommandError> {
+    let disk = config.disks.iter().find(|disk| disk.id == id);
+    let mut changed = disk.ok_or_else(|| DiskChangeError::Unknown(id.to_owned()))?.tuning.limits;
+    let Some(limits) = limits else { return Ok(()) };
+    changed.total = limits.onto(changed.total);
+    self::limits(machine, config, id, changed)
 }
 
 /// Holds a disk or a network to other limits. Those of a group are one set of buckets, so all of it has them.

@@ -21,7 +21,9 @@ use crate::config::firecracker::bodies::RateLimiter;
 use crate::config::firecracker::hotplug::MemoryHotplugStatus;
 use crate::config::firecracker::{BodyError, Change};
 use crate::config::{LimiterConfig, VmConfig};
-use crate::machine::{DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError};
+use crate::machine::{
+    BackingSize, DeviceReport, DiskChangeError, KvmError, LinkState, MachineError, NetChangeError, OpenedFile,
+};
 use crate::metrics::{FirecrackerFile, Snapshot};
 use crate::placement::PlacementSource;
 use crate::snapshot::{RestoreRequest, SnapshotError, SnapshotRequest};
@@ -81,6 +83,23 @@ pub enum Command {
     ReadJob(JobId),
     /// Give one up.
     CancelJob(JobId),
+    /// Go on with what the host was asked about first.
+    Answered(Answered),
+}
+
+/// What the host answered, by a thread of the control loop's.
+#[derive(Debug)]
+pub struct Answered(pub(super) Box<HostAnswer>);
+
+/// As [`Answered`], for the loop alone.
+#[derive(Debug)]
+pub(super) enum HostAnswer {
+    /// What a change names is there, or not.
+    Configure(Change, Result<(), CommandError>),
+    /// How large what a disk has is, which shall have so many bytes.
+    DiskSize(String, u64, Result<BackingSize, DiskChangeError>),
+    /// What a disk shall have, and its buckets, is open.
+    DiskFile(String, Option<RateLimiter>, Result<OpenedFile, DiskChangeError>),
 }
 
 /// What changes of a disk.
@@ -197,6 +216,22 @@ pub enum CommandError {
         /// What the host said.
         cause: io::Error,
     },
+    /// Its host does not say whether it can be opened.
+    #[error("cannot open {}: no answer within {seconds} s: check the server or device behind it", path.display())]
+    Unanswered {
+        /// The path.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Hosts that do not answer are waited for already.
+    #[error("cannot open {}: {asked} others are waited for already: check the servers and devices behind those", path.display())]
+    Unasked {
+        /// The path.
+        path: PathBuf,
+        /// How many others.
+        asked: usize,
+    },
     /// A tap that it shall have cannot be attached to.
     #[error("host_dev_name")]
     Tap(#[source] TapError),
@@ -303,6 +338,7 @@ pub struct CommandSender {
 #[derive(Debug)]
 pub struct CommandReceiver {
     queue: Receiver<Request>,
+    own: CommandSender,
     wake: Arc<EventFd>,
 }
 
@@ -313,13 +349,19 @@ pub struct CommandReceiver {
 pub fn command_queue() -> io::Result<(CommandSender, CommandReceiver)> {
     let (sender, receiver) = channel();
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-    Ok((CommandSender { queue: sender, wake: Arc::clone(&wake) }, CommandReceiver { queue: receiver, wake }))
+    let sender = CommandSender { queue: sender, wake: Arc::clone(&wake) };
+    Ok((sender.clone(), CommandReceiver { queue: receiver, own: sender, wake }))
 }
 
 impl CommandSender {
     /// Asks without waiting. `reply` is called on the control loop's thread, or dropped if the loop ends before.
     pub fn send(&self, command: Command, reply: impl FnOnce(CommandResult) + Send + 'static) {
-        if self.queue.send(Request { command, reply: Box::new(reply) }).is_ok() {
+        self.give(Request { command, reply: Box::new(reply) });
+    }
+
+    /// As [`Self::send`], of a command with one who waits already.
+    pub(super) fn give(&self, request: Request) {
+        if self.queue.send(request).is_ok() {
             // It can only fail by the counter's overflow, and then the loop is awake already.
             let _ = self.wake.write(1);
         }
@@ -330,6 +372,11 @@ impl CommandReceiver {
     /// Readable while there may be commands.
     pub(super) fn wake(&self) -> &EventFd {
         &self.wake
+    }
+
+    /// A client's end, for the loop's own threads.
+    pub(super) fn sender(&self) -> CommandSender {
+        self.own.clone()
     }
 
     /// The oldest command, if there is one.

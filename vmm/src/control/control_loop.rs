@@ -11,7 +11,7 @@ use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::changes;
-use super::command::{Command, CommandError, CommandResult, Reply, Request};
+use super::command::{Answered, Command, CommandError, CommandResult, DiskChange, HostAnswer, Reply, ReplyTo, Request};
 use super::console::{Console, Typed};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::news::EventKind;
@@ -313,7 +313,10 @@ impl<'a> ControlLoop<'a> {
                     self.begin_snapshot(*request, when, reply);
                     continue;
                 }
-                Err(command) => (self.carry_out(command), false),
+                Err(command) => {
+                    self.obey(Request { command, reply });
+                    continue;
+                }
             };
             reply(result);
             if ends {
@@ -336,7 +339,61 @@ impl<'a> ControlLoop<'a> {
         }
     }
 
-    pub(super) fn carry_out(&mut self, command: Command) -> CommandResult {
+    /// Carries a request out, now or when the host has said what it needs.
+    pub(super) fn obey(&mut self, Request { command, reply }: Request) {
+        match command {
+            Command::Disk(id, change) => self.begin_disk_change(id, *change, reply),
+            command => reply(self.carry_out(command)),
+        }
+    }
+
+    /// Asks the host about the file of a disk that shall change; without one, the disk changes now.
+    fn begin_disk_change(&mut self, id: String, change: DiskChange, reply: ReplyTo) {
+        if let Err(refusal) = self.machine.state().accepts(Action::ChangeDevice) {
+            return reply(Err(refusal.into()));
+        }
+        match change {
+            DiskChange::Resize(bytes) => match self.machine.disk_size_question(&id) {
+                Ok(question) => {
+                    let path = question.path().to_owned();
+                    self.plane.ask(path, reply, move || HostAnswer::DiskSize(id, bytes, question.ask()));
+                }
+                Err(error) => reply(Err(error.into())),
+            },
+            DiskChange::Part { path: Some(path), limits } => match self.machine.disk_file_question(&id, &path) {
+                Ok(question) => {
+                    self.plane.ask(path, reply, move || HostAnswer::DiskFile(id, limits, question.ask()));
+                }
+                Err(error) => reply(Err(error.into())),
+            },
+            DiskChange::Part { path: None, limits } => {
+                let changed = changes::disk_limits(&self.machine, self.config, &id, limits);
+                reply(changed.map(|()| self.tell_change(id, "limits")));
+            }
+        }
+    }
+
+    /// Changes a device as the host was found.
+    fn go_on(&mut self, answer: HostAnswer) -> CommandResult {
+        let reply = match answer {
+            // The machine was started meanwhile.
+            HostAnswer::Configure(..) => self.machine.state().accepts(Action::Configure).map(|_| Reply::Done)?,
+            HostAnswer::DiskSize(id, bytes, found) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                self.machine.resize_disk(&id, &found?, bytes)?;
+                self.tell_change(id, "size")
+            }
+            HostAnswer::DiskFile(id, limits, file) => {
+                self.machine.state().accepts(Action::ChangeDevice)?;
+                changes::disk_file(&self.machine, self.config, &id, file?)?;
+                changes::disk_limits(&self.machine, self.config, &id, limits)?;
+                self.tell_change(id, "path")
+            }
+        };
+        Ok(reply)
+    }
+
+    fn carry_out(&mut self, command: Command) -> CommandResult {
         let (action, job) = match command {
             Command::Pause => (Action::Pause, Some(JobKind::Pause)),
             Command::Resume => (Action::Resume, Some(JobKind::Resume)),
@@ -356,11 +413,7 @@ impl<'a> ControlLoop<'a> {
             }
             Command::ListDevices => return Ok(Reply::Devices(self.machine.device_reports())),
             Command::CancelJob(id) => return self.cancel(id),
-            Command::Disk(id, change) => {
-                self.machine.state().accepts(Action::ChangeDevice)?;
-                let what = changes::disk(&self.machine, self.config, &id, *change)?;
-                return Ok(self.tell_change(id, what));
-            }
+            Command::Answered(Answered(answer)) => return self.go_on(*answer),
             Command::Net(id, change) => {
                 self.machine.state().accepts(Action::ChangeDevice)?;
                 let what = changes::net(&self.machine, self.config, &id, *change)?;
@@ -391,7 +444,8 @@ impl<'a> ControlLoop<'a> {
             | Command::ReadJob(_)
             | Command::MetricsTo(_)
             | Command::Snapshot(..)
-            | Command::Stop { .. } => unreachable!("serve_commands has answered these"),
+            | Command::Disk(..)
+            | Command::Stop { .. } => unreachable!("serve_commands and obey have answered these"),
         };
         self.apply(action)?;
         Ok(job.map_or(Reply::Done, |kind| self.plane.done(kind)))

@@ -10,6 +10,7 @@ mod command;
 mod console;
 mod control_loop;
 mod events;
+mod inquiries;
 mod jobs;
 mod lifecycle;
 mod news;
@@ -21,7 +22,7 @@ mod supervisor;
 
 pub use assembling::Assembling;
 pub use command::{
-    BalloonAsk, Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, HotplugAsk,
+    Answered, BalloonAsk, Command, CommandError, CommandReceiver, CommandResult, CommandSender, DiskChange, HotplugAsk,
     NetChange, Reply, command_queue,
 };
 pub use console::{Console, Escape};

@@ -2,11 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, Request};
+use super::command::{
+    Answered, Command, CommandError, CommandReceiver, CommandResult, HostAnswer, Reply, ReplyTo, Request,
+};
+use super::inquiries::Inquiries;
 use super::jobs::{Extent, JobEnd, JobId, JobKind, Jobs};
 use super::news::{EventKind, EventLog};
 use super::{ControlError, Signals, State, StateCell, Supervisor};
@@ -37,6 +41,7 @@ pub struct ControlPlane {
     pub(super) configured: bool,
     /// Somebody has said where the serial port's other end is.
     pub(super) serial_given: bool,
+    pub(super) inquiries: Inquiries,
     metrics: Option<FirecrackerFile>,
     supervisor: Option<Supervisor>,
 }
@@ -54,6 +59,7 @@ impl ControlPlane {
             stop_grace: Duration::ZERO,
             configured: false,
             serial_given: false,
+            inquiries: Inquiries::default(),
             metrics: None,
             supervisor: None,
         }
@@ -99,6 +105,7 @@ impl ControlPlane {
 
     /// The loop has done all that it woke up for.
     pub(super) fn went_round(&mut self) {
+        self.inquiries.end_late();
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.went_round();
         }
@@ -131,7 +138,9 @@ impl ControlPlane {
     /// How long the loop may wait, for epoll: until `deadline`, or until it has something to do by itself.
     fn timeout_ms(&self, deadline: Option<Instant>) -> i32 {
         let supervisor = self.supervisor.as_ref().and_then(Supervisor::due);
-        let Some(deadline) = [deadline, supervisor].into_iter().flatten().min() else { return -1 };
+        let Some(deadline) = [deadline, supervisor, self.inquiries.due()].into_iter().flatten().min() else {
+            return -1;
+        };
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, or the loop would spin through the last millisecond.
         i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
@@ -173,6 +182,18 @@ impl ControlPlane {
 
     pub(super) fn next_request(&self) -> Option<Request> {
         self.commands.as_ref().and_then(CommandReceiver::next)
+    }
+
+    /// Has the host asked about what is at `path`, on another thread. The answer comes as a command of the one who waits.
+    pub(super) fn ask(
+        &mut self,
+        path: PathBuf,
+        reply: ReplyTo,
+        question: impl FnOnce() -> HostAnswer + Send + 'static,
+    ) {
+        if let Some(commands) = &self.commands {
+            self.inquiries.ask(path, reply, commands, move || Command::Answered(Answered(Box::new(question()))));
+        }
     }
 
     /// Consumes what woke the loop; the queue tells what there is.

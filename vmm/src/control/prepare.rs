@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use devices::backend::net::{InterfaceName, Tap};
 use vmm_sys_util::epoll::EpollEvent;
 
-use super::command::{BalloonAsk, Command, CommandError, CommandResult, HotplugAsk, Reply, ReplyTo};
+use super::command::{
+    Answered, BalloonAsk, Command, CommandError, CommandResult, HostAnswer, HotplugAsk, Reply, ReplyTo,
+};
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::plane::SIGNAL;
 use super::{Action, AnswerWhen, ControlError, ControlPlane, State};
@@ -16,6 +18,9 @@ use crate::config::firecracker::{Access, Change, OfHost};
 use crate::config::{HostFacts, VmConfig};
 use crate::metrics::Snapshot;
 use crate::snapshot::RestoreRequest;
+
+/// Where every tap comes from.
+const TUN_PATH: &str = "/dev/net/tun";
 
 /// How the description of a machine ended.
 #[derive(Debug)]
@@ -110,6 +115,8 @@ impl std::fmt::Debug for Starter {
 /// What a command before the machine leads to.
 enum Step {
     GoOn(CommandResult),
+    /// The host is asked first about what the change names.
+    Ask(Change),
     Start,
     Restore(Box<RestoreRequest>, AnswerWhen),
     Stop,
@@ -133,6 +140,7 @@ impl ControlPlane {
             while let Some(request) = self.next_request() {
                 match self.carry_out(request.command, config) {
                     Step::GoOn(result) => (request.reply)(result),
+                    Step::Ask(change) => self.ask_about(change, request.reply),
                     Step::Start => {
                         self.hand_over();
                         let starter = Starter::client(request.reply, JobKind::Start, AnswerWhen::Done);
@@ -161,20 +169,15 @@ impl ControlPlane {
         };
         let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
         match command {
-            Command::Configure(change) => {
-                // As with Firecracker, neither keeps a snapshot from being loaded: its machine has CPUs of its own, and the
-                // serial port that is given here.
-                let noted = match change {
-                    Change::Serial(_) => Some(&mut self.serial_given),
-                    Change::CpuConfig(_) => None,
-                    _ => Some(&mut self.configured),
-                };
-                let result = configure(change, config);
-                if let Some(noted) = noted {
-                    *noted |= result.is_ok();
-                }
-                Step::GoOn(result)
-            }
+            Command::Configure(change) => match change.clone().apply(&mut config.clone(), HostFacts::read()) {
+                Err(error) => Step::GoOn(Err(error.into())),
+                Ok(()) if change.of_host().is_empty() => Step::GoOn(self.configure(change, config)),
+                Ok(()) => Step::Ask(change),
+            },
+            Command::Answered(Answered(answer)) => match *answer {
+                HostAnswer::Configure(change, found) => Step::GoOn(found.and_then(|()| self.configure(change, config))),
+                HostAnswer::DiskSize(..) | HostAnswer::DiskFile(..) => refuse(Action::ChangeDevice),
+            },
             Command::Restore(..) if self.configured => Step::GoOn(Err(CommandError::Configured)),
             Command::Restore(mut request, when) => {
                 request.overrides.serial = self.serial_given.then(|| (config.serial.clone(), config.serial_limit));
@@ -214,6 +217,35 @@ impl ControlPlane {
         }
     }
 
+    /// Applies a change that keeps every limit.
+    fn configure(&mut self, change: Change, config: &mut VmConfig) -> CommandResult {
+        // As with Firecracker, neither keeps a snapshot from being loaded: its machine has CPUs of its own, and the serial
+        // port that is given here.
+        let noted = match change {
+            Change::Serial(_) => Some(&mut self.serial_given),
+            Change::CpuConfig(_) => None,
+            _ => Some(&mut self.configured),
+        };
+        change.apply(config, HostFacts::read())?;
+        if let Some(noted) = noted {
+            *noted = true;
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Has the host asked whether what a change names is there.
+    fn ask_about(&mut self, change: Change, reply: ReplyTo) {
+        let path = change.of_host().iter().find_map(|named| match named {
+            OfHost::File { path, .. } => Some(path.to_path_buf()),
+            OfHost::Tap(_) => None,
+        });
+        let path = path.unwrap_or_else(|| TUN_PATH.into());
+        self.ask(path, reply, move || {
+            let found = change.of_host().iter().try_for_each(look);
+            HostAnswer::Configure(change, found)
+        });
+    }
+
     /// Answers what can be told of a machine that is only described. Gives any other command back.
     pub(super) fn answer_unassembled(&self, command: Command, config: &VmConfig) -> Result<CommandResult, Command> {
         Ok(Ok(match command {
@@ -234,25 +266,19 @@ impl ControlPlane {
     }
 }
 
-/// Applies a change that keeps every limit and names what there is.
-fn configure(change: Change, config: &mut VmConfig) -> CommandResult {
-    let mut changed = config.clone();
-    change.clone().apply(&mut changed, HostFacts::read())?;
-    for named in change.of_host() {
-        match named {
-            OfHost::File { field, path, access } => {
-                // A pipe would keep us waiting; what kind of file it may be is found at the start.
-                let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-                let mut options = OpenOptions::new();
-                let opened = options.read(true).write(access == Access::ReadWrite).custom_flags(flags).open(path);
-                opened.map_err(|cause| CommandError::File { field, path: path.to_owned(), cause })?;
-            }
-            OfHost::Tap(name) => {
-                let name = InterfaceName::new(name).expect("names have been held to their form");
-                Tap::open(&name).map_err(CommandError::Tap)?;
-            }
+/// Whether the host has a thing.
+fn look(named: &OfHost) -> Result<(), CommandError> {
+    match *named {
+        OfHost::File { field, path, access } => {
+            // A pipe would keep us waiting; what kind of file it may be is found at the start.
+            let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+            let mut options = OpenOptions::new();
+            let opened = options.read(true).write(access == Access::ReadWrite).custom_flags(flags).open(path);
+            opened.map(drop).map_err(|cause| CommandError::File { field, path: path.to_owned(), cause })
+        }
+        OfHost::Tap(name) => {
+            let name = InterfaceName::new(name).expect("names have been held to their form");
+            Tap::open(&name).map(drop).map_err(CommandError::Tap)
         }
     }
-    *config = changed;
-    Ok(Reply::Done)
 }

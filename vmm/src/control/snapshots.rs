@@ -86,6 +86,7 @@ fn changes_the_machine(command: &Command) -> bool {
         | Command::CtrlAltDel
         | Command::Nmi
         | Command::Disk(..)
+        | Command::Answered(_)
         | Command::Net(..)
         | Command::Limit(..)
         | Command::Balloon(_)
@@ -192,10 +193,7 @@ impl ControlLoop<'_> {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.pause = since.elapsed();
         }
-        for request in deferred {
-            let result = self.carry_out(request.command);
-            (request.reply)(result);
-        }
+        deferred.into_iter().for_each(|request| self.obey(request));
     }
 
     fn finish_snapshot(&mut self) {
@@ -209,10 +207,7 @@ impl ControlLoop<'_> {
         snapshot.held = None;
         let deferred = std::mem::take(&mut snapshot.deferred);
         snapshot.maker.give_up();
-        for request in deferred {
-            let result = self.carry_out(request.command);
-            (request.reply)(result);
-        }
+        deferred.into_iter().for_each(|request| self.obey(request));
         self.end_snapshot();
     }
 

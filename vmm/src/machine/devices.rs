@@ -6,7 +6,6 @@ mod report;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -250,12 +249,6 @@ impl Devices {
         &self.serial_room
     }
 
-    /// Gives a disk the size that its file or device has by now, and tells the guest.
-    pub(super) fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DiskChangeError> {
-        let resized = self.disk(id)?.resize(bytes);
-        resized.map_err(|source| DiskChangeError::Resize { id: id.to_owned(), source })
-    }
-
     /// Holds a disk, and with it all of its group, to other limits.
     pub(super) fn limit_disk(&self, id: &str, limits: LimiterConfig) -> Result<(), DiskChangeError> {
         self.disk(id).map(|disk| disk.limit(limits))
@@ -294,12 +287,7 @@ impl Devices {
         self.disk(id).is_ok_and(Disk::is_full)
     }
 
-    /// Puts another file or device behind a disk.
-    pub(super) fn replace_disk(&self, id: &str, path: Option<&Path>) -> Result<(), DiskChangeError> {
-        self.disk(id)?.replace(path)
-    }
-
-    fn disk(&self, id: &str) -> Result<&Disk, DiskChangeError> {
+    pub(super) fn disk(&self, id: &str) -> Result<&Disk, DiskChangeError> {
         self.disks.iter().find(|disk| disk.id == id).ok_or_else(|| DiskChangeError::Unknown(id.to_owned()))
     }
 

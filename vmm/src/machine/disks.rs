@@ -1,19 +1,23 @@
 //! The machine's disks: opened, given an engine, threads and limits.
 
+mod questions;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use devices::backend::block::{
-    BlockBackend, BlockSize, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, RingError, UringBackend,
+    BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, RingError, UringBackend,
 };
 use devices::limit::Limiter;
-use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull, ResizeError};
+use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull};
 
 use super::devices::{DeviceError, DiskChangeError, lock};
 use super::pool::IoPool;
 use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskTuning, LimiterConfig, OnEnospc};
 use crate::control::{EventSender, GuestEvent};
+pub use questions::{BackingSize, FileQuestion, OpenedFile, SizeQuestion};
 
 /// A disk of a machine, for what is done to it while it is in use.
 #[derive(Debug)]
@@ -38,8 +42,20 @@ struct Backing {
 const REPLACE_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Disk {
-    pub(super) fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
-        self.control.resize(&lock(&self.backing).image, bytes)
+    /// What has to be known before it gets another size.
+    pub(super) fn size_question(&self) -> SizeQuestion {
+        let Backing { image, path } = &*lock(&self.backing);
+        let path = path.clone().unwrap_or_else(|| OPEN_FILE.into());
+        SizeQuestion { id: self.id.clone(), image: Arc::clone(image), path }
+    }
+
+    /// Gives it another size, which what it has must have.
+    pub(super) fn resize(&self, found: &BackingSize, bytes: u64) -> Result<(), DiskChangeError> {
+        if !Arc::ptr_eq(&lock(&self.backing).image, &found.image) {
+            return Err(DiskChangeError::Replaced(self.id.clone()));
+        }
+        let resized = self.control.resize(found.sectors, bytes);
+        resized.map_err(|source| DiskChangeError::Resize { id: self.id.clone(), source })
     }
 
     /// Whether a write waits for space, and with it the disk.
@@ -47,26 +63,22 @@ impl Disk {
         self.control.is_full()
     }
 
-    /// Puts the file or device at `path` behind the disk, or looks again at the one that there is.
-    pub(super) fn replace(&self, path: Option<&Path>) -> Result<(), DiskChangeError> {
+    /// What has to be known before it gets another file or device.
+    pub(super) fn file_question(&self, path: &Path) -> FileQuestion {
+        let current = Arc::clone(&lock(&self.backing).image);
+        FileQuestion { id: self.id.clone(), current, path: path.to_owned() }
+    }
+
+    /// Puts another file or device behind the disk.
+    pub(super) fn replace(&self, OpenedFile { image, path }: OpenedFile) -> Result<(), DiskChangeError> {
         let id = || self.id.clone();
-        let mut backing = lock(&self.backing);
-        let current = &backing.image;
-        let (access, block) = (current.geometry().access, current.geometry().logical_block_bytes);
-        let options = DiskOptions { cache: current.geometry().cache, block: BlockSize::of_bytes(block) };
-        let image = match path.or(backing.path.as_deref()) {
-            Some(path) => DiskImage::open_in_place_of(current, path, access, options),
-            None => current.again(Path::new(OPEN_FILE), options),
-        };
-        let image = Arc::new(image.map_err(|source| DiskChangeError::Open { id: id(), source })?);
+        let image = Arc::new(image);
         let engines = engines(&self.id, &self.tuning, &image)
             .map_err(|source| DiskChangeError::Engine { id: id(), source: Box::new(source) })?;
         let replaced = self.control.replace(engines, Instant::now() + REPLACE_PATIENCE);
-        replaced.map_err(|source| DiskChangeError::Replace { id: id(), source })?;
-        backing.image = image;
-        if let Some(path) = path {
-            backing.path = Some(path.to_owned());
-        }
+        let engines = replaced.map_err(|source| DiskChangeError::Replace { id: id(), source })?;
+        let old = std::mem::replace(&mut *lock(&self.backing), Backing { image, path: Some(path) });
+        close(engines, old.image);
         Ok(())
     }
 
@@ -76,6 +88,14 @@ impl Disk {
 
     pub(super) fn limit(&self, limits: LimiterConfig) {
         self.limiter.change(limits);
+    }
+}
+
+/// Gives a file and its engines up. The last to close it waits for its host, which may not answer: a thread of its own does.
+fn close(engines: Vec<Box<dyn BlockBackend>>, image: Arc<DiskImage>) {
+    let close = move || drop((engines, image));
+    if let Err(error) = Builder::new().name("husk-job-file".to_owned()).spawn(close) {
+        log::warn!("a file is closed where others wait for it: there is no thread: {error}");
     }
 }
 

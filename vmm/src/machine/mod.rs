@@ -42,6 +42,8 @@ pub use build::{BuildError, Origin, Wiring};
 pub use cpus::{CpuSaveError, CpuStates};
 use devices::Devices;
 pub use devices::{DeviceError, DeviceKind, DeviceReport, Direction, DiskChangeError, DriverState, Link, QueueReport};
+use disks::Disk;
+pub use disks::{BackingSize, FileQuestion, OpenedFile, SizeQuestion};
 pub use generation::GenerationError;
 pub use kvm::KvmError;
 pub use mapped::guest_address_of;
@@ -198,12 +200,20 @@ impl Machine {
         self.devices.serial_room()
     }
 
+    /// What the host has to be asked before the disk `id` gets another size.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn disk_size_question(&self, id: &str) -> Result<SizeQuestion, DiskChangeError> {
+        self.devices.disk(id).map(Disk::size_question)
+    }
+
     /// Gives the disk `id` another size, which its file or device must have already, and tells the guest.
     ///
     /// # Errors
     /// [`DiskChangeError`]; the size is what it was.
-    pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DiskChangeError> {
-        self.devices.resize_disk(id, bytes)
+    pub fn resize_disk(&self, id: &str, found: &BackingSize, bytes: u64) -> Result<(), DiskChangeError> {
+        self.devices.disk(id)?.resize(found, bytes)
     }
 
     /// Holds the disk `id`, and with it all of its group, to other limits from now on.
@@ -255,14 +265,22 @@ impl Machine {
         self.devices.is_disk_full(id)
     }
 
-    /// Puts the file or block device at `path` behind the disk `id` while the guest uses it, or with `None` looks again at
-    /// the one that it has: the size may have changed. The file is opened, locked and checked first; what is in flight
-    /// completes on the old one; the guest is told of the size. For the same device and inode the lock goes on unbroken.
+    /// What the host has to be asked before the disk `id` gets the file or block device at `path`.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn disk_file_question(&self, id: &str, path: &Path) -> Result<FileQuestion, DiskChangeError> {
+        Ok(self.devices.disk(id)?.file_question(path))
+    }
+
+    /// Puts another file or block device behind the disk `id` while the guest uses it, or the one that it has again, whose
+    /// size may have changed. It is open, locked and checked; what is in flight completes on the old one; the guest is told of
+    /// the size. For the same device and inode the lock goes on unbroken.
     ///
     /// # Errors
     /// [`DiskChangeError`]; the disk is what it was.
-    pub fn replace_disk(&self, id: &str, path: Option<&Path>) -> Result<(), DiskChangeError> {
-        self.devices.replace_disk(id, path)
+    pub fn replace_disk(&self, id: &str, file: OpenedFile) -> Result<(), DiskChangeError> {
+        self.devices.disk(id)?.replace(file)
     }
 
     /// What the machine has counted so far.

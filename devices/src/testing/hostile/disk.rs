@@ -25,7 +25,6 @@ const PAYLOAD: u64 = 0x9000;
 const STATUSES: u64 = 0xf000;
 
 struct Disk {
-    image: Arc<DiskImage>,
     control: DiskControl,
     _thread: IoThread,
 }
@@ -40,15 +39,15 @@ pub fn disk(bytes: &[u8]) {
     let file = tempfile::tempfile_in("/dev/shm").expect("a test has memory for a disk");
     file.set_len(SECTORS * u64::from(SECTOR_BYTES)).expect("a test has memory for a disk");
     let image = DiskImage::from_file(file, Path::new("victim"), DiskAccess::ReadWrite, DiskOptions::default());
-    let image = Arc::new(image.expect("64 sectors are a disk"));
+    let image = image.expect("64 sectors are a disk");
     let fail_nth = (choice & 0x80 != 0).then_some(u64::from(choice & 15));
     let fault = Fault { fail_nth, depth: usize::from(choice >> 4 & 3), ..Fault::default() };
     let thread = IoThread::spawn("husk-io-victim").expect("a test has threads");
-    let backend = Box::new(FaultyBackend::new(FileBackend::new(Arc::clone(&image)), fault));
+    let backend = Box::new(FaultyBackend::new(FileBackend::new(Arc::new(image)), fault));
     let queues = vec![DiskQueue { backend, thread: thread.handle() }];
     let blk = Blk::new(DiskName::new("victim"), queues, BlkOptions::default()).expect("there is no limiter");
     let control = blk.control();
-    Attack::run(Box::new(blk), Disk { image, control, _thread: thread }, input);
+    Attack::run(Box::new(blk), Disk { control, _thread: thread }, input);
 }
 
 impl Disk {
@@ -110,13 +109,13 @@ impl Victim for Disk {
     /// The disk shrinks, or grows back.
     fn stir(&mut self, input: &mut Input<'_>) {
         let sectors = 1 + u64::from(input.byte()) % SECTORS;
-        self.control.resize(&self.image, sectors * u64::from(SECTOR_BYTES)).expect("the file has so many sectors");
+        self.control.resize(SECTORS, sectors * u64::from(SECTOR_BYTES)).expect("the file has so many sectors");
     }
 
     fn relieve(&mut self) {}
 
     fn serve_honestly(&mut self, driver: &mut FakeDriver) {
-        self.control.resize(&self.image, SECTORS * u64::from(SECTOR_BYTES)).expect("the file has so many sectors");
+        self.control.resize(SECTORS, SECTORS * u64::from(SECTOR_BYTES)).expect("the file has so many sectors");
         driver.initialize(u64::MAX, &[16]);
         let sent: Vec<u8> = (0..=255).chain(0..=255).collect();
         let (out, back) = (driver.place(&sent), driver.allocate(SECTOR_BYTES.into()));

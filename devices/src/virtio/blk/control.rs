@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::OnFull;
 use super::counters::DiskQueueCounters;
 use super::slots::QueueSlots;
-use crate::backend::block::{BlockBackend, DiskGeometry, DiskImage, SECTOR_BYTES};
+use crate::backend::block::{BlockBackend, DiskGeometry, SECTOR_BYTES};
 use crate::virtio::DeviceCounters;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::voice::{Changed, ConfigVoice, News};
@@ -100,17 +100,16 @@ impl DiskControl {
         Self { shared, queues }
     }
 
-    /// Gives the disk a new size and tells the driver. The backing must have that size already, or a larger one;
-    /// `image` is that backing. When a disk shrinks, requests that were taken before may still reach behind its end.
+    /// Gives the disk a new size and tells the driver. The backing must have that size already, or a larger one:
+    /// `backing_sectors` is what it has now. When a disk shrinks, requests that were taken before may still reach behind its end.
     ///
     /// # Errors
     /// [`ResizeError`]; the size is what it was.
-    pub fn resize(&self, image: &DiskImage, bytes: u64) -> Result<(), ResizeError> {
+    pub fn resize(&self, backing_sectors: u64, bytes: u64) -> Result<(), ResizeError> {
         let block = self.shared.geometry.logical_block_bytes;
         if bytes == 0 || !bytes.is_multiple_of(block.into()) {
             return Err(ResizeError::Unaligned { bytes, block });
         }
-        let backing_sectors = image.current_sectors().map_err(ResizeError::Host)?;
         let backing = backing_sectors * SECTOR_BYTES;
         if bytes > backing {
             return Err(ResizeError::BeyondBacking { bytes, backing });
@@ -125,14 +124,19 @@ impl DiskControl {
     }
 
     /// Puts other backends behind the disk, one a queue and all over one image, and tells the driver of the size. What is
-    /// in flight completes first, on the old ones, which the deadline bounds.
+    /// in flight completes first, on the old ones, which the deadline bounds. Gives those back: where their file's host does
+    /// not answer, to close it may take for ever.
     ///
     /// # Errors
     /// [`ReplaceError`]; the disk is what it was.
     ///
     /// # Panics
     /// If there are not as many backends as queues.
-    pub fn replace(&self, mut backends: Vec<Box<dyn BlockBackend>>, deadline: Instant) -> Result<(), ReplaceError> {
+    pub fn replace(
+        &self,
+        mut backends: Vec<Box<dyn BlockBackend>>,
+        deadline: Instant,
+    ) -> Result<Vec<Box<dyn BlockBackend>>, ReplaceError> {
         let (old, new) = (self.shared.geometry, backends[0].geometry());
         if new.logical_block_bytes != old.logical_block_bytes || new.transfer_align() != old.transfer_align() {
             return Err(ReplaceError::Block { new: new.logical_block_bytes, old: old.logical_block_bytes });
@@ -154,7 +158,7 @@ impl DiskControl {
         if let Err(ReplaceError::Attach(_)) = exchanged {
             self.shared.set_sectors(before.0, before.1);
         }
-        exchanged
+        exchanged.map(|()| backends)
     }
 
     /// Whether a request is kept because the backing has no space for it ([`OnFull::Keep`]). Stopping the device and

@@ -125,6 +125,9 @@ pub enum DiskChangeError {
         /// Why.
         source: ResizeError,
     },
+    /// What was found of it is of the file that it had then.
+    #[error("disk `{0}` was given another file meanwhile: try again")]
+    Replaced(String),
     /// The other file is no disk.
     #[error("disk `{id}` keeps what it has")]
     Open {

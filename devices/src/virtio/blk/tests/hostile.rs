@@ -365,7 +365,7 @@ fn a_size_below_what_is_in_flight_lets_that_end_and_refuses_the_rest() {
         let written = bench.begin_write(45, 0x6b);
         bench.driver.kick(0);
         bench.wait_until_submitted(3);
-        bench.control.resize(&image, 16 * SECTOR_BYTES).unwrap();
+        bench.control.resize(image.current_sectors().unwrap(), 16 * SECTOR_BYTES).unwrap();
         // The owner takes the space away from under one of the three.
         bench.file.set_len(50 * SECTOR_BYTES).unwrap();
         bench.pause();

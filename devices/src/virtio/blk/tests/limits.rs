@@ -292,7 +292,7 @@ fn a_queue_whose_request_is_refused_while_it_waits_leaves_the_line() {
         status
     });
     // What the first asks for is not there any more when it may go.
-    bench.control.resize(&bench.image, (SECTORS - 8) * SECTOR_BYTES).unwrap();
+    bench.control.resize(bench.image.current_sectors().unwrap(), (SECTORS - 8) * SECTOR_BYTES).unwrap();
     limiter.change(operations(Rate::new(1, 0, 3_600_000)));
     bench.driver.wait_used(0);
     bench.driver.wait_used(1);

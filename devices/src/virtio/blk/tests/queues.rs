@@ -68,17 +68,17 @@ fn a_new_size_is_told_and_held_to_at_once() {
     let generation = bench.driver.read(0xfc);
     assert_eq!(bench.read(SECTORS, SECTOR).0, IOERR);
     let grown = (SECTORS + 8) * SECTOR_BYTES;
-    let refused = bench.control.resize(&image, grown).unwrap_err();
+    let refused = bench.control.resize(image.current_sectors().unwrap(), grown).unwrap_err();
     assert!(matches!(refused, ResizeError::BeyondBacking { bytes, .. } if bytes == grown), "{refused}");
-    assert!(matches!(bench.control.resize(&image, 0), Err(ResizeError::Unaligned { .. })));
-    assert!(matches!(bench.control.resize(&image, 513), Err(ResizeError::Unaligned { .. })));
+    assert!(matches!(bench.control.resize(image.current_sectors().unwrap(), 0), Err(ResizeError::Unaligned { .. })));
+    assert!(matches!(bench.control.resize(image.current_sectors().unwrap(), 513), Err(ResizeError::Unaligned { .. })));
     assert_eq!(bench.driver.read(0xfc), generation, "nothing has changed");
     bench.file.set_len(grown).unwrap();
-    bench.control.resize(&image, grown).unwrap();
+    bench.control.resize(image.current_sectors().unwrap(), grown).unwrap();
     bench.driver.wait_for("a changed configuration", |driver| (driver.read(0xfc) != generation).then_some(()));
     assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS + 8);
     assert_eq!(bench.read(SECTORS, SECTOR), (OK, 513, vec![0; SECTOR]));
-    bench.control.resize(&image, 16 * SECTOR_BYTES).unwrap();
+    bench.control.resize(image.current_sectors().unwrap(), 16 * SECTOR_BYTES).unwrap();
     assert_eq!(bench.read(16, SECTOR).0, IOERR);
     assert_eq!(bench.read(15, SECTOR).0, OK);
 }
@@ -91,7 +91,7 @@ fn a_size_that_changes_during_a_pause_is_told_afterwards() {
     transport.lock().unwrap().core().pause();
     while bench.driver.take_interrupt().is_some() {}
     let generation = bench.driver.read(0xfc);
-    bench.control.resize(&image, 8 * SECTOR_BYTES).unwrap();
+    bench.control.resize(image.current_sectors().unwrap(), 8 * SECTOR_BYTES).unwrap();
     assert_eq!(bench.driver.take_interrupt(), None, "not while the machine is paused");
     transport.lock().unwrap().core().resume();
     assert_eq!(bench.driver.take_interrupt(), Some(2));

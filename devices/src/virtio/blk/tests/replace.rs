@@ -149,7 +149,7 @@ fn what_does_not_suit_the_driver_is_refused_and_the_disk_goes_on() {
     let (_folder, path) = disk_of(0x55, SECTORS);
     let refuse = |options, access| {
         let image = Arc::new(DiskImage::open(&path, access, options).unwrap());
-        bench.control.replace(engines(Engine::Sync, &image, 1), soon()).unwrap_err()
+        bench.control.replace(engines(Engine::Sync, &image, 1), soon()).map(drop).unwrap_err()
     };
     let large = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
     assert!(matches!(refuse(large, DiskAccess::ReadWrite), ReplaceError::Block { new: 4096, old: 512 }));
@@ -172,7 +172,7 @@ fn a_disk_that_does_not_answer_keeps_its_file_and_its_requests() {
     }
     let (_folder, path) = disk_of(0x55, SECTORS);
     let image = open(&bench, &path).unwrap();
-    let refused = bench.control.replace(engines(Engine::Sync, &image, 1), Instant::now()).unwrap_err();
+    let refused = bench.control.replace(engines(Engine::Sync, &image, 1), Instant::now()).map(drop).unwrap_err();
     assert!(matches!(refused, ReplaceError::Held));
     assert_eq!(bench.status(status), UNWRITTEN);
     // It takes requests again, and a pause completes them all, on the old file.

@@ -176,7 +176,7 @@ fn a_resize_that_the_driver_has_not_heard_of_is_told_by_the_other_disk() {
     let mut bench = Bench::build(&setup);
     while bench.driver.take_interrupt().is_some() {}
     bench.pause();
-    bench.control.resize(&bench.image, SECTORS / 2 * SECTOR_BYTES).unwrap();
+    bench.control.resize(bench.image.current_sectors().unwrap(), SECTORS / 2 * SECTOR_BYTES).unwrap();
     bench.move_to(&setup);
     assert_eq!(bench.driver.take_interrupt(), None, "it does not run yet");
     bench.resume();

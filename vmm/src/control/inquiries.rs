@@ -1,0 +1,104 @@
+//! What the host is asked about files before a command is carried out. It may never answer, as when the server behind a
+//! path is gone: so it is asked on a thread of its own, whose answer comes back as a command, and who waits for that is told
+//! after a while that there is none. Nobody else waits.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use super::command::{Command, CommandError, CommandReceiver, ReplyTo, Request};
+use crate::placement::leave_inherited_place;
+
+/// How long the host has.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Threads that a host which does not answer may keep.
+const THREADS_MAX: usize = 8;
+
+/// What was asked and is not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Inquiries {
+    open: Vec<Inquiry>,
+    /// One more for each thread.
+    threads: Arc<()>,
+}
+
+struct Inquiry {
+    path: PathBuf,
+    deadline: Instant,
+    waiter: Waiter,
+}
+
+/// Who waits. The thread with the answer or the loop without patience takes it, who comes first.
+type Waiter = Arc<Mutex<Option<ReplyTo>>>;
+
+impl Inquiries {
+    /// Has `question` answered about what is at `path`. The answer goes to `answers` as a command of the one who waits.
+    pub(super) fn ask(
+        &mut self,
+        path: PathBuf,
+        reply: ReplyTo,
+        answers: &CommandReceiver,
+        question: impl FnOnce() -> Command + Send + 'static,
+    ) {
+        if Arc::strong_count(&self.threads) > THREADS_MAX {
+            return reply(Err(CommandError::Unasked { path, asked: THREADS_MAX }));
+        }
+        let waiter: Waiter = Arc::new(Mutex::new(Some(reply)));
+        let (thread, waits, answers) = (Arc::clone(&self.threads), Arc::clone(&waiter), answers.sender());
+        let started = Builder::new().name("husk-job-file".to_owned()).spawn(move || {
+            leave_inherited_place();
+            let command = question();
+            // An answer that comes too late goes here: to close a file may take as long as to open it.
+            if let Some(reply) = take(&waits) {
+                answers.give(Request { command, reply });
+            }
+            drop(thread);
+        });
+        match started {
+            Ok(_) => self.open.push(Inquiry { path, deadline: Instant::now() + PATIENCE, waiter }),
+            Err(cause) => {
+                if let Some(reply) = take(&waiter) {
+                    reply(Err(CommandError::Held(format!(
+                        "cannot start a thread to open {}: {cause}",
+                        path.display()
+                    ))));
+                }
+            }
+        }
+    }
+
+    /// When somebody has waited for long enough.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.open.iter().map(|inquiry| inquiry.deadline).min()
+    }
+
+    /// Tells those who have waited for long enough that there is no answer.
+    pub(super) fn end_late(&mut self) {
+        let now = Instant::now();
+        self.open.retain(|inquiry| {
+            if inquiry.deadline <= now
+                && let Some(reply) = take(&inquiry.waiter)
+            {
+                let path = inquiry.path.clone();
+                reply(Err(CommandError::Unanswered { path, seconds: PATIENCE.as_secs() }));
+            }
+            lock(&inquiry.waiter).is_some()
+        });
+    }
+}
+
+fn take(waiter: &Waiter) -> Option<ReplyTo> {
+    lock(waiter).take()
+}
+
+fn lock(waiter: &Waiter) -> MutexGuard<'_, Option<ReplyTo>> {
+    waiter.lock().expect("a thread that panics aborts the process")
+}
+
+impl fmt::Debug for Inquiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inquiry").field("path", &self.path).field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
