@@ -109,9 +109,13 @@ impl Fault {
         Self { allow: Some(allow), ..fault }
     }
 
-    /// What is wrong, and what would do.
-    pub(super) fn message(&self) -> &str {
-        &self.body.message
+    /// What is wrong, as a log may have it: a message about a body quotes it, and that may be a secret.
+    pub(super) fn for_log(&self) -> String {
+        match (self.body.code, &self.body.field) {
+            (Code::BadRequest, Some(field)) => format!("a bad request: {field}"),
+            (Code::BadRequest, None) => "a bad request".to_owned(),
+            _ => self.body.message.clone(),
+        }
     }
 
     /// The fault in its dialect: Firecracker's clients know 400 alone.

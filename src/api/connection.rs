@@ -382,7 +382,7 @@ async fn answer(
     let result: Result<Answer, Fault> = result.await;
     context.latency.add(index, begun.elapsed());
     let answer = result.unwrap_or_else(|fault| {
-        log::debug!("api: {} {path}: {}", head.method, fault.message());
+        log::debug!("api: {} {path}: {}", head.method, fault.for_log());
         fault.answer(dialect)
     });
     (answer, answering)
