@@ -16,7 +16,7 @@ use arch::GuestAddress;
 use thiserror::Error;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use self::blocks::Blocks;
+use self::blocks::{BlockRun, Blocks};
 use self::worker::MemoryWorker;
 use super::exhaustion::Exhaustion;
 use super::queue::QueueState;
@@ -170,7 +170,12 @@ impl MemoryDevice {
 }
 
 impl MemoryArea {
-    fn check(&self, requested: u64) -> Result<(), MemoryRequestError> {
+    /// Where a run of its blocks begins for the guest, and its size in bytes.
+    fn range(self, run: BlockRun) -> (GuestAddress, u64) {
+        (GuestAddress(self.start.0 + run.first * self.block_bytes), run.count * self.block_bytes)
+    }
+
+    fn check(self, requested: u64) -> Result<(), MemoryRequestError> {
         match requested {
             _ if requested > self.bytes => Err(MemoryRequestError::TooLarge { requested, area: self.bytes }),
             _ if !requested.is_multiple_of(self.block_bytes) => {

@@ -270,7 +270,6 @@ fn a_device_goes_on_from_anothers_state() {
     assert_eq!(bench.ask(PLUG, 62, 4), (ACK, 0));
     assert_eq!(bench.ask(PLUG, 0, 1), (ACK, 0));
     let thread = IoThread::spawn("husk-io-test").unwrap();
-    let account = Arc::new(Account { blocks: Mutex::default(), limit: 100 });
     let state = MemoryState {
         start: AREA.start.0,
         bytes: AREA.bytes,
@@ -279,10 +278,12 @@ fn a_device_goes_on_from_anothers_state() {
         runs: vec![(0, 1), (62, 4)],
         news: crate::virtio::voice::ConfigVoice::new().news(),
     };
-    let (mut other, _) = device(0, &account, &thread);
+    let plugged = [(AREA.start, BLOCK), (GuestAddress(AREA.start.0 + 62 * BLOCK), 4 * BLOCK)];
+    assert_eq!(state.plugged(AREA).unwrap(), plugged);
+    let (mut other, _) = device(0, &bench.account, &thread);
     SaveState::restore(&mut other, state.clone()).unwrap();
     assert_eq!(SaveState::save(&other), state);
-    assert_eq!(account.blocks.lock().unwrap().iter().copied().collect::<Vec<_>>(), bench.blocks());
+    assert_eq!(bench.blocks().len(), 5, "its owner has plugged them");
     let control = other.control();
     assert_eq!((control.plugged_bytes(), control.requested_bytes()), (5 * BLOCK, 7 * BLOCK));
     for broken in [
@@ -297,9 +298,9 @@ fn a_device_goes_on_from_anothers_state() {
         MemoryState { block_bytes: BLOCK / 2, ..state.clone() },
         MemoryState { start: 0, ..state },
     ] {
-        let account = Arc::new(Account { blocks: Mutex::default(), limit: 100 });
-        let (mut other, _) = device(0, &account, &thread);
+        let (mut other, _) = device(0, &bench.account, &thread);
         let told = format!("{broken:?}");
+        assert!(broken.plugged(AREA).is_err(), "{told}");
         assert!(SaveState::restore(&mut other, broken).is_err(), "{told}");
     }
 }
@@ -314,7 +315,6 @@ fn a_driver_plugs_and_unplugs_on_with_another_device() {
         let (asked, answer) = (request(PLUG, AREA.start.0 + round * BLOCK, 1), bench.driver.place(&[0xff; 10]));
         let asked = bench.driver.place(&asked);
         bench.driver.queues[0].add(&[Buffer::Readable(asked, 24), Buffer::Writable(answer, 10)]);
-        bench.account = Arc::new(Account { blocks: Mutex::default(), limit: 100 });
         let (heir, exhausted) = device(0, &bench.account, &bench._thread);
         (bench.control, bench.exhausted) = (heir.control(), exhausted);
         let heir = MmioTransport::new("mem", Box::new(heir), bench.driver.memory().clone()).unwrap();

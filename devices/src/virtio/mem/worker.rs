@@ -4,8 +4,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arch::GuestAddress;
-
 use super::blocks::{BlockRun, BlockState, Blocks};
 use super::request::{ANSWER_BYTES, Answer, Request, read, write};
 use super::{BlockStore, Shared};
@@ -97,7 +95,7 @@ impl MemoryWorker {
 
     /// virtio 1.3 §5.15.6.1: no more than the host asks for.
     fn plug(&self, blocks: &mut Blocks, run: BlockRun) -> Answer {
-        let (start, bytes) = self.range(run);
+        let (start, bytes) = self.shared.area.range(run);
         let requested = self.shared.requested.load(Ordering::Acquire);
         if blocks.plugged_bytes() + bytes > requested {
             return Answer::Nack;
@@ -118,7 +116,7 @@ impl MemoryWorker {
     }
 
     fn unplug(&self, blocks: &mut Blocks, run: BlockRun) -> Answer {
-        let (start, bytes) = self.range(run);
+        let (start, bytes) = self.shared.area.range(run);
         if let Err(error) = self.store.unplug(start, bytes) {
             add(&self.shared.counters.exhausted, 1);
             self.log.report(format_args!("{bytes} bytes at {:#x} are not given back: {error}", start.0));
@@ -127,12 +125,6 @@ impl MemoryWorker {
         blocks.unplug(run);
         add(&self.shared.counters.unplugged_bytes, bytes);
         Answer::Ack
-    }
-
-    /// Where a run begins for the guest, and its size in bytes.
-    fn range(&self, run: BlockRun) -> (GuestAddress, u64) {
-        let area = self.shared.area;
-        (GuestAddress(area.start.0 + run.first * area.block_bytes), run.count * area.block_bytes)
     }
 }
 

@@ -10,7 +10,7 @@ use super::core::{TransportCore, TransportError, TransportState};
 use crate::bus::BusDevice;
 use crate::state::SaveState;
 use crate::virtio::queue::QueueConfig;
-use crate::virtio::{RestoreError, VirtioDevice};
+use crate::virtio::{DeviceState, RestoreError, VirtioDevice};
 
 const MAGIC_VALUE: u64 = 0x00;
 const VERSION: u64 = 0x04;
@@ -58,6 +58,13 @@ pub struct MmioState {
     pub(crate) core: TransportState,
     pub(crate) device_features_sel: u32,
     pub(crate) driver_features_sel: u32,
+}
+
+impl MmioState {
+    /// What the device itself had come to.
+    pub fn device(&self) -> &DeviceState {
+        &self.core.device
+    }
 }
 
 impl MmioTransport {
