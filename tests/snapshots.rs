@@ -5,15 +5,16 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::faults::handle_faults;
 use common::folder::Folder;
 use common::guest::PROBE;
 use common::http::{Connection, request};
 use common::vm::Vm;
-use common::{Husk, husk, sys, through_shell};
+use common::{Husk, husk, through_shell};
 use serde_json::{Value, json};
 
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -73,15 +74,6 @@ fn assert_same_memory(one: &[u8], other: &[u8], what: &str) {
         |(page, (one, other)): (usize, (&[u8], &[u8]))| (page != GENERATION_PAGE && one != other).then_some(page);
     let differing: Vec<_> = one.chunks(4096).zip(other.chunks(4096)).enumerate().filter_map(differs).collect();
     assert!(differing.is_empty(), "{what}: pages {differing:x?} differ");
-}
-
-/// husk with the machine of a folder's point, on a socket of its own.
-fn restored(point: &Path, words: &[&str]) -> Vm {
-    let folder = Folder::new();
-    let point = point.to_str().unwrap();
-    let husk = husk(["restore", point, "--api-sock", &folder.at("s")]).args(words).start();
-    let client = Connection::open(folder.at("s"));
-    Vm { folder, husk, client }
 }
 
 fn refusal(point: &Path, words: &[&str]) -> String {
@@ -162,7 +154,7 @@ fn a_machine_that_runs_goes_on_and_its_point_does_so_too_in_every_mode() {
     let tick = vm.husk.last_tick();
     vm.husk.wait_for(&format!("TICK {} ", tick + 3));
     for mode in ["map", "lazy", "copy"] {
-        let clone = restored(&point, &["--memory", mode]);
+        let clone = Vm::restored(&point, &["--memory", mode]);
         clone.husk.wait_for(&format!("TICK {} ", tick + 3));
         assert!(!clone.husk.output().contains("TICK 1 "), "{mode}: it did not start again");
         clone.stop();
@@ -195,7 +187,7 @@ fn every_point_of_a_chain_comes_back_as_it_was_whichever_of_the_others_are_gone(
     }
     for (number, (point, memory)) in kept.iter().enumerate().filter(|(number, _)| !gone(*number)) {
         let mode = ["map", "copy", "lazy"][number % 3];
-        let mut clone = restored(point, &["--paused", "--memory", mode]);
+        let mut clone = Vm::restored(point, &["--paused", "--memory", mode]);
         wait_until_paused(&mut clone);
         match mode {
             "copy" => assert_same_memory(&memory_of(&clone.husk), memory, &format!("point {number} copied")),
@@ -222,7 +214,7 @@ fn many_clones_of_one_point_run_at_once() {
     let point = vm.folder.path().join("point");
     assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
     let tick = vm.husk.last_tick();
-    let clones: Vec<Vm> = (0..8).map(|_| restored(&point, &[])).collect();
+    let clones: Vec<Vm> = (0..8).map(|_| Vm::restored(&point, &[])).collect();
     for clone in &clones {
         clone.husk.wait_for(&format!("TICK {} ", tick + 3));
     }
@@ -294,31 +286,6 @@ fn what_cannot_be_an_increment_is_refused_and_the_machine_runs_on() {
     vm.stop();
 }
 
-/// A page fault handler as Firecracker's users have them: it gets the regions and a userfaultfd, and answers from a file.
-fn handle_faults(listener: &UnixListener, memory: &Path) -> UnixStream {
-    let (socket, _) = listener.accept().unwrap();
-    let (list, fault) = sys::receive_with_descriptor(&socket);
-    let regions: Vec<Value> = serde_json::from_slice(&list).unwrap();
-    let number = |region: &Value, field: &str| region[field].as_u64().unwrap();
-    assert_eq!(regions.iter().map(|region| number(region, "size")).sum::<u64>(), MEMORY_BYTES);
-    assert!(regions.iter().all(|region| number(region, "page_size") == 4096));
-    let memory = File::open(memory).unwrap();
-    let handler = move || {
-        while let Some(address) = sys::next_fault(&fault) {
-            let place = |region: &Value| {
-                let within = address.checked_sub(number(region, "base_host_virt_addr"))?;
-                (within < number(region, "size")).then(|| number(region, "offset") + within)
-            };
-            let offset = regions.iter().find_map(place).unwrap() / 4096 * 4096;
-            let mut page = [0; 4096];
-            memory.read_exact_at(&mut page, offset).unwrap();
-            sys::put_page(&fault, address / 4096 * 4096, &page);
-        }
-    };
-    std::thread::spawn(handler);
-    socket
-}
-
 #[test]
 fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machines() {
     let mut vm = counting();
@@ -335,7 +302,7 @@ fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machine
     let socket = vm.folder.at("handler");
     let listener = UnixListener::bind(&socket).unwrap();
     let memory = std::path::PathBuf::from(memory);
-    let handler = std::thread::spawn(move || handle_faults(&listener, &memory));
+    let handler = std::thread::spawn(move || handle_faults(&listener, &memory, MEMORY_BYTES));
     clone.put("/snapshot/load", &load(&socket)).done();
     let connection = handler.join().unwrap();
     clone.husk.wait_for(&format!("TICK {} ", tick + 3));
@@ -373,7 +340,7 @@ fn a_restored_machine_has_its_memory_as_it_asked_for_it() {
         let point = vm.folder.path().join("point");
         assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
         let tick = vm.husk.last_tick();
-        let mut clone = restored(&point, &[]);
+        let mut clone = Vm::restored(&point, &[]);
         clone.husk.wait_for(&format!("TICK {} ", tick + 3));
         holds(&clone, "restored");
         if words.ends_with("lock") {

@@ -51,3 +51,31 @@ fn a_machine_on_huge_pages_of_a_node_goes_on_there_page_by_page_or_read_at_once_
         assert_eq!(pool.free(), free, "{words:?}: given back");
     }
 }
+
+#[test]
+fn what_was_plugged_on_huge_pages_is_there_again_page_by_page_or_at_once() {
+    let pool = Pool::of_2m(32 + 16);
+    let free = pool.free();
+    let kept = Folder::new();
+    let point = kept.path().join("point");
+    let folder = Folder::new();
+    let words = ["run", "--kernel", PROBE, "--cmdline", "check=plug end=poweroff", "--memory", "64M,pages=2M"];
+    let husk = husk(words).args(["--hotplug", "128M,requested=16M", "--api-sock", &folder.at("s")]).start();
+    let client = Connection::open(folder.at("s"));
+    let mut vm = Vm { folder, husk, client };
+    assert_eq!(vm.husk.line("PLUGGED ", 1), "PLUGGED 8");
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+    vm.stop();
+    for mode in ["lazy", "copy"] {
+        let mut clone = Vm::restored(&point, &["--memory", mode]);
+        clone.husk.wait_for_times("STEADY ", 3);
+        for (number, mib) in [4, 20].into_iter().enumerate() {
+            clone.patch("/hotplug/memory", &json!({ "requested_size_mib": mib })).done();
+            assert_eq!(clone.husk.line("PLUGGED ", number + 1), format!("PLUGGED {}", mib / 2), "{mode}");
+        }
+        let looks = clone.husk.output().matches("STEADY ").count();
+        clone.husk.wait_for_times("STEADY ", looks + 2);
+        clone.stop();
+        assert_eq!(pool.free(), free, "{mode}: given back");
+    }
+}

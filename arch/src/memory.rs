@@ -17,6 +17,12 @@ pub type GuestRegionMmap = vm_memory::GuestRegionMmap<DirtyBitmap>;
 /// The mapping of one region of [`GuestMemory`].
 pub type MmapRegion = vm_memory::MmapRegion<DirtyBitmap>;
 
+/// Where a region begins in this process.
+#[must_use]
+pub fn host_address(region: &GuestRegionMmap) -> usize {
+    region.as_ptr().expose_provenance()
+}
+
 /// Whether writes to `memory` are marked, at next to no cost: for those who would have to look up what they wrote. Those who
 /// find this off are those who find a mark off, for whom [`DirtyBitmap`] says what holds.
 #[inline]

@@ -5,6 +5,7 @@
 
 pub(crate) mod ended;
 pub(crate) mod failing;
+pub(crate) mod faults;
 pub(crate) mod folder;
 pub(crate) mod guest;
 pub(crate) mod http;

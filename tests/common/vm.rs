@@ -1,6 +1,8 @@
 //! A VM that is driven over its control socket.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::ended::Ended;
@@ -35,6 +37,15 @@ impl Vm {
         vm.put("/actions", &json!({ "action_type": "InstanceStart" })).done();
         vm.husk.wait_for("PROBE READY");
         vm
+    }
+
+    /// One with the machine of a folder's point, on a socket of its own.
+    pub(crate) fn restored(point: &Path, words: &[&str]) -> Self {
+        let folder = Folder::new();
+        let point = point.to_str().unwrap();
+        let husk = husk(["restore", point, "--api-sock", &folder.at("s")]).args(words).start();
+        let client = Connection::open(folder.at("s"));
+        Self { folder, husk, client }
     }
 
     /// As [`Self::running`], of the probe that repeats what is typed until it is told to end.

@@ -15,6 +15,7 @@ pub mod boot;
 #[macro_use]
 pub mod console;
 pub mod cpu;
+pub mod mem;
 pub mod memory;
 mod mptable;
 pub mod net;

@@ -14,6 +14,8 @@ pub const KIND_NET: u32 = 1;
 pub const KIND_BLK: u32 = 2;
 /// Entropy.
 pub const KIND_RNG: u32 = 4;
+/// Memory that is plugged.
+pub const KIND_MEM: u32 = 24;
 
 /// virtio 1.3 §6.
 pub const F_INDIRECT: u64 = 1 << 28;

@@ -1,6 +1,7 @@
 //! A [`VmConfig`] as a snapshot keeps it: types of its own, so that a change of the configuration's types never changes
 //! what lies in files. What comes back is only read; [`VmConfig::validate_restored`] holds it against every limit.
 
+mod hotplug;
 mod placement;
 
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use arch::boot::BootEntry;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::hotplug::HotplugState;
 use self::placement::PlacementState;
 use super::extension::Placement;
 use super::{
@@ -26,9 +28,6 @@ pub enum SaveConfigError {
     /// A disk that is no path.
     #[error("disk `{0}` is a descriptor of this process: only disks with a path can be in a snapshot")]
     OpenDisk(String),
-    /// Memory that comes and goes.
-    #[error("the machine has memory that can be plugged (memory-hotplug), which snapshots do not hold yet")]
-    Hotplug,
     /// A kernel that is no path.
     #[error("the kernel is built into this program: only a kernel with a path can be in a snapshot")]
     BuiltInKernel,
@@ -208,15 +207,13 @@ impl ConfigState {
             entropy: _,
             entropy_limits,
             balloon,
-            hotplug,
+            // A state of its own, which version 1 of this one has not.
+            hotplug: _,
             // It has become the vCPUs' CPUID and MSRs.
             cpu_template: _,
             serial,
             serial_limit,
         } = config;
-        if hotplug.is_some() {
-            return Err(SaveConfigError::Hotplug);
-        }
         Ok(Self {
             cpus: *cpus,
             two_threads_per_core: *threads_per_core == ThreadsPerCore::Two,

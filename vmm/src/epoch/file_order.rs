@@ -34,6 +34,13 @@ pub(crate) fn slices(
     })
 }
 
+/// What of a range is in `held`, ranges in order that do not overlap.
+pub(crate) fn overlaps(held: &[Range<u64>], range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let first = held.partition_point(|part| part.end <= range.start);
+    let within = held[first..].iter().take_while(move |part| part.start < range.end);
+    within.map(move |part| part.start.max(range.start)..part.end.min(range.end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +62,22 @@ mod tests {
         ] {
             let found: Vec<_> = slices(&memory, range).map(|(offset, part)| (offset, part.len())).collect();
             assert_eq!(found, parts);
+        }
+    }
+
+    #[test]
+    fn of_a_range_there_is_what_is_held_of_it() {
+        let held = [0..10, 20..30, 30..40, 50..60];
+        for (range, parts) in [
+            (0..60, "0..10 20..30 30..40 50..60"),
+            (5..35, "5..10 20..30 30..35"),
+            (10..20, ""),
+            (55..70, "55..60"),
+            (60..70, ""),
+            (22..23, "22..23"),
+        ] {
+            let found: Vec<_> = overlaps(&held, range).map(|part| format!("{part:?}")).collect();
+            assert_eq!(found.join(" "), parts);
         }
     }
 }

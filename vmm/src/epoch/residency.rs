@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use arch::GuestMemory;
-use arch::memory::GuestRegionMmap;
+use arch::memory::{GuestRegionMmap, host_address};
 use thiserror::Error;
 use vm_memory::{FileOffset, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
@@ -73,7 +73,7 @@ fn touched_in(region: &GuestRegionMmap, tables: &File, mut insert: impl FnMut(Ra
         Some(place) if is_shared && !is_of_pool(place.file())? => seek(place, region.len(), insert),
         // A mapping's entry is a page of its own where no file has it; a pool's pages are a file's always.
         _ => {
-            let host = region.as_ptr().expose_provenance() as u64;
+            let host = host_address(region) as u64;
             let own = if is_shared { Kind::Any } else { Kind::NotOfFiles };
             match scan(tables, host..host + region.len(), Sought::touched(own), &mut insert) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {

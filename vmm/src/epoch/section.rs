@@ -27,6 +27,8 @@ pub enum SectionKind {
     Vm = 3,
     /// One vCPU; its id is its index.
     Vcpu = 4,
+    /// The memory that can be plugged, as it was configured.
+    Hotplug = 5,
     /// The 16550 serial port.
     Serial = 16,
     /// The CMOS clock.
@@ -137,10 +139,11 @@ pub enum SectionError {
 }
 
 impl SectionKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Config,
         Self::Vm,
         Self::Vcpu,
+        Self::Hotplug,
         Self::Serial,
         Self::Rtc,
         Self::I8042,

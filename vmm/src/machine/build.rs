@@ -33,7 +33,7 @@ use super::assembly::{Assembly, Attendant, attended};
 use super::devices::{self, DeviceError, Devices};
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
-use super::memory::{self, MachineMemory, MemoryError};
+use super::memory::{self, Hotplug, MachineMemory, MemoryError};
 use super::restored::{self, Brought};
 use super::saved::MachineState;
 use super::slots::MemorySlots;
@@ -183,7 +183,12 @@ impl Machine {
         let events = wiring.events.clone();
         let mut settled = settle(config)?;
         let settled_threads = settle_threads(config, &settled)?;
-        let memory = MachineMemory::map_or_less(&config.memory, config.hotplug.as_ref(), &mut settled)?;
+        let plugged = match &origin {
+            Origin::Boot => &[][..],
+            Origin::Point(restore) => &restore.plugged,
+        };
+        let hotplug = config.hotplug.as_ref().map(|config| Hotplug { config, plugged });
+        let mut memory = MachineMemory::map_or_less(&config.memory, hotplug, &mut settled)?;
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -196,7 +201,7 @@ impl Machine {
             }
         };
         // The files before the VM: what is wrong with them is told first.
-        let (first, Brought { thread: memory_thread, mut tracking }) = match origin {
+        let (first, Brought { thread: memory_thread, mut tracking, origin }) = match origin {
             Origin::Boot => {
                 if settled.takes_long() {
                     attended(attendant, |assembly| memory::make_present(&memory.ram, &settled, assembly))
@@ -216,6 +221,9 @@ impl Machine {
                 (First::Saved(Box::new((state, clock, cpu))), brought)
             }
         };
+        if let Some(pluggable) = &mut memory.pluggable {
+            pluggable.origin = origin;
+        }
         let devices = Devices::make(config, &memory, wiring)?;
         let Created { vm, slots, fds } = Created::make(&kvm, &memory, count)?;
         let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);

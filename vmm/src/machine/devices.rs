@@ -275,6 +275,11 @@ impl Devices {
         })
     }
 
+    /// What stands behind the memory device.
+    pub(super) fn pluggable(&self) -> Option<&Arc<PluggableMemory>> {
+        self.pluggable.as_ref()
+    }
+
     pub(super) fn pluggable_memory(&self) -> Option<&MemoryDeviceControl> {
         self.virtio.iter().find_map(|slot| match &slot.counters {
             Counters::Blocks(memory) => Some(memory),

@@ -1,33 +1,98 @@
 //! Memory that is plugged while the machine runs: mapped from the start with no access, and given to KVM slot by slot as
 //! blocks of it are plugged. What is not plugged the host has.
-#![expect(unsafe_code, reason = "mprotect has no safe interface in libc")]
+#![expect(unsafe_code, reason = "mprotect and mmap have no safe interface in libc")]
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use arch::GuestAddress;
+use arch::memory::{GuestRegionMmap, host_address};
+use arch::{GuestAddress, GuestMemory};
 use devices::backend::memory::Reclaim;
 use devices::virtio::mem::{BlockStore, MemoryArea, MemoryDevice};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::devices::DeviceError;
-use super::memory::{MachineMemory, Pluggable};
+use super::memory::MachineMemory;
 use super::pool::IoPool;
 use super::slots::{MemorySlots, Slot};
-use crate::config::{HOTPLUG_ID, HotplugConfig, MemoryConfig};
+use crate::config::{HOTPLUG_ID, HotplugConfig, MemoryConfig, MemoryPlacement};
 use crate::control::{EventSender, GuestEvent};
+use crate::epoch::{PAGE_BYTES, PageRun, PageSet};
+use crate::pager::UserFault;
+use crate::placement;
 
-/// Memory that is plugged block by block. It is used by the device's I/O thread.
+/// Memory that can be plugged, before there is a VM.
 #[derive(Debug)]
-pub(super) struct PluggableMemory {
+pub(crate) struct Pluggable {
+    /// Where it begins for the guest.
+    pub(crate) start: GuestAddress,
+    /// What KVM is given at once of it, in bytes.
+    pub(crate) slot_bytes: u64,
+    /// When its pages come.
+    pub(crate) arrival: Arrival,
+    /// What is plugged from the start, in order: where each run of blocks begins, and its size in bytes.
+    pub(crate) plugged: Vec<(GuestAddress, u64)>,
+    /// Where what that holds comes from.
+    pub(crate) origin: Origin,
+}
+
+/// Where blocks come from that are plugged from the start.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Origin {
+    /// They are as any others.
+    #[default]
+    Memory,
+    /// They are private mappings of files, which show through where nothing is kept.
+    Files(MemoryPlacement),
+    /// Who touches a page of theirs first waits until it is brought.
+    Faults(Arc<UserFault>),
+}
+
+/// Memory that is plugged block by block. It is used by the device's I/O thread, and by who copies what it holds.
+#[derive(Debug)]
+pub(crate) struct PluggableMemory {
     start: GuestAddress,
+    bytes: u64,
     slot_bytes: u64,
+    block_bytes: u64,
+    /// Its first page in memory file order.
+    first_page: u64,
     arrival: Arrival,
+    origin: Origin,
+    memory: Arc<GuestMemory>,
     reclaim: Reclaim,
     /// Set before the first vCPU runs.
     slots: OnceLock<Arc<MemorySlots>>,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Debug)]
+struct Blocks {
     /// How many bytes of each slot are plugged.
-    plugged: Mutex<Box<[u64]>>,
+    by_slot: Box<[u64]>,
+    /// Those that are plugged. A page of these sets is a block.
+    plugged: PageSet,
+    /// Those that have been since the machine was made.
+    original: PageSet,
+}
+
+/// Which pages are plugged. They stay so while this lives: who takes one away waits.
+#[derive(Debug)]
+pub(crate) struct Plugged<'a> {
+    of: &'a PluggableMemory,
+    blocks: MutexGuard<'a, Blocks>,
+}
+
+/// What a page of guest memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageKind {
+    /// There since the machine was made: what nobody touched is as the machine found it.
+    Original,
+    /// Plugged since: what nobody touched is zeros.
+    Fresh,
+    /// Nobody's, and not to be touched: zeros.
+    Unplugged,
 }
 
 /// When the host gives memory for a block.
@@ -55,8 +120,7 @@ pub(super) fn make(
     events: &EventSender,
     pool: &mut IoPool,
 ) -> Result<MemoryDevice, DeviceError> {
-    let area =
-        MemoryArea { start: hotplug.start(config), bytes: hotplug.total_bytes, block_bytes: hotplug.block_bytes, node };
+    let area = area(hotplug, config, node);
     let events = events.clone();
     let on_exhausted = Arc::new(move || events.send(GuestEvent::PoolExhausted));
     let thread = pool.spawn(HOTPLUG_ID, Duration::ZERO)?;
@@ -65,17 +129,87 @@ pub(super) fn make(
     Ok(device.expect("validate() holds what is requested against the limits"))
 }
 
+/// What can be plugged, as the device has it.
+pub(super) fn area(hotplug: &HotplugConfig, config: &MemoryConfig, node: Option<u16>) -> MemoryArea {
+    let HotplugConfig { total_bytes: bytes, block_bytes, .. } = *hotplug;
+    MemoryArea { start: hotplug.start(config), bytes, block_bytes, node }
+}
+
+impl Pluggable {
+    /// Whether a part of a range is plugged from the start.
+    pub(crate) fn is_plugged(&self, start: GuestAddress, bytes: u64) -> bool {
+        let first = self.plugged.partition_point(|(at, len)| at.0 + len <= start.0);
+        self.plugged.get(first).is_some_and(|(at, _)| at.0 < start.0 + bytes)
+    }
+
+    /// How much is plugged from the start, in bytes.
+    pub(super) fn plugged_bytes(&self) -> u64 {
+        self.plugged.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Opens the slots of `region` that have a plugged part to devices.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(super) fn open(&self, region: &GuestRegionMmap) -> io::Result<()> {
+        let host = host_address(region);
+        let slots = (0..region.len() / self.slot_bytes).map(|slot| slot * self.slot_bytes);
+        slots.filter(|offset| self.is_plugged(GuestAddress(self.start.0 + offset), self.slot_bytes)).try_for_each(
+            |offset| {
+                let place = usize::try_from(offset).expect(FITS);
+                protect(host + place, self.slot_bytes, Access::Devices)
+            },
+        )
+    }
+
+    /// Has the host give all pages that are plugged from the start now, if they shall be there before they are touched, as long as
+    /// `go_on` says so.
+    ///
+    /// # Errors
+    /// It has none.
+    pub(super) fn populate(&self, memory: &MachineMemory, go_on: impl Fn() -> bool) -> io::Result<()> {
+        if self.arrival == Arrival::OnTouch {
+            return Ok(());
+        }
+        let reclaim = Reclaim::new(Arc::clone(&memory.all), memory.pages.pool_page_bytes());
+        for &(start, bytes) in &self.plugged {
+            for offset in (0..bytes).step_by(usize::try_from(self.slot_bytes).expect(FITS)) {
+                if !go_on() {
+                    return Ok(());
+                }
+                reclaim.populate(GuestAddress(start.0 + offset), self.slot_bytes.min(bytes - offset))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl PluggableMemory {
-    /// That of `memory`, of which nothing is plugged.
+    /// That of `memory`.
     pub(super) fn new(memory: &MachineMemory, pluggable: &Pluggable, hotplug: &HotplugConfig) -> Self {
+        let Pluggable { start, slot_bytes, arrival, ref plugged, ref origin } = *pluggable;
+        let ram_bytes: u64 = memory.ram.iter().map(GuestMemoryRegion::len).sum();
+        let blocks = PageSet::new(hotplug.total_bytes / hotplug.block_bytes);
         let slots = usize::try_from(hotplug.slots()).expect("validate() bounds it");
+        let mut blocks = Blocks { by_slot: vec![0; slots].into(), plugged: blocks.clone(), original: blocks };
+        for &(at, bytes) in plugged {
+            let run = PageRun { first: (at.0 - start.0) / hotplug.block_bytes, pages: bytes / hotplug.block_bytes };
+            blocks.plugged.insert_run(run);
+            parts_of((at.0 - start.0, bytes), slot_bytes).for_each(|(slot, part)| blocks.by_slot[slot] += part);
+        }
+        blocks.original = blocks.plugged.clone();
         Self {
-            start: pluggable.start,
-            slot_bytes: hotplug.slot_bytes,
-            arrival: pluggable.arrival,
+            start,
+            bytes: hotplug.total_bytes,
+            slot_bytes,
+            block_bytes: hotplug.block_bytes,
+            first_page: ram_bytes / PAGE_BYTES,
+            arrival,
+            origin: origin.clone(),
             reclaim: Reclaim::new(Arc::clone(&memory.all), memory.pages.pool_page_bytes()),
+            memory: Arc::clone(&memory.all),
             slots: OnceLock::new(),
-            plugged: Mutex::new(vec![0; slots].into()),
+            blocks: Mutex::new(blocks),
         }
     }
 
@@ -85,22 +219,30 @@ impl PluggableMemory {
         connected.expect("a machine is connected once");
     }
 
-    /// The slots that a range has a part in, with each slot's place in `plugged` and the size of that part.
-    fn parts(&self, start: GuestAddress, bytes: u64) -> Vec<(usize, Slot, u64)> {
-        let slots = self.slots.get().expect("a device is connected before a driver or a saved state reaches it");
-        let (first, end) = (start.0 - self.start.0, start.0 - self.start.0 + bytes);
-        let from = first / self.slot_bytes * self.slot_bytes;
-        let covered = end.next_multiple_of(self.slot_bytes) - from;
-        let of_slot = |slot: &Slot| {
-            let offset = slot.guest.0 - self.start.0;
-            let part = end.min(offset + self.slot_bytes) - first.max(offset);
-            (usize::try_from(offset / self.slot_bytes).expect("64 bits fit"), *slot, part)
-        };
-        slots.inside(GuestAddress(self.start.0 + from), covered).iter().map(of_slot).collect()
+    /// Which pages are plugged.
+    pub(crate) fn plugged(&self) -> Plugged<'_> {
+        Plugged { of: self, blocks: self.lock() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().expect("a thread panicked with the plugged blocks' lock held, which aborts the process")
+    }
+
+    /// The slots that a range has a part in, with each slot's place and the size of that part.
+    fn parts(&self, (start, bytes): (GuestAddress, u64)) -> Vec<(usize, Slot, u64)> {
+        let slots = self.slots.get().expect("a device is connected before a driver reaches it");
+        let all = slots.inside(self.start, self.bytes);
+        let parts = parts_of((start.0 - self.start.0, bytes), self.slot_bytes);
+        parts.map(|(place, part)| (place, all[place], part)).collect()
+    }
+
+    /// The blocks of a range.
+    fn run(&self, (start, bytes): (GuestAddress, u64)) -> PageRun {
+        PageRun { first: (start.0 - self.start.0) / self.block_bytes, pages: bytes / self.block_bytes }
     }
 
     fn open(&self, new: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
-        new.iter().try_for_each(|slot| protect(*slot, Access::Devices))?;
+        new.iter().try_for_each(|slot| protect(slot.host, slot.bytes, Access::Devices))?;
         if self.arrival == Arrival::AtOnce {
             self.reclaim.populate(start, bytes)?;
         }
@@ -109,52 +251,129 @@ impl PluggableMemory {
     }
 
     /// In the reverse order: what the guest cannot reach stays away.
-    fn close(&self, empty: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
+    fn close(&self, blocks: &mut Blocks, empty: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
         let slots = self.slots.get().expect("the caller has found some");
         empty.iter().try_for_each(|slot| slots.remove(*slot)).map_err(io::Error::other)?;
+        self.forget_origin((start, bytes))?;
+        blocks.original.remove_run(self.run((start, bytes)));
         self.reclaim.discard(start, bytes)?;
-        empty.iter().try_for_each(|slot| protect(*slot, Access::Nobody))
+        empty.iter().try_for_each(|slot| protect(slot.host, slot.bytes, Access::Nobody))
+    }
+
+    /// What comes back of a range is zeros, and not what the machine was made from.
+    fn forget_origin(&self, (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
+        if let Origin::Memory = self.origin {
+            return Ok(());
+        }
+        let region = self.memory.find_region(self.start).expect("it is a region of the memory");
+        let offset = MemoryRegionAddress(start.0 - self.start.0);
+        let part = region.get_slice(offset, usize::try_from(bytes).expect(FITS)).map_err(io::Error::other)?;
+        let host = part.ptr_guard_mut().as_ptr();
+        match &self.origin {
+            Origin::Memory => Ok(()),
+            Origin::Files(placement) => {
+                map_nothing(host, part.len())?;
+                placement::advise(region, placement, None).map_err(io::Error::other)
+            }
+            // From here on the kernel takes no page for it, and who waits in it goes on.
+            Origin::Faults(faults) => faults.unregister(host.expose_provenance() as u64, bytes),
+        }
     }
 }
 
 impl BlockStore for PluggableMemory {
     fn plug(&self, start: GuestAddress, bytes: u64) -> io::Result<()> {
-        let mut plugged = self.plugged.lock().expect(UNPOISONED);
-        let parts = self.parts(start, bytes);
-        let new: Vec<Slot> = parts.iter().filter(|(at, ..)| plugged[*at] == 0).map(|(_, slot, _)| *slot).collect();
-        if let Err(error) = self.open(&new, (start, bytes)) {
-            if let Err(error) = self.close(&new, (start, bytes)) {
+        let range = (start, bytes);
+        let mut blocks = self.lock();
+        let parts = self.parts(range);
+        let new = parts.iter().filter(|(at, ..)| blocks.by_slot[*at] == 0).map(|(_, slot, _)| *slot);
+        let new: Vec<Slot> = new.collect();
+        if let Err(error) = self.open(&new, range) {
+            if let Err(error) = self.close(&mut blocks, &new, range) {
                 log::error!("memory: {bytes} bytes at {:#x} are neither plugged nor given back: {error}", start.0);
             }
             return Err(error);
         }
-        parts.iter().for_each(|(at, _, part)| plugged[*at] += part);
+        blocks.plugged.insert_run(self.run(range));
+        parts.iter().for_each(|(at, _, part)| blocks.by_slot[*at] += part);
         Ok(())
     }
 
     fn unplug(&self, start: GuestAddress, bytes: u64) -> io::Result<()> {
-        let mut plugged = self.plugged.lock().expect(UNPOISONED);
-        let parts = self.parts(start, bytes);
-        let empty = parts.iter().filter(|(at, _, part)| plugged[*at] == *part).map(|(_, slot, _)| *slot);
-        self.close(&empty.collect::<Vec<_>>(), (start, bytes))?;
-        parts.iter().for_each(|(at, _, part)| plugged[*at] -= part);
+        let range = (start, bytes);
+        // Who copies what it holds is through with it, or finds it gone.
+        let mut blocks = self.lock();
+        let parts = self.parts(range);
+        let empty = parts.iter().filter(|(at, _, part)| blocks.by_slot[*at] == *part).map(|(_, slot, _)| *slot);
+        let empty: Vec<Slot> = empty.collect();
+        self.close(&mut blocks, &empty, range)?;
+        blocks.plugged.remove_run(self.run(range));
+        parts.iter().for_each(|(at, _, part)| blocks.by_slot[*at] -= part);
         Ok(())
     }
 }
 
-const UNPOISONED: &str = "a thread panicked with the plugged blocks' lock held, which aborts the process";
+impl Plugged<'_> {
+    /// What a page is, by its number in memory file order.
+    pub(crate) fn kind(&self, page: u64) -> PageKind {
+        let Some(page) = page.checked_sub(self.of.first_page) else { return PageKind::Original };
+        let block = page / self.block_pages();
+        match (self.blocks.plugged.contains(block), self.blocks.original.contains(block)) {
+            (false, _) => PageKind::Unplugged,
+            (true, true) => PageKind::Original,
+            (true, false) => PageKind::Fresh,
+        }
+    }
 
-fn protect(slot: Slot, access: Access) -> io::Result<()> {
+    /// Takes the pages out of `pages` that are not plugged.
+    pub(crate) fn retain(&self, pages: &mut PageSet) {
+        let (first, end) = (self.of.first_page, pages.pages());
+        let mut next = first;
+        for run in self.blocks.plugged.runs() {
+            let [start, behind] = [run.first, run.end()].map(|block| first + block * self.block_pages());
+            pages.remove_run(PageRun { first: next, pages: start - next });
+            next = behind;
+        }
+        pages.remove_run(PageRun { first: next, pages: end - next });
+    }
+
+    fn block_pages(&self) -> u64 {
+        self.of.block_bytes / PAGE_BYTES
+    }
+}
+
+const FITS: &str = "a 64-bit host addresses 64 bits";
+
+/// The slots that a range of offsets has a part in, by their places, and the size of that part.
+fn parts_of((first, bytes): (u64, u64), slot_bytes: u64) -> impl Iterator<Item = (usize, u64)> {
+    let end = first + bytes;
+    (first / slot_bytes..end.div_ceil(slot_bytes)).map(move |slot| {
+        let part = end.min((slot + 1) * slot_bytes) - first.max(slot * slot_bytes);
+        (usize::try_from(slot).expect(FITS), part)
+    })
+}
+
+fn protect(host: usize, bytes: u64, access: Access) -> io::Result<()> {
     let access = match access {
         Access::Nobody => libc::PROT_NONE,
         Access::Devices => libc::PROT_READ | libc::PROT_WRITE,
     };
-    let start = std::ptr::with_exposed_provenance_mut(slot.host);
-    let length = usize::try_from(slot.bytes).expect("a 64-bit host addresses 64 bits");
-    // SAFETY: the slot is a part of a mapping of guest memory, which is only ever reached as what anybody may change at any
+    let start = std::ptr::with_exposed_provenance_mut(host);
+    let length = usize::try_from(bytes).expect(FITS);
+    // SAFETY: the range is a part of a mapping of guest memory, which is only ever reached as what anybody may change at any
     // time, and only where it is plugged; to change its protection takes nothing away that it holds.
     let failed = unsafe { libc::mprotect(start, length, access) } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Maps zeros where files were.
+fn map_nothing(host: *mut u8, length: usize) -> io::Result<()> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the range is a part of a mapping of guest memory that nobody but a driver against its word uses any more; it
+    // stays mapped, and to become zeros is what anybody may do to it at any time.
+    let mapped = unsafe { libc::mmap(host.cast(), length, access, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arch::GuestMemory;
+use arch::memory::{GuestRegionMmap, host_address};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// As many as a machine of 64 nodes has twice over, as when one follows another. What finds no place is not looked up.
@@ -31,10 +32,9 @@ pub(super) struct Mapped(Vec<usize>);
 
 impl Mapped {
     pub(super) fn new(memory: &GuestMemory) -> Self {
-        let take = |region: &arch::memory::GuestRegionMmap| {
-            let slice = region.as_volatile_slice().expect("a mapped region has a host address");
-            let start = slice.ptr_guard_mut().as_ptr().expose_provenance();
-            MAPPINGS.iter().position(|mapping| mapping.take(start, slice.len(), region.start_addr().0))
+        let take = |region: &GuestRegionMmap| {
+            let start = host_address(region);
+            MAPPINGS.iter().position(|mapping| mapping.take(start, region.size(), region.start_addr().0))
         };
         Self(memory.iter().filter_map(take).collect())
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arch::memory::{GuestRegionMmap, MmapRegion};
@@ -11,8 +12,9 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestMemoryBackend};
 
 use super::assembly::Assembly;
-use super::hotplug::Arrival;
+use super::hotplug::{Arrival, Origin, Pluggable};
 use crate::config::{Honour, HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
+use crate::epoch::file_order;
 use crate::memfd;
 use crate::placement::{self, ApplyError, Elsewhere, Settled};
 
@@ -40,6 +42,14 @@ pub enum MemoryError {
     /// A file of a point cannot be mapped in its place.
     #[error("cannot map {} KiB of the snapshot's memory", bytes >> 10)]
     MapFile {
+        /// How much.
+        bytes: u64,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// What is plugged from the start cannot be had.
+    #[error("cannot give the guest {} MiB of plugged memory", bytes / MIB)]
+    Plugged {
         /// How much.
         bytes: u64,
         /// What the host said.
@@ -78,15 +88,12 @@ pub(crate) struct MachineMemory {
     pub(crate) pages: Pages,
 }
 
-/// Memory that can be plugged.
-#[derive(Debug)]
-pub(crate) struct Pluggable {
-    /// Where it begins for the guest.
-    pub(crate) start: GuestAddress,
-    /// What KVM is given at once of it, in bytes.
-    pub(crate) slot_bytes: u64,
-    /// When its pages come.
-    pub(crate) arrival: Arrival,
+/// What can be plugged in a machine that is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hotplug<'a> {
+    pub(crate) config: &'a HotplugConfig,
+    /// What is plugged from the start, in order: where each run of blocks begins, and its size in bytes.
+    pub(crate) plugged: &'a [(GuestAddress, u64)],
 }
 
 impl MachineMemory {
@@ -96,7 +103,7 @@ impl MachineMemory {
     /// The host cannot give it.
     pub(crate) fn map(
         config: &MemoryConfig,
-        hotplug: Option<&HotplugConfig>,
+        hotplug: Option<Hotplug<'_>>,
         settled: &Settled,
     ) -> Result<Self, MemoryError> {
         let (ram, pages) = (Arc::new(map(config, settled)?), settled.placement.pages);
@@ -105,14 +112,17 @@ impl MachineMemory {
         };
         // Where the host had no such nodes no part has any.
         let nodes = settled.hotplug_nodes();
-        let region = map_pluggable(config, hotplug, settled, nodes)?;
-        let all = ram.insert_region(Arc::new(region)).expect("it lies above all RAM");
+        let region = map_pluggable(config, hotplug.config, settled, nodes)?;
         let at_once = pages.pool_page_bytes().is_some() || settled.placement.is_prefaulted(nodes);
         let pluggable = Pluggable {
-            start: hotplug.start(config),
-            slot_bytes: hotplug.slot_bytes,
+            start: hotplug.config.start(config),
+            slot_bytes: hotplug.config.slot_bytes,
             arrival: if at_once { Arrival::AtOnce } else { Arrival::OnTouch },
+            plugged: hotplug.plugged.to_vec(),
+            origin: Origin::default(),
         };
+        pluggable.open(&region).map_err(|source| MemoryError::Plugged { bytes: pluggable.plugged_bytes(), source })?;
+        let all = ram.insert_region(Arc::new(region)).expect("it lies above all RAM");
         Ok(Self { ram, all: Arc::new(all), pluggable: Some(pluggable), pages })
     }
 
@@ -122,7 +132,7 @@ impl MachineMemory {
     /// The host cannot give it.
     pub(crate) fn map_or_less(
         config: &MemoryConfig,
-        hotplug: Option<&HotplugConfig>,
+        hotplug: Option<Hotplug<'_>>,
         settled: &mut Settled,
     ) -> Result<Self, MemoryError> {
         match Self::map(config, hotplug, settled) {
@@ -134,9 +144,19 @@ impl MachineMemory {
         }
     }
 
-    /// What KVM is given at once of what can be plugged, in bytes; 0 where nothing can.
-    pub(crate) fn slot_bytes(&self) -> u64 {
-        self.pluggable.as_ref().map_or(0, |pluggable| pluggable.slot_bytes)
+    /// What of it is the guest's from the start, in memory file order: RAM, and what is plugged.
+    pub(crate) fn held(&self) -> Vec<Range<u64>> {
+        let ram_bytes = file_order::bytes(&self.ram);
+        let of_plugged = |pluggable: &Pluggable| {
+            let start = pluggable.start.0;
+            let range = move |&(at, bytes): &(GuestAddress, u64)| {
+                let offset = ram_bytes + (at.0 - start);
+                offset..offset + bytes
+            };
+            pluggable.plugged.iter().map(range).collect::<Vec<_>>()
+        };
+        let plugged = self.pluggable.as_ref().map(of_plugged).unwrap_or_default();
+        std::iter::once(0..ram_bytes).chain(plugged).collect()
     }
 }
 
@@ -188,16 +208,25 @@ fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryEr
     Ok(GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart"))
 }
 
-/// Says of all memory again what [`map`] said of it: its mappings are new.
+/// Says of all memory again what was said of it when it was mapped: its mappings are new.
 ///
 /// # Errors
 /// The kernel does not take it.
-pub(crate) fn advise_anew(memory: &GuestMemory, settled: &Settled) -> Result<(), MemoryError> {
-    let regions = memory.iter().zip(settled.ranges());
-    let advise = |(region, (.., nodes)): (&GuestRegionMmap, (_, _, Option<&HostNodes>))| {
-        placement::advise(region, &settled.placement, nodes)
-    };
-    Ok(regions.into_iter().try_for_each(advise)?)
+pub(crate) fn advise_anew(memory: &MachineMemory, settled: &Settled) -> Result<(), MemoryError> {
+    let ram = settled.ranges().into_iter().map(|(.., nodes)| nodes);
+    let nodes = ram.chain(std::iter::once(settled.hotplug_nodes()));
+    let advise = |(region, nodes)| placement::advise(region, &settled.placement, nodes);
+    Ok(memory.all.iter().zip(nodes).try_for_each(advise)?)
+}
+
+/// As [`make_present`], of what is plugged from the start.
+///
+/// # Errors
+/// The host cannot give it.
+pub(crate) fn make_plugged_present(memory: &MachineMemory, assembly: &Assembly) -> Result<(), MemoryError> {
+    let Some(pluggable) = &memory.pluggable else { return Ok(()) };
+    let populated = pluggable.populate(memory, || !assembly.is_given_up());
+    populated.map_err(|source| MemoryError::Plugged { bytes: pluggable.plugged_bytes(), source })
 }
 
 /// Brings all into memory that shall be there from the start, sees that it came from its nodes, and holds it there if it

@@ -45,13 +45,13 @@ pub use devices::{DeviceError, DeviceKind, DeviceReport, Direction, DiskChangeEr
 use disks::Disk;
 pub use disks::{BackingSize, FileQuestion, OpenedFile, SizeQuestion};
 pub use generation::GenerationError;
+pub(crate) use hotplug::{PageKind, PluggableMemory};
 pub use kvm::KvmError;
 pub use mapped::guest_address_of;
 #[cfg(test)]
 pub(crate) use memory::MachineMemory;
 pub use memory::MemoryError;
 pub use nets::NetChangeError;
-use restored::MemoryThread;
 pub(crate) use saved::{DiskStamp, MachineState, SavedMachine, cpu_of, modified_ns};
 pub use saved::{MachineSaveError, MachineStateError};
 pub(crate) use slots::MemorySlots;
@@ -60,6 +60,7 @@ use tracking::Tracking;
 use crate::config::LimiterConfig;
 use crate::control::{Action, EventSender, Refusal, State};
 use crate::metrics::{Snapshot, VcpuFigures};
+use crate::pager::MemoryThread;
 use crate::placement::{PlacementSource, Watch};
 use crate::vcpu::{ExitKind, VcpuHandle};
 

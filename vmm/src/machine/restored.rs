@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "files are mapped in the place of guest memory")]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,29 +12,22 @@ use arch::GuestMemory;
 
 use super::assembly::Assembly;
 use super::build::BuildError;
+use super::hotplug::Origin;
 use super::memory::{self, MachineMemory, MemoryError};
 use super::tracking::Tracking;
 use crate::control::EventSender;
 use crate::epoch::{CHUNK_BYTES, PAGE_BYTES, Point, PointError, file_order};
-use crate::pager::{Handler, Pager};
+use crate::pager::MemoryThread;
 use crate::placement::Settled;
 use crate::snapshot::{Absent, MemoryMode, RestoredMemory};
-
-/// A thread that brings guest memory. Dropped, it brings no more.
-#[derive(Debug)]
-#[expect(dead_code, reason = "both are held for their drop")]
-pub(super) enum MemoryThread {
-    /// From a point's files.
-    Pager(Pager),
-    /// Beside another process that does.
-    Handler(Handler),
-}
 
 /// Memory that comes from a point.
 #[derive(Debug, Default)]
 pub(super) struct Brought {
     pub(super) thread: Option<MemoryThread>,
     pub(super) tracking: Tracking,
+    /// Where what was plugged comes from.
+    pub(super) origin: Origin,
 }
 
 /// Brings memory from where `from` says, or sees to its coming.
@@ -47,51 +41,60 @@ pub(super) fn bring(
     events: &EventSender,
     assembly: &Assembly,
 ) -> Result<Brought, BuildError> {
-    let (ram, page_bytes) = (&memory.ram, memory.pages.pool_page_bytes().unwrap_or(PAGE_BYTES));
+    let (held, page_bytes) = (memory.held(), memory.pages.pool_page_bytes().unwrap_or(PAGE_BYTES));
+    let all = (&*memory.all, &*held);
     let (point, mode, record, last) = match from {
         RestoredMemory::Files { point, mode, record, last } => (point, mode, record, last),
         RestoredMemory::Handler(path) => {
-            let handler = Handler::start(ram, page_bytes, &path, events.clone())?;
-            return Ok(Brought { thread: Some(MemoryThread::Handler(handler)), tracking: Tracking::beside_handler() });
+            let thread = MemoryThread::watch(all, page_bytes, &path, events.clone())?;
+            let origin = Origin::Faults(Arc::clone(thread.faults()));
+            return Ok(Brought { thread: Some(thread), tracking: Tracking::beside_handler(), origin });
         }
     };
-    let mut thread = None;
+    let (mut thread, mut origin) = (None, Origin::Memory);
     match mode {
         MemoryMode::Map => {
-            map_files(ram, &point)?;
-            memory::advise_anew(ram, settled)?;
+            map_files(all, &point)?;
+            memory::advise_anew(memory, settled)?;
+            origin = Origin::Files(settled.placement.clone());
         }
         MemoryMode::Lazy => {
-            let pager = Pager::start(ram, page_bytes, Arc::clone(&point), record, events.clone())?;
-            thread = Some(MemoryThread::Pager(pager));
+            let pager = MemoryThread::bring(all, page_bytes, Arc::clone(&point), record, events.clone())?;
+            origin = Origin::Faults(Arc::clone(pager.faults()));
+            thread = Some(pager);
         }
         MemoryMode::Copy => {
-            memory::make_present(ram, settled, assembly)?;
-            copy_files(ram, &point, assembly)?;
+            memory::make_present(&memory.ram, settled, assembly)?;
+            memory::make_plugged_present(memory, assembly)?;
+            copy_files(all, &point, assembly)?;
         }
     }
     let absent = if mode == MemoryMode::Copy { Absent::Zero } else { Absent::In(point) };
-    Ok(Brought { thread, tracking: Tracking::from_point(*last, absent) })
+    Ok(Brought { thread, tracking: Tracking::from_point(*last, absent), origin })
 }
+
+/// Guest memory, and the parts of it that a point's memory goes to, in memory file order.
+type Held<'a> = (&'a GuestMemory, &'a [Range<u64>]);
 
 /// Maps a point's files privately in the place of guest memory: what the guest writes is its own. Nothing is read.
 ///
 /// # Errors
 /// The kernel does not map a file.
-fn map_files(memory: &GuestMemory, point: &Point) -> Result<(), MemoryError> {
+fn map_files((memory, held): Held<'_>, point: &Point) -> Result<(), MemoryError> {
     // The files of a full point have its holes: it is one mapping. Above it lie the runs of its increments.
     let layers = point.layer_ids().count();
     let base = layers - 1;
-    map_run(memory, point, base, (0, point.memory_bytes()))?;
+    held.iter().try_for_each(|part| map_run(memory, point, base, part.clone()))?;
     for run in point.runs().filter(|run| run.layer != base) {
-        map_run(memory, point, run.layer, (run.first * PAGE_BYTES, (run.first + run.pages) * PAGE_BYTES))?;
+        let bytes = run.first * PAGE_BYTES..(run.first + run.pages) * PAGE_BYTES;
+        file_order::overlaps(held, bytes).try_for_each(|part| map_run(memory, point, run.layer, part))?;
     }
     Ok(())
 }
 
 /// Maps bytes of a layer's file where guest memory has them.
-fn map_run(memory: &GuestMemory, point: &Point, layer: usize, (start, end): (u64, u64)) -> Result<(), MemoryError> {
-    for (offset, slice) in file_order::slices(memory, start..end) {
+fn map_run(memory: &GuestMemory, point: &Point, layer: usize, bytes: Range<u64>) -> Result<(), MemoryError> {
+    for (offset, slice) in file_order::slices(memory, bytes) {
         let file_offset = libc::off_t::try_from(offset).expect("a file's offsets have 63 bits");
         // SAFETY: the range is a part of one mapping of guest memory, which no reference points into and nobody uses
         // yet; it stays mapped, readable and writable, and is unmapped with the rest.
@@ -116,7 +119,7 @@ fn map_run(memory: &GuestMemory, point: &Point, layer: usize, (start, end): (u64
 ///
 /// # Errors
 /// A file that cannot be read, or is not what was written.
-fn copy_files(memory: &GuestMemory, point: &Point, assembly: &Assembly) -> Result<(), PointError> {
+fn copy_files(memory: Held<'_>, point: &Point, assembly: &Assembly) -> Result<(), PointError> {
     const THREADS_MAX: usize = 8;
     let chunks: Vec<u64> = point.chunks().collect();
     assembly.progress().expect(chunks.iter().map(|&chunk| point.chunk_bytes(chunk)).sum());
@@ -141,13 +144,15 @@ fn copy_files(memory: &GuestMemory, point: &Point, assembly: &Assembly) -> Resul
 }
 
 /// Writes bytes of the memory file where guest memory has them, zero pages apart: there they are zero already.
-fn write(memory: &GuestMemory, offset: u64, bytes: &[u8]) {
+fn write((memory, held): Held<'_>, offset: u64, bytes: &[u8]) {
     const PAGE: usize = 4096;
     const _: () = assert!(PAGE as u64 == PAGE_BYTES);
     for (page, offset) in bytes.chunks(PAGE).zip((offset..).step_by(PAGE)) {
         if page.iter().any(|&byte| byte != 0) {
-            for (part, slice) in file_order::slices(memory, offset..offset + page.len() as u64) {
-                slice.copy_from(&page[usize::try_from(part - offset).expect("the part is within the page")..]);
+            for part in file_order::overlaps(held, offset..offset + page.len() as u64) {
+                for (part, slice) in file_order::slices(memory, part) {
+                    slice.copy_from(&page[usize::try_from(part - offset).expect("the part is within the page")..]);
+                }
             }
         }
     }

@@ -4,17 +4,19 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use arch::VcpuCount;
 use arch::cpu_identity::CpuIdentity;
 use arch::vcpu::VcpuState;
+use arch::{GuestAddress, VcpuCount};
 use devices::virtio::transport::MmioState;
+use devices::virtio::{DeviceState, RestoreError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Machine;
 use super::cpus::{CpuSaveError, CpuStates};
 use super::devices::DevicesState;
-use crate::config::{ConfigState, DiskSource, MacAddressError, SaveConfigError, VmConfig};
+use super::hotplug;
+use crate::config::{ConfigState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, SaveConfigError, VmConfig};
 use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
 use crate::snapshot::unix_ms;
 
@@ -44,6 +46,9 @@ pub enum MachineStateError {
     /// An address in its configuration.
     #[error("the configuration in the snapshot is none")]
     Mac(#[from] MacAddressError),
+    /// The memory that it has plugged.
+    #[error("the memory device in the snapshot is none of this machine's")]
+    Plugged(#[from] RestoreError),
     /// As many vCPUs as no machine has.
     #[error("the configuration in the snapshot has {0} vCPUs, which no machine has")]
     Vcpus(u64),
@@ -82,8 +87,13 @@ impl Machine {
     pub(crate) fn save(&self, config: &VmConfig) -> Result<SavedMachine, MachineSaveError> {
         let CpuStates { vcpus, vm } = self.save_cpus()?;
         let DevicesState { transports, serial, keyboard, rtc } = self.devices.save();
-        let configured = ConfigState::save(config)?;
-        let digest = Digest::of(Encoded::of(V1, &configured).map_err(no_form)?.bytes());
+        let (configured, hotplug) = (ConfigState::save(config)?, config.hotplug.as_ref().map(HotplugState::save));
+        // What has no section of its own has no part in it.
+        let digest = match &hotplug {
+            None => Encoded::of(V1, &configured),
+            Some(hotplug) => Encoded::of(V1, &(&configured, hotplug)),
+        };
+        let digest = Digest::of(digest.map_err(no_form)?.bytes());
         let cpu = CpuIdentity::of(&vcpus.first().map(VcpuState::cpuid).unwrap_or_default());
         let described =
             Described { created_ms: unix_ms(), cpu: Encoded::of(V1, &cpu).map_err(no_form)?, config: digest };
@@ -94,6 +104,9 @@ impl Machine {
             Section::of(SectionKind::I8042, "", V1, &keyboard)?,
             Section::of(SectionKind::Rtc, "", V1, &rtc)?,
         ];
+        if let Some(hotplug) = hotplug {
+            sections.push(Section::of(SectionKind::Hotplug, "", V1, &hotplug)?);
+        }
         for (index, vcpu) in vcpus.iter().enumerate() {
             sections.push(Section::of(SectionKind::Vcpu, &index.to_string(), V1, vcpu)?);
         }
@@ -123,7 +136,10 @@ impl MachineState {
     /// [`MachineStateError`].
     pub(crate) fn take(mut sections: Sections) -> Result<(VmConfig, Self), MachineStateError> {
         let (config, stamps): (ConfigState, _) = sections.take(SectionKind::Config, "", V1)?;
-        let config = config.restore()?;
+        let mut config = config.restore()?;
+        if sections.version(SectionKind::Hotplug, "").is_some() {
+            config.hotplug = Some(sections.take::<HotplugState>(SectionKind::Hotplug, "", V1)?.restore());
+        }
         let count = VcpuCount::new(config.cpus).map_err(|_| MachineStateError::Vcpus(config.cpus))?;
         let vm = sections.take(SectionKind::Vm, "", V1)?;
         let vcpus = count.indices().map(|index| sections.take(SectionKind::Vcpu, &index.to_string(), V1));
@@ -140,6 +156,21 @@ impl MachineState {
         sections.finish()?;
         let devices = DevicesState { transports, serial, keyboard, rtc };
         Ok((config, Self { cpus: CpuStates { vcpus, vm }, devices, stamps }))
+    }
+
+    /// What is plugged of the memory that can be in the machine of `config`, which has been validated.
+    ///
+    /// # Errors
+    /// The memory device is of other memory.
+    pub(crate) fn plugged(&self, config: &VmConfig) -> Result<Vec<(GuestAddress, u64)>, MachineStateError> {
+        let device = self.devices.transports.iter().find(|(id, _)| id == HOTPLUG_ID);
+        match (&config.hotplug, device.map(|(_, transport)| transport.device())) {
+            (Some(hotplug), Some(DeviceState::Memory(state))) => {
+                Ok(state.plugged(hotplug::area(hotplug, &config.memory, None))?)
+            }
+            // Who restores the devices says what does not go together.
+            _ => Ok(Vec::new()),
+        }
     }
 }
 

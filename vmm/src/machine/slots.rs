@@ -5,7 +5,7 @@ mod log;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use arch::memory::GuestRegionMmap;
+use arch::memory::{GuestRegionMmap, host_address};
 use arch::{GuestAddress, GuestMemory};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -49,12 +49,14 @@ struct State {
 }
 
 impl MemorySlots {
-    /// The slots of `memory`: those of RAM, which KVM is given now, and behind them those of what can be plugged.
+    /// The slots of `memory`: those of RAM, and behind them those of what can be plugged. KVM is given the first now, and of the
+    /// others those that have a plugged part.
     ///
     /// # Errors
     /// KVM refuses one.
     pub(crate) fn new(vm: &Arc<VmFd>, memory: &MachineMemory) -> Result<Self, MemoryError> {
-        let (rams, slot_bytes) = (memory.ram.num_regions(), memory.slot_bytes());
+        let pluggable = memory.pluggable.as_ref();
+        let (rams, slot_bytes) = (memory.ram.num_regions(), pluggable.map_or(0, |pluggable| pluggable.slot_bytes));
         let whole = memory.all.iter().take(rams).map(|region| (region, 0, region.len()));
         let parts = memory.all.iter().skip(rams).flat_map(|region| {
             let starts = (0..region.len() / slot_bytes).map(move |index| index * slot_bytes);
@@ -78,7 +80,9 @@ impl MemorySlots {
             _mapped: Mapped::new(&memory.all),
             memory: Arc::clone(&memory.all),
         };
-        all.slots[..rams].iter().try_for_each(|slot| all.add(*slot))?;
+        let (ram, rest) = all.slots.split_at(rams);
+        let is_plugged = |slot: &&Slot| pluggable.is_some_and(|of| of.is_plugged(slot.guest, slot.bytes));
+        ram.iter().chain(rest.iter().filter(is_plugged)).try_for_each(|slot| all.add(*slot))?;
         Ok(all)
     }
 
@@ -154,11 +158,9 @@ impl MemorySlots {
 
 impl Slot {
     fn of(number: u32, file_offset: u64, (region, offset, bytes): (&GuestRegionMmap, u64, u64)) -> Self {
-        let slice = region.as_volatile_slice().expect("a mapped region has a host address");
-        let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
         let place = usize::try_from(offset).expect("a 64-bit host addresses 64 bits");
         let guest = GuestAddress(region.start_addr().0 + offset);
-        Self { number, guest, host: host + place, offset: file_offset, bytes }
+        Self { number, guest, host: host_address(region) + place, offset: file_offset, bytes }
     }
 }
 

@@ -44,6 +44,7 @@ impl Machine {
         Ground {
             slots: Arc::clone(&self.slots),
             memory: Arc::clone(&self.memory),
+            pluggable: self.devices.pluggable().map(Arc::clone),
             absent: self.tracking.absent.clone(),
             log: self.tracking.log.take(),
             last: self.tracking.last.clone(),

@@ -14,19 +14,19 @@ mod plan;
 mod userfault;
 
 use std::io;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arch::GuestMemory;
-use arch::memory::GuestRegionMmap;
 use thiserror::Error;
-use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub(crate) use handler::{Handler, HandlerError};
+pub(crate) use handler::HandlerError;
 use plan::{Plan, Wanted};
-use userfault::{Put, Range, UserFault, Woken, wait_for};
+pub(crate) use userfault::UserFault;
+use userfault::{Put, Woken, wait_for};
 
 use crate::control::{EventSender, GuestEvent};
 use crate::epoch::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, Point, PointError, Presence, file_order};
@@ -59,7 +59,7 @@ enum Broken {
     Kernel { attempt: &'static str, source: io::Error },
 }
 
-/// A region of guest memory in this process.
+/// A part of guest memory whose faults are answered, in the order of the memory file.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     /// Where it is in the memory file.
@@ -69,54 +69,67 @@ struct Span {
     bytes: u64,
 }
 
-/// The thread that brings memory. Dropped, it brings no more, and who waits gets zeros: the vCPUs have ended by then.
+/// A thread that sees to it that memory comes. Dropped, it ends, and who waits gets zeros: the vCPUs have ended by then.
 #[derive(Debug)]
-pub(crate) struct Pager {
+pub(crate) struct MemoryThread {
+    /// While it is open, who waits for a page waits.
+    faults: Arc<UserFault>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Pager {
-    /// Answers all faults in `memory`, whose pages have `page_bytes`, from `point`. What was wanted first the last time is
-    /// read from `record` if it is there, and written to it at the end.
-    pub(crate) fn start(
-        memory: &GuestMemory,
+impl MemoryThread {
+    /// Answers all faults in `held`, parts of `memory` in memory file order whose pages have `page_bytes`, from `point`. What was
+    /// wanted first the last time is read from `record` if it is there, and written to it at the end.
+    pub(crate) fn bring(
+        (memory, held): (&GuestMemory, &[Range<u64>]),
         page_bytes: u64,
         point: Arc<Point>,
         record: PathBuf,
         events: EventSender,
     ) -> Result<Self, PagerError> {
-        let user = |attempt| move |source| PagerError::UserFault { attempt, source };
-        let fault = UserFault::new().map_err(user("open a userfaultfd"))?;
-        let spans = spans(memory);
-        for span in &spans {
-            fault.register(span.range()).map_err(user("register guest memory"))?;
-        }
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PagerError::Thread)?);
+        let spans = spans(memory, held);
+        let faults = register(UserFault::new(), &spans)?;
         let unit_bytes = page_bytes.max(CHUNK_BYTES);
         let units = point.memory_bytes().div_ceil(unit_bytes);
-        let plan = Plan::new(units, &plan::read_record(&record, units));
-        let worker = Worker {
-            fault,
-            spans,
-            unit_bytes,
-            page_bytes,
-            point,
-            plan,
-            buffer: vec![0; usize::try_from(unit_bytes).expect("a page fits into memory")],
-            scratch: Vec::new(),
-            stop: Arc::clone(&stop),
-            events,
-        };
-        let thread = std::thread::Builder::new()
-            .name("husk-pager".to_owned())
-            .spawn(move || worker.main(&record))
-            .map_err(PagerError::Thread)?;
-        Ok(Self { stop, thread: Some(thread) })
+        let units_held = point.chunks().map(|chunk| chunk * CHUNK_BYTES / unit_bytes);
+        let plan = Plan::new(units, units_held, &plan::read_record(&record, units));
+        let buffer = vec![0; usize::try_from(unit_bytes).expect("a page fits into memory")];
+        let scratch = Vec::new();
+        Self::start(Arc::clone(&faults), move |stop| {
+            Worker { faults, spans, unit_bytes, page_bytes, point, plan, buffer, scratch, stop, events }.main(&record);
+        })
+    }
+
+    /// Gives all faults in `held` to the process that listens at `path`. If that one goes, so does the machine.
+    pub(crate) fn watch(
+        (memory, held): (&GuestMemory, &[Range<u64>]),
+        page_bytes: u64,
+        path: &Path,
+        events: EventSender,
+    ) -> Result<Self, PagerError> {
+        let socket = handler::connect(path)?;
+        let spans = spans(memory, held);
+        let faults = register(UserFault::with_removals(), &spans)?;
+        handler::hand_over(&socket, &spans, page_bytes, &faults, path)?;
+        let path = path.to_owned();
+        Self::start(faults, move |stop| handler::watch(&socket, &stop, &path, &events))
+    }
+
+    fn start(faults: Arc<UserFault>, work: impl FnOnce(Arc<EventFd>) + Send + 'static) -> Result<Self, PagerError> {
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PagerError::Thread)?);
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("husk-pager".to_owned()).spawn(move || work(stopped));
+        Ok(Self { faults, stop, thread: Some(thread.map_err(PagerError::Thread)?) })
+    }
+
+    /// What the kernel asks for pages by.
+    pub(crate) fn faults(&self) -> &Arc<UserFault> {
+        &self.faults
     }
 }
 
-impl Drop for Pager {
+impl Drop for MemoryThread {
     fn drop(&mut self) {
         // It fails only when the counter is full, and then the thread is awake.
         let _ = self.stop.write(1);
@@ -127,26 +140,36 @@ impl Drop for Pager {
     }
 }
 
-fn spans(memory: &GuestMemory) -> Vec<Span> {
-    let span = |(offset, region): (u64, &GuestRegionMmap)| {
-        let host = region.as_volatile_slice().expect("a mapped region has a host address").ptr_guard_mut().as_ptr();
-        Span { offset, host: host.expose_provenance() as u64, bytes: region.len() }
+fn spans(memory: &GuestMemory, held: &[Range<u64>]) -> Vec<Span> {
+    let slices = held.iter().flat_map(|part| file_order::slices(memory, part.clone()));
+    let span = |(offset, slice): (u64, arch::memory::VolatileSlice<'_, _>)| {
+        let host = slice.ptr_guard_mut().as_ptr().expose_provenance() as u64;
+        Span { offset, host, bytes: slice.len() as u64 }
     };
-    file_order::regions(memory).map(span).collect()
+    slices.map(span).collect()
+}
+
+fn register(fault: io::Result<UserFault>, spans: &[Span]) -> Result<Arc<UserFault>, PagerError> {
+    let user = |attempt| move |source| PagerError::UserFault { attempt, source };
+    let fault = fault.map_err(user("open a userfaultfd"))?;
+    let registered = spans.iter().try_for_each(|span| fault.register(span.host, span.bytes));
+    registered.map_err(user("register guest memory"))?;
+    Ok(Arc::new(fault))
+}
+
+/// Who waits for a page must not get zeros before the machine has stopped.
+fn wait_until_stopped(stop: &EventFd) {
+    while wait_for(stop, stop, FOR_EVER_MS) != Woken::Stop {}
 }
 
 impl Span {
-    fn range(self) -> Range {
-        Range { start: self.host, len: self.bytes }
-    }
-
     fn end(self) -> u64 {
         self.offset + self.bytes
     }
 }
 
 struct Worker {
-    fault: UserFault,
+    faults: Arc<UserFault>,
     spans: Vec<Span>,
     /// What is brought at once: a chunk, or a page if that is larger.
     unit_bytes: u64,
@@ -160,14 +183,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn main(mut self, record: &std::path::Path) {
+    fn main(mut self, record: &Path) {
         match self.run() {
-            Ok(true) => plan::write_record(record, self.plan.record()),
+            Ok(true) => self.plan.record().into_iter().for_each(|units| plan::write_record(record, units)),
             Ok(false) => {}
             Err(broken) => {
                 self.events.send(GuestEvent::MemoryLost(crate::describe(&broken)));
-                // Who waits for a page must not get zeros before the machine has stopped.
-                while wait_for(&*self.stop, &*self.stop, FOR_EVER_MS) != Woken::Stop {}
+                wait_until_stopped(&self.stop);
             }
         }
     }
@@ -175,7 +197,7 @@ impl Worker {
     /// Brings memory until all of it is there (true), or until the machine ends.
     fn run(&mut self) -> Result<bool, Broken> {
         loop {
-            match wait_for(&self.fault, &*self.stop, NOT_AT_ALL_MS) {
+            match wait_for(&*self.faults, &*self.stop, NOT_AT_ALL_MS) {
                 Woken::Stop => return Ok(false),
                 Woken::Other => self.answer_faults()?,
                 Woken::Nothing => match self.plan.next() {
@@ -188,7 +210,7 @@ impl Worker {
 
     fn answer_faults(&mut self) -> Result<(), Broken> {
         let mut wanted = Vec::with_capacity(8);
-        let read = self.fault.faults(|address| wanted.push(address));
+        let read = self.faults.faults(|address| wanted.push(address));
         read.map_err(|source| Broken::Kernel { attempt: "read the faults", source })?;
         for address in wanted {
             let Some(span) = self.spans.iter().find(|span| (span.host..span.host + span.bytes).contains(&address))
@@ -201,7 +223,7 @@ impl Worker {
                 Wanted::Here => {}
             }
             // The file has no such page, or the guest gave it away since: it is zeros.
-            self.put_zeros(offset - offset % self.page_bytes)?;
+            self.put_zeros(address - address % self.page_bytes)?;
         }
         Ok(())
     }
@@ -254,47 +276,59 @@ impl Worker {
         Ok(())
     }
 
-    /// Puts bytes at an offset of the memory file; pages that are there already stay as they are.
+    /// Puts bytes at an offset of the memory file, as far as they are held here; pages that are there already stay as they are.
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Broken> {
-        let kernel = |source| Broken::Kernel { attempt: "put in a page", source };
-        let (mut offset, mut bytes) = (offset, bytes);
-        while let Some(span) = self.span_of(offset).filter(|_| !bytes.is_empty()) {
-            let len = bytes.len().min(usize::try_from(span.end() - offset).unwrap_or(usize::MAX));
-            let done = match self.fault.copy(span.host + (offset - span.offset), &bytes[..len]).map_err(kernel)? {
-                Put::Done => len as u64,
+        let end = offset + bytes.len() as u64;
+        let first = self.spans.partition_point(|span| span.end() <= offset);
+        for span in self.spans[first..].iter().take_while(|span| span.offset < end) {
+            let (start, end) = (span.offset.max(offset), span.end().min(end));
+            let at = |place: u64| usize::try_from(place - offset).expect("it is within the bytes");
+            self.put_within(span.host + (start - span.offset), &bytes[at(start)..at(end)])?;
+        }
+        Ok(())
+    }
+
+    /// Puts bytes at a host address.
+    fn put_within(&self, mut to: u64, mut bytes: &[u8]) -> Result<(), Broken> {
+        let mut at_once = usize::MAX;
+        while !bytes.is_empty() {
+            let piece = &bytes[..bytes.len().min(at_once)];
+            let put = self.faults.copy(to, piece);
+            let done = match put.map_err(|source| Broken::Kernel { attempt: "put in a page", source })? {
+                Put::Done => piece.len() as u64,
                 Put::Present(before) => before + self.page_bytes,
                 Put::Again(before) => before,
+                // This page is not held any more: it was unplugged.
+                Put::Foreign if piece.len() as u64 == self.page_bytes => self.page_bytes,
+                Put::Foreign => {
+                    at_once = usize::try_from(self.page_bytes).expect("a page fits into memory");
+                    0
+                }
             };
-            offset += done;
+            to += done;
             bytes = bytes.get(usize::try_from(done).unwrap_or(usize::MAX)..).unwrap_or_default();
         }
         Ok(())
     }
 
-    fn put_zeros(&self, offset: u64) -> Result<(), Broken> {
+    /// Puts a page of zeros at a host address.
+    fn put_zeros(&self, to: u64) -> Result<(), Broken> {
         if self.page_bytes > PAGE_BYTES {
             // The kernel has no zeros for pages of a pool.
-            let zeros = vec![0; usize::try_from(self.page_bytes).expect("a page fits into memory")];
-            return self.put(offset, &zeros);
+            return self.put_within(to, &vec![0; usize::try_from(self.page_bytes).expect("a page fits into memory")]);
         }
-        let Some(span) = self.span_of(offset) else { return Ok(()) };
-        let page = Range { start: span.host + (offset - span.offset), len: PAGE_BYTES };
         loop {
-            let put = self.fault.zero(page);
+            let put = self.faults.zero(to, PAGE_BYTES);
             match put.map_err(|source| Broken::Kernel { attempt: "put in a page of zeros", source })? {
-                Put::Done | Put::Present(_) => return Ok(()),
+                Put::Done | Put::Present(_) | Put::Foreign => return Ok(()),
                 Put::Again(_) => {}
             }
         }
     }
 
-    fn span_of(&self, offset: u64) -> Option<Span> {
-        self.spans.iter().find(|span| (span.offset..span.end()).contains(&offset)).copied()
-    }
-
     /// All is there that the point has: what is not is the kernel's again.
     fn give_back(&self) -> Result<(), Broken> {
-        let give = |span: &Span| self.fault.unregister(span.range());
+        let give = |span: &Span| self.faults.unregister(span.host, span.bytes);
         let given = self.spans.iter().try_for_each(give);
         given.map_err(|source| Broken::Kernel { attempt: "give back the faults", source })
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 pub(super) enum Wanted {
     /// The unit is brought.
     Bring,
-    /// It was brought already.
+    /// It was brought already, or there is nothing to bring.
     Here,
 }
 
@@ -27,10 +27,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Of `units` units; those of `recorded` come first.
-    pub(super) fn new(units: u64, recorded: &[u32]) -> Self {
-        let units = usize::try_from(units).expect("memory fits into memory");
-        Self { here: vec![false; units], recorded: recorded.to_vec(), next_recorded: 0, next: 0, wanted: Vec::new() }
+    /// Of `units` units, of which those of `held` are to be brought; those of `recorded` come first.
+    pub(super) fn new(units: u64, held: impl Iterator<Item = u64>, recorded: &[u32]) -> Self {
+        let index = |unit: u64| usize::try_from(unit).expect("memory fits into memory");
+        let mut here = vec![true; index(units)];
+        held.for_each(|unit| here[index(unit)] = false);
+        Self { here, recorded: recorded.to_vec(), next_recorded: 0, next: 0, wanted: Vec::new() }
     }
 
     /// Somebody waits in `unit`, which is within the memory.
@@ -60,9 +62,9 @@ impl Plan {
         None
     }
 
-    /// What was wanted, for the next time.
-    pub(super) fn record(&self) -> impl Iterator<Item = u32> {
-        self.recorded.iter().chain(&self.wanted).copied()
+    /// What was wanted, for the next time; `None` if that knows it.
+    pub(super) fn record(&self) -> Option<impl Iterator<Item = u32>> {
+        (!self.wanted.is_empty()).then(|| self.recorded.iter().chain(&self.wanted).copied())
     }
 
     /// Whether the unit is there and was not here; now it is.
@@ -110,20 +112,21 @@ mod tests {
 
     #[test]
     fn what_is_wanted_comes_before_what_was_and_that_before_the_rest() {
-        let mut plan = Plan::new(5, &[3, 1, 9]);
-        assert_eq!(plan.next(), Some(3));
+        let mut plan = Plan::new(6, 0..5, &[3, 1, 9]);
+        assert_eq!(plan.record().map(Iterator::count), None);
+        assert_eq!((plan.next(), plan.want(5)), (Some(3), Wanted::Here));
         assert_eq!(plan.want(4), Wanted::Bring);
         assert_eq!(plan.want(3), Wanted::Here);
         let rest: Vec<_> = std::iter::from_fn(|| plan.next()).collect();
         assert_eq!(rest, [1, 0, 2]);
-        assert_eq!(plan.record().collect::<Vec<_>>(), [3, 1, 9, 4]);
+        assert_eq!(plan.record().unwrap().collect::<Vec<_>>(), [3, 1, 9, 4]);
     }
 
     proptest! {
         #[test]
         fn every_unit_is_brought_once(units in 1_u64..64, recorded in prop::collection::vec(any::<u32>(), 0..40),
             wanted in prop::collection::vec((0_u64..64, any::<bool>()), 0..80)) {
-            let mut plan = Plan::new(units, &recorded);
+            let mut plan = Plan::new(units, 0..units, &recorded);
             let mut brought = vec![0; usize::try_from(units).unwrap()];
             let mut count = |unit: u64| brought[usize::try_from(unit).unwrap()] += 1;
             for (unit, fill) in wanted {

@@ -12,9 +12,9 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 /// Host addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub(super) struct Range {
-    pub(super) start: u64,
-    pub(super) len: u64,
+struct Range {
+    start: u64,
+    len: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ const MESSAGES_MAX: usize = 80;
 
 /// A userfaultfd.
 #[derive(Debug)]
-pub(super) struct UserFault {
+pub(crate) struct UserFault {
     fd: OwnedFd,
 }
 
@@ -112,6 +112,8 @@ pub(super) enum Put {
     Present(u64),
     /// After so many bytes the mapping was being changed: to be tried again.
     Again(u64),
+    /// Not all of it is registered, or it is not one mapping: nothing was done.
+    Foreign,
 }
 
 impl UserFault {
@@ -150,14 +152,13 @@ impl UserFault {
     }
 
     /// From now on, who touches a page of the range that is not there waits until somebody puts it in.
-    pub(super) fn register(&self, range: Range) -> io::Result<()> {
-        self.call(UFFDIO_REGISTER(), &mut Register { range, mode: MODE_MISSING, ioctls: 0 })
+    pub(super) fn register(&self, start: u64, len: u64) -> io::Result<()> {
+        self.call(UFFDIO_REGISTER(), &mut Register { range: Range { start, len }, mode: MODE_MISSING, ioctls: 0 })
     }
 
     /// Pages of the range that are not there are the kernel's again: zeros. Who waits goes on.
-    pub(super) fn unregister(&self, range: Range) -> io::Result<()> {
-        let mut range = range;
-        self.call(UFFDIO_UNREGISTER(), &mut range)
+    pub(crate) fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
+        self.call(UFFDIO_UNREGISTER(), &mut Range { start, len })
     }
 
     /// Puts `bytes`, whole pages, at the host address `to`, and wakes who waits for them.
@@ -169,8 +170,8 @@ impl UserFault {
     }
 
     /// Puts zeros there.
-    pub(super) fn zero(&self, range: Range) -> io::Result<Put> {
-        let mut request = ZeroPage { range, mode: 0, zeropage: 0 };
+    pub(super) fn zero(&self, start: u64, len: u64) -> io::Result<Put> {
+        let mut request = ZeroPage { range: Range { start, len }, mode: 0, zeropage: 0 };
         let result = self.call(UFFDIO_ZEROPAGE(), &mut request);
         outcome(result, request.zeropage)
     }
@@ -214,6 +215,7 @@ fn outcome(result: io::Result<()>, done: i64) -> io::Result<Put> {
         Err(error) => match error.raw_os_error() {
             Some(libc::EEXIST) => Ok(Put::Present(bytes)),
             Some(libc::EAGAIN) => Ok(Put::Again(bytes)),
+            Some(libc::ENOENT) => Ok(Put::Foreign),
             _ => Err(error),
         },
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use arch::GuestMemory;
-use arch::memory::GuestRegionMmap;
+use arch::memory::{GuestRegionMmap, host_address};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -38,9 +38,7 @@ pub(super) struct Span {
 
 impl Span {
     pub(super) fn of(region: &GuestRegionMmap) -> Self {
-        let slice = region.as_volatile_slice().expect("a mapped region has a host address");
-        let host = slice.ptr_guard_mut().as_ptr().expose_provenance();
-        Self { guest: region.start_addr().0, host, bytes: region.len() }
+        Self { guest: region.start_addr().0, host: host_address(region), bytes: region.len() }
     }
 
     fn failed(self, what: &'static str, hint: &'static str) -> impl FnOnce(io::Error) -> ApplyError {

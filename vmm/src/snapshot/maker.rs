@@ -23,7 +23,7 @@ use crate::epoch::{
     DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles, ResidencyError,
     SectionError, StateHeader,
 };
-use crate::machine::{MachineSaveError, MemorySlots, SavedMachine};
+use crate::machine::{MachineSaveError, MemorySlots, PluggableMemory, SavedMachine};
 
 /// What keeps a point from being made.
 #[derive(Debug, Error)]
@@ -128,6 +128,8 @@ pub(crate) struct LastPoint {
 pub(crate) struct Ground {
     pub(crate) slots: Arc<MemorySlots>,
     pub(crate) memory: Arc<GuestMemory>,
+    /// What of it can be plugged.
+    pub(crate) pluggable: Option<Arc<PluggableMemory>>,
     pub(crate) absent: Absent,
     /// What is written since the last point, if that is recorded.
     pub(crate) log: Option<DirtyLog>,
@@ -236,8 +238,8 @@ struct Worker {
 
 impl Worker {
     fn main(mut self, ground: Ground) -> Made {
-        let Ground { slots, memory, absent, mut log, last, tracks } = ground;
-        let source = Source::new(memory, absent);
+        let Ground { slots, memory, pluggable, absent, mut log, last, tracks } = ground;
+        let source = Source::new(memory, pluggable, absent);
         let was_tracked = log.is_some();
         let is_tracked = tracks || self.request.track;
         let result = self.make(&slots, &source, &mut log, last, is_tracked);

@@ -22,3 +22,5 @@ pub(crate) use restore::RestoredMemory;
 pub use restore::{MAPPED_RUNS_MAX, Restore, RestoreError, Unmapped};
 pub(crate) use source::Absent;
 pub use source::CopyError;
+#[cfg(test)]
+pub(crate) use source::{Source, Which};

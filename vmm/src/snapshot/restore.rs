@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arch::GuestAddress;
 use arch::clock::ClockPolicy;
 use arch::cpu_identity::CpuIdentity;
 use thiserror::Error;
@@ -94,6 +95,8 @@ pub enum Unmapped {
 pub struct Restore {
     pub(crate) state: MachineState,
     pub(crate) memory: RestoredMemory,
+    /// What of the memory that can be plugged is: where each run of blocks begins, and its size in bytes.
+    pub(crate) plugged: Vec<(GuestAddress, u64)>,
     pub(crate) clock: ClockPolicy,
     /// The CPU that its guest has seen.
     pub(crate) cpu: CpuIdentity,
@@ -132,19 +135,21 @@ impl Restore {
         let StateFile { header, sections } = StateFile::read(&state_path)?;
         let cpu = cpu_of(&header).map_err(MachineStateError::from)?;
         let (mut config, state) = MachineState::take(sections)?;
-        if header.memory_bytes != config.memory.size_bytes {
-            return Err(RestoreError::MemorySize { memory: header.memory_bytes, machine: config.memory.size_bytes });
+        let machine = config.memory.size_bytes.saturating_add(config.hotplug.map_or(0, |hotplug| hotplug.total_bytes));
+        if header.memory_bytes != machine {
+            return Err(RestoreError::MemorySize { memory: header.memory_bytes, machine });
         }
         config.memory.track_dirty_pages = track_dirty_pages;
         let changed_disks = check_disks(&state.stamps, &config, &overrides)?;
         change(&mut config, overrides)?;
         config.validate_restored(HostFacts::read())?;
+        let plugged = state.plugged(&config)?;
         let memory = match memory {
             MemorySource::Handler(_) if config.memory.placement.lock => return Err(RestoreError::NotLazy),
             MemorySource::Handler(path) => RestoredMemory::Handler(path),
             MemorySource::File { path, mode } => {
                 let point = Point::open(&path, &header)?;
-                let mode = settle_mode(mode, &config, &point)?;
+                let mode = settle_mode(mode, &config, &point, plugged.len())?;
                 if mode == MemoryMode::Map {
                     point.check_sample()?;
                 }
@@ -155,7 +160,7 @@ impl Restore {
                 RestoredMemory::Files { point, mode, record: record.into(), last }
             }
         };
-        Ok((config, Self { state, memory, clock, cpu, changed_disks }))
+        Ok((config, Self { state, memory, plugged, clock, cpu, changed_disks }))
     }
 
     /// The disks that were written to after the machine was held.
@@ -165,22 +170,27 @@ impl Restore {
     }
 }
 
-/// How memory gets there, as it was asked or as fast as can be.
-fn settle_mode(asked: Option<MemoryMode>, config: &VmConfig, point: &Point) -> Result<MemoryMode, RestoreError> {
+/// How memory gets there, as it was asked or as fast as can be, in RAM and so many plugged parts.
+fn settle_mode(
+    asked: Option<MemoryMode>,
+    config: &VmConfig,
+    point: &Point,
+    parts: usize,
+) -> Result<MemoryMode, RestoreError> {
     let placement = &config.memory.placement;
     let lazy = match () {
         () if !point.has_index() => Err(RestoreError::NoIndex),
         () if placement.lock || placement.pages == Pages::Huge1G => Err(RestoreError::NotLazy),
         () => Ok(MemoryMode::Lazy),
     };
-    match (asked, unmapped(config, point)) {
+    match (asked, unmapped(config, point, parts)) {
         (Some(MemoryMode::Map), Some(why)) => Err(RestoreError::NotMapped { why }),
         (Some(MemoryMode::Map) | None, None) => Ok(MemoryMode::Map),
         (Some(MemoryMode::Lazy), _) => lazy,
         (Some(MemoryMode::Copy), _) if !point.has_index() => Err(RestoreError::NoIndex),
         (Some(MemoryMode::Copy), _) => Ok(MemoryMode::Copy),
-        (None, Some(_)) if is_prefaulted(config) => settle_mode(Some(MemoryMode::Copy), config, point),
-        (None, Some(_)) => lazy.or_else(|_| settle_mode(Some(MemoryMode::Copy), config, point)),
+        (None, Some(_)) if is_prefaulted(config) => settle_mode(Some(MemoryMode::Copy), config, point, parts),
+        (None, Some(_)) => lazy.or_else(|_| settle_mode(Some(MemoryMode::Copy), config, point, parts)),
     }
 }
 
@@ -189,16 +199,15 @@ fn is_prefaulted(config: &VmConfig) -> bool {
     config.memory_parts().iter().any(|part| config.memory.placement.is_prefaulted(part.nodes.as_ref()))
 }
 
-fn unmapped(config: &VmConfig, point: &Point) -> Option<Unmapped> {
+fn unmapped(config: &VmConfig, point: &Point, parts: usize) -> Option<Unmapped> {
     let placement = &config.memory.placement;
-    let runs = || point.run_count();
+    // A full point is one mapping of each part, with its holes.
+    let runs = || if point.layer_ids().count() == 1 { 0 } else { point.run_count() } + parts as u64;
     match placement.pages {
         pages @ (Pages::Transparent | Pages::Huge2M | Pages::Huge1G) => Some(Unmapped::Pages(pages)),
         _ if placement.nodes.is_some() || config.numa.iter().any(|node| node.host.is_some()) => Some(Unmapped::Nodes),
         _ if placement.prefault || placement.lock => Some(Unmapped::Present),
         _ if config.memory.backing == MemoryBacking::Memfd => Some(Unmapped::Shared),
-        // A full point is one mapping, with its holes.
-        _ if point.layer_ids().count() == 1 => None,
         _ => Some(runs()).filter(|&runs| runs > MAPPED_RUNS_MAX).map(Unmapped::Runs),
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread;
 
 use arch::GuestMemory;
-use arch::memory::{DIRTY_PAGE_BYTES, GuestRegionMmap};
+use arch::memory::DIRTY_PAGE_BYTES;
 use thiserror::Error;
-use vm_memory::GuestMemoryBackend;
 
 use crate::epoch::{
     self, CHUNK_PAGES, LayerWriter, PAGE_BYTES, PageRun, PageSet, Pen, Point, PointError, ResidencyError, file_order,
 };
+use crate::machine::{PageKind, PluggableMemory};
 
 /// Why pages cannot be copied.
 #[derive(Debug, Error)]
@@ -42,7 +42,7 @@ pub(crate) enum Absent {
 
 /// What pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
+pub(crate) enum Which {
     /// All that hold anything, wherever that is.
     Held,
     /// Those that were written lately: they are in memory, and nobody needs to look.
@@ -51,41 +51,45 @@ pub(super) enum Which {
 
 /// A machine's memory, and what it came from.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(crate) struct Source {
     memory: Arc<GuestMemory>,
+    /// What of it can be plugged.
+    pluggable: Option<Arc<PluggableMemory>>,
     absent: Absent,
 }
 
 impl Source {
-    pub(super) fn new(memory: Arc<GuestMemory>, absent: Absent) -> Self {
-        Self { memory, absent }
+    pub(crate) fn new(memory: Arc<GuestMemory>, pluggable: Option<Arc<PluggableMemory>>, absent: Absent) -> Self {
+        Self { memory, pluggable, absent }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         file_order::bytes(&self.memory)
     }
 
     /// The pages that may hold something else than zeros.
-    pub(super) fn touched(&self) -> Result<PageSet, ResidencyError> {
-        match &self.absent {
-            Absent::Zero => epoch::touched(&self.memory),
+    pub(crate) fn touched(&self) -> Result<PageSet, ResidencyError> {
+        let mut pages = match &self.absent {
+            Absent::Zero => epoch::touched(&self.memory)?,
             Absent::In(point) => {
                 let mut pages = epoch::touched(&self.memory)?;
                 point.runs().for_each(|run| pages.insert_run(PageRun { first: run.first, pages: run.pages }));
-                Ok(pages)
+                pages
             }
             Absent::WithHandler => {
                 let pages = self.bytes() / PAGE_BYTES;
                 let mut all = PageSet::new(pages);
                 all.insert_run(PageRun { first: 0, pages });
-                Ok(all)
+                all
             }
-        }
+        };
+        self.pluggable.iter().for_each(|pluggable| pluggable.plugged().retain(&mut pages));
+        Ok(pages)
     }
 
     /// Copies `pages`, which are `which`, to `writer`, on several threads where there are many. After every piece `go_on` is told how many pages
     /// that were, and says whether there shall be more.
-    pub(super) fn copy(
+    pub(crate) fn copy(
         &self,
         (which, pages): (Which, &PageSet),
         writer: &LayerWriter,
@@ -93,8 +97,6 @@ impl Source {
     ) -> Result<(), CopyError> {
         let here = match &self.absent {
             Absent::In(_) if which == Which::Held => Some(epoch::touched(&self.memory)?),
-            // What is not plugged cannot be read, and counts as written when it was unplugged.
-            Absent::Zero if self.memory.iter().any(is_pluggable) => Some(epoch::touched(&self.memory)?),
             Absent::In(_) | Absent::Zero | Absent::WithHandler => None,
         };
         let (here, go_on) = (here.as_ref(), &go_on);
@@ -131,9 +133,9 @@ impl Source {
             while first < last {
                 // A chunk at a time, so that a copy that is given up ends soon.
                 let piece = PageRun { first, pages: (last - first).min(CHUNK_PAGES - first % CHUNK_PAGES) };
-                match here {
-                    None => self.copy_from_memory(&mut pen, piece)?,
-                    Some(here) => self.copy_either(&mut pen, piece, here, &mut chunk)?,
+                match here.is_some() || self.pluggable.is_some() {
+                    false => self.copy_from_memory(&mut pen, piece)?,
+                    true => self.copy_by_place(&mut pen, piece, here, &mut chunk)?,
                 }
                 first = piece.end();
                 if !go_on(piece.pages) {
@@ -150,30 +152,49 @@ impl Source {
         Ok(pen.write(run.first, &slices)?)
     }
 
-    /// Copies a run within one chunk: what is in memory from there, the rest from where memory comes from.
-    fn copy_either(
+    /// Copies a run within one chunk, each page from where it is. Meanwhile nothing is unplugged.
+    fn copy_by_place(
         &self,
         pen: &mut Pen<'_>,
         run: PageRun,
-        here: &PageSet,
+        here: Option<&PageSet>,
         chunk: &mut OriginChunk,
     ) -> Result<(), CopyError> {
+        let plugged = self.pluggable.as_ref().map(|pluggable| pluggable.plugged());
+        let place = |page| {
+            let kind = plugged.as_ref().map_or(PageKind::Original, |plugged| plugged.kind(page));
+            match (kind, here.is_none_or(|here| here.contains(page))) {
+                (PageKind::Unplugged, _) | (PageKind::Fresh, false) => Place::Nowhere,
+                (PageKind::Original | PageKind::Fresh, true) => Place::Memory,
+                (PageKind::Original, false) => Place::Origin,
+            }
+        };
         let mut first = run.first;
         while first < run.end() {
-            let is_here = here.contains(first);
-            let end = (first..run.end()).find(|&page| here.contains(page) != is_here).unwrap_or(run.end());
+            let from = place(first);
+            let end = (first..run.end()).find(|&page| place(page) != from).unwrap_or(run.end());
             let part = PageRun { first, pages: end - first };
-            match (&self.absent, is_here) {
-                (Absent::In(point), false) => pen.write_bytes(part.first, chunk.pages(point, part)?)?,
-                (Absent::Zero, false) => {
+            match (from, &self.absent) {
+                (Place::Origin, Absent::In(point)) => pen.write_bytes(part.first, chunk.pages(point, part)?)?,
+                (Place::Nowhere, _) => {
                     (part.first..part.end()).try_for_each(|page| pen.write_bytes(page, &[0; DIRTY_PAGE_BYTES]))?;
                 }
-                _ => self.copy_from_memory(pen, part)?,
+                (Place::Memory | Place::Origin, _) => self.copy_from_memory(pen, part)?,
             }
             first = end;
         }
         Ok(())
     }
+}
+
+/// Where a page is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Memory,
+    /// What the machine was made from.
+    Origin,
+    /// Zeros.
+    Nowhere,
 }
 
 /// How many threads copy so many pages. The host is not asked for its CPUs where one will do: that reads a dozen files, and
@@ -183,11 +204,6 @@ fn threads(pages: u64) -> u64 {
         0 | 1 => 1,
         threads => threads.min(thread::available_parallelism().map_or(1, |cores| cores.get() as u64)),
     }
-}
-
-/// Whether a region is mapped for nobody to reach but where it is plugged.
-fn is_pluggable(region: &GuestRegionMmap) -> bool {
-    region.prot() == libc::PROT_NONE
 }
 
 /// The chunk of a point that was read last.
@@ -214,36 +230,5 @@ impl OriginChunk {
         let at =
             |page: u64| usize::try_from((page - chunk * CHUNK_PAGES) * PAGE_BYTES).expect("a chunk fits into memory");
         Ok(&self.bytes[at(run.first)..at(run.end())])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::epoch::PointFiles;
-    use arch::GuestAddress;
-    use arch::memory::{Bytes, MmapRegion};
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    #[test]
-    fn pages_that_are_not_plugged_any_more_are_zeros_and_not_looked_at() {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let ram = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        ram.write_slice(&[7; 4096], GuestAddress(4096)).unwrap();
-        let mapping = MmapRegion::build(None, 1 << 20, libc::PROT_NONE, flags).unwrap();
-        let region = GuestRegionMmap::new(mapping, GuestAddress(1 << 32)).unwrap();
-        let memory = Arc::new(ram.insert_region(Arc::new(region)).unwrap());
-        let source = Source::new(memory, Absent::Zero);
-        let folder = tempfile::tempdir().unwrap();
-        let files = PointFiles::in_folder(&folder.path().join("p"));
-        let writer = LayerWriter::create(&files, source.bytes(), None).unwrap();
-        let mut pages = PageSet::new(512);
-        pages.insert_run(PageRun { first: 0, pages: 512 });
-        // One access to the second region, and this process is gone.
-        let copied = AtomicU64::new(0);
-        let count = |pages| copied.fetch_add(pages, Ordering::Relaxed) < 512;
-        source.copy((Which::Held, &pages), &writer, count).unwrap();
-        assert_eq!(copied.into_inner(), 512);
-        writer.finish().unwrap();
     }
 }

@@ -14,6 +14,7 @@ mod disk_faults;
 mod io;
 mod machine;
 mod net;
+mod plug;
 mod processors;
 mod station;
 
@@ -85,6 +86,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("serial", io::serial),
     ("flood", io::flood),
     ("rng", io::rng),
+    ("plug", plug::plug),
     ("blk", disk::blk),
     ("blkbench", disk::blkbench),
     ("indirect", disk::indirect),

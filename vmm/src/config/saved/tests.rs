@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::HotplugConfig;
 use crate::config::{CoreScheduling, GuestNode, HostFacts, HostNodes, MIB, NodePolicy, Pages, ThreadName, ThreadTerms};
 
 /// A machine that has something of everything.
@@ -147,6 +148,15 @@ fn an_address_of_a_group_is_refused() {
 fn the_first_versions_bytes_are_read_for_ever() {
     let read: ConfigState = postcard::from_bytes(&crate::golden::bytes("config-v1.txt")).unwrap();
     assert_eq!(read, ConfigState::save(&rich()).unwrap());
+}
+
+#[test]
+fn memory_that_can_be_plugged_comes_back_and_its_first_versions_bytes_are_read_for_ever() {
+    let config =
+        HotplugConfig { total_bytes: 1 << 30, block_bytes: 4 * MIB, slot_bytes: 256 * MIB, requested_bytes: 8 * MIB };
+    let read: HotplugState = postcard::from_bytes(&crate::golden::bytes("hotplug-v1.txt")).unwrap();
+    assert_eq!(read, HotplugState::save(&config));
+    assert_eq!(read.restore(), config);
 }
 
 #[test]

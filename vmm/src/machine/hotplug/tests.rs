@@ -1,3 +1,5 @@
+mod points;
+
 use arch::GuestMemory;
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestMemoryBackend};
@@ -5,6 +7,7 @@ use vm_memory::{Bytes, GuestMemoryBackend};
 use super::*;
 use crate::config::{MIB, MemoryBacking, MemoryPart, Pages};
 use crate::epoch::pool::Pool;
+use crate::machine::memory::Hotplug;
 use crate::placement::{PlacementSource, Settled};
 
 const BLOCK: u64 = 2 * MIB;
@@ -18,12 +21,22 @@ struct Bench {
 }
 
 fn bench(change: impl FnOnce(&mut MemoryConfig)) -> Bench {
+    bench_with(&[], Origin::Memory, change)
+}
+
+/// One of which blocks are plugged from the start: the first of each run, and how many.
+fn bench_with(plugged: &[(u64, u64)], origin: Origin, change: impl FnOnce(&mut MemoryConfig)) -> Bench {
     let mut config = MemoryConfig::new(16 * MIB);
     change(&mut config);
     let hotplug = HotplugConfig::new(3 * SLOT);
     let parts = vec![MemoryPart { bytes: config.size_bytes, nodes: None }];
     let settled = Settled::as_asked(&config.placement, parts);
-    let memory = MachineMemory::map(&config, Some(&hotplug), &settled).unwrap();
+    let start = hotplug.start(&config).0;
+    let range = |&(first, count): &(u64, u64)| (GuestAddress(start + first * BLOCK), count * BLOCK);
+    let plugged: Vec<_> = plugged.iter().map(range).collect();
+    let hotplug_of = Hotplug { config: &hotplug, plugged: &plugged };
+    let mut memory = MachineMemory::map(&config, Some(hotplug_of), &settled).unwrap();
+    memory.pluggable.as_mut().unwrap().origin = origin;
     let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
     let slots = Arc::new(MemorySlots::new(&vm, &memory).unwrap());
     let pluggable = memory.pluggable.as_ref().unwrap();
@@ -194,4 +207,67 @@ fn what_comes_and_goes_while_writes_are_logged_is_in_the_log_by_what_changed() {
     bench.plug(60, 8);
     bench.fill(66);
     assert_eq!(harvest(), [(first(66), 512)]);
+}
+
+#[test]
+fn what_is_plugged_from_the_start_is_the_guests_from_the_start_and_goes_as_any_other_block() {
+    let bench = bench_with(&[(3, 2), (60, 8)], Origin::Memory, |_| {});
+    assert_eq!(bench.present(), [0, 1]);
+    assert!(bench.reach(3) && bench.reach(64) && !bench.reach(128));
+    assert_eq!(bench.resident(), 0);
+    bench.fill(64);
+    bench.unplug(64, 4);
+    assert_eq!((bench.present(), bench.resident()), (vec![0], 0));
+    bench.unplug(3, 2);
+    bench.unplug(60, 4);
+    assert!(bench.present().is_empty() && !bench.reach(3));
+}
+
+#[test]
+fn pages_are_told_apart_by_when_they_were_plugged() {
+    let bench = bench_with(&[(2, 3)], Origin::Memory, |_| {});
+    bench.unplug(3, 1);
+    bench.plug(64, 1);
+    let first = |block: u64| (16 * MIB + block * BLOCK) / 4096;
+    let kinds = || {
+        let plugged = bench.store.plugged();
+        let kind = |page: u64| match plugged.kind(page) {
+            PageKind::Original => 'o',
+            PageKind::Fresh => 'f',
+            PageKind::Unplugged => '-',
+        };
+        [0, first(0) - 1, first(1), first(2), first(3) - 1, first(3), first(4), first(5), first(64), first(65) - 1]
+            .map(kind)
+            .iter()
+            .collect::<String>()
+    };
+    assert_eq!(kinds(), "oo-oo-o-ff");
+    bench.plug(3, 1);
+    assert_eq!(kinds(), "oo-oofo-ff", "what comes back is not what was there");
+    let mut pages = PageSet::new((16 * MIB + 3 * SLOT) / 4096);
+    pages.insert_run(PageRun { first: 0, pages: pages.pages() });
+    bench.store.plugged().retain(&mut pages);
+    let run = |first: u64, end: u64| PageRun { first, pages: end - first };
+    let held = [run(0, first(0)), run(first(2), first(5)), run(first(64), first(65))];
+    assert_eq!(pages.runs().collect::<Vec<_>>(), held);
+}
+
+#[test]
+fn a_block_that_was_mapped_from_a_file_comes_back_empty_and_is_told_of_as_any_other() {
+    let bench = bench_with(&[(60, 8)], Origin::Files(MemoryPlacement::default()), |_| {});
+    let file = crate::memfd::create("husk-test", 16 * BLOCK).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; 16 << 21], 0).unwrap();
+    let host = bench.memory.get_host_address(bench.at(60)).unwrap();
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_FIXED);
+    // SAFETY: the range is a part of the mapping of guest memory, and nobody uses it.
+    let mapped = unsafe { libc::mmap(host.cast(), 8 << 21, access, flags, std::os::fd::AsRawFd::as_raw_fd(&file), 0) };
+    assert_ne!(mapped, libc::MAP_FAILED);
+    assert!(bench.filled(60) && bench.filled(67));
+    bench.unplug(61, 6);
+    bench.plug(61, 1);
+    bench.plug(66, 1);
+    assert!(!bench.filled(61) && !bench.filled(66), "what comes back is empty");
+    assert!(bench.filled(60) && bench.filled(67), "the others keep what they hold");
+    bench.unplug(66, 2);
+    assert!(bench.present() == [0] && !bench.reach(67));
 }
