@@ -22,10 +22,10 @@ const EXECS: usize = 41;
 const SETTLE: Duration = Duration::from_millis(20);
 const GET_ROUNDS: usize = 7;
 const GETS: usize = 1000;
-/// The guest's loop, with requests and without in turn. A soak has a minute of requests.
-const LOOPS: usize = 12;
-const LOOP_MS: u64 = 500;
-const LOOP_SOAK_MS: u64 = 5_000;
+/// How often the guest's loop runs beside each of [`Company`], and how long. A soak has a minute of requests.
+const LOOPS: usize = 24;
+const LOOP_MS: u64 = 200;
+const LOOP_SOAK_MS: u64 = 2_500;
 const IDLE: Duration = Duration::from_secs(10);
 /// What follows a start has been done by then.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
         rows.extend(beside.get()?);
     }
     if wanted.has("api-loop-slowdown") {
-        rows.push(beside.slowdown()?);
+        rows.extend(beside.slowdown()?);
     }
     if wanted.has("api-idle-cpu") {
         rows.push(beside.idle()?);
@@ -103,13 +103,19 @@ impl Beside {
         ])
     }
 
-    /// By how much 1000 requests a second slow a loop of the guest's.
-    fn slowdown(&self) -> Result<Row, BenchError> {
+    /// By how much 1000 requests a second slow a loop of the guest's, and what of that is the monitor's own: the loop beside
+    /// a client of the floor against the loop beside the same client of the monitor.
+    fn slowdown(&self) -> Result<[Row; 2], BenchError> {
         let floor = FloorServer::start(&self.monitors[0].at("floor.sock"))?;
-        let monitors = self.monitors.iter().map(|monitor| slowdown_of(monitor, monitor.socket()));
-        let figures = monitors.collect::<Result<Vec<_>, _>>()?;
-        let floor = slowdown_of(&self.monitors[0], floor.path())?;
-        Ok(self.row("api-loop-slowdown", "%", &figures, floor))
+        let figures = self.monitors.iter().map(|monitor| Slowdown::of(monitor, floor.path()));
+        let figures = figures.collect::<Result<Vec<_>, _>>()?;
+        let all = |figure: fn(&Slowdown) -> Option<f64>| figures.iter().map(figure).collect::<Vec<_>>();
+        let beside_floor = figures.first().and_then(|slowdown| slowdown.percent(Company::FloorsClient));
+        let percent = all(|slowdown| slowdown.percent(Company::OwnClient));
+        Ok([
+            self.row("api-loop-slowdown", "%", &percent, beside_floor),
+            self.row("api-loop-slowdown-own", "x", &all(Slowdown::over_floor), None),
+        ])
     }
 
     /// What a monitor uses of a CPU whose guest has halted.
@@ -143,21 +149,55 @@ fn latencies_us(socket: &Path) -> Result<Vec<f64>, BenchError> {
     (0..GETS).map(|_| client.get().map(|took| ms(took) * 1e3)).collect()
 }
 
-/// In percent: the guest's loop without requests against the same with requests to `socket`, medians of runs in turn.
-fn slowdown_of(monitor: &Monitor, socket: &Path) -> Result<Option<f64>, BenchError> {
-    let length_ms = if std::env::var_os("HUSK_SOAK").is_some() { LOOP_SOAK_MS } else { LOOP_MS };
-    let words = vec![format!("run=spin:ms={length_ms}"); 2 * LOOPS].join(" ");
-    let mut machine = Machine::start(monitor, &words)?;
-    let (mut quiet, mut loaded) = (Vec::new(), Vec::new());
-    for _ in 0..LOOPS {
-        machine.wait_for("BENCH-BEGIN ")?;
-        quiet.push(machine.rate()?);
-        machine.wait_for("BENCH-BEGIN ")?;
-        let load = Load::start(socket)?;
-        loaded.push(machine.rate()?);
-        load.end()?;
+/// What else runs while the guest's loop does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Company {
+    Nobody,
+    /// A client whose requests a thread of this program answers.
+    FloorsClient,
+    /// The same client, whose requests the monitor answers.
+    OwnClient,
+}
+
+/// The median rate of the guest's loop in each company.
+struct Slowdown([Option<f64>; 3]);
+
+impl Slowdown {
+    /// Runs the loop in each company in turn, within one boot: what the host does meanwhile befalls all alike.
+    fn of(monitor: &Monitor, floor: &Path) -> Result<Self, BenchError> {
+        let length_ms = if std::env::var_os("HUSK_SOAK").is_some() { LOOP_SOAK_MS } else { LOOP_MS };
+        let mut companies = [Company::Nobody, Company::FloorsClient, Company::OwnClient];
+        let words = vec![format!("run=spin:ms={length_ms}"); companies.len() * LOOPS].join(" ");
+        let mut machine = Machine::start(monitor, &words)?;
+        let mut rates: [Vec<f64>; 3] = Default::default();
+        for _ in 0..LOOPS {
+            for company in companies {
+                machine.wait_for("BENCH-BEGIN ")?;
+                let load = match company {
+                    Company::Nobody => None,
+                    Company::FloorsClient => Some(Load::start(floor)?),
+                    Company::OwnClient => Some(Load::start(monitor.socket())?),
+                };
+                rates[company as usize].push(machine.rate()?);
+                load.map_or(Ok(()), Load::end)?;
+            }
+            // None always comes after the same other.
+            companies.rotate_left(1);
+        }
+        Ok(Self(rates.map(median)))
     }
-    Ok(median(quiet).zip(median(loaded)).map(|(quiet, loaded)| (quiet / loaded - 1.0) * 100.0))
+
+    /// By how much the loop is slower than alone.
+    fn percent(&self, company: Company) -> Option<f64> {
+        let [alone, ..] = self.0;
+        alone.zip(self.0[company as usize]).map(|(alone, beside)| (alone / beside - 1.0) * 100.0)
+    }
+
+    /// How often as long the loop takes beside the monitor's client as beside the floor's.
+    fn over_floor(&self) -> Option<f64> {
+        let [_, floor, own] = self.0;
+        floor.zip(own).map(|(floor, own)| floor / own)
+    }
 }
 
 fn ms(time: Duration) -> f64 {
@@ -167,4 +207,18 @@ fn ms(time: Duration) -> f64 {
 fn socket_error(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> BenchError {
     let path: PathBuf = path.to_owned();
     move |source| BenchError::Socket { path: path.display().to_string(), what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitors_own_share_is_what_its_client_slows_beyond_the_floors() {
+        let slowdown = Slowdown([Some(110.0), Some(100.0), Some(80.0)]);
+        assert!((slowdown.percent(Company::FloorsClient).unwrap_or(0.0) - 10.0).abs() < 1e-9);
+        assert!((slowdown.percent(Company::OwnClient).unwrap_or(0.0) - 37.5).abs() < 1e-9);
+        assert_eq!(slowdown.over_floor(), Some(1.25));
+        assert_eq!(Slowdown([Some(1.0), None, Some(1.0)]).over_floor(), None);
+    }
 }
