@@ -63,6 +63,23 @@ pub enum Honour {
     BestEffort,
 }
 
+impl Honour {
+    /// Whether a thing is done. Where the best effort is enough, what is not is one of the `differences`.
+    ///
+    /// # Errors
+    /// It is not, and must be.
+    pub(crate) fn settle<E>(self, done: Result<(), E>, differences: &mut Vec<E>) -> Result<bool, E> {
+        match (done, self) {
+            (Ok(()), _) => Ok(true),
+            (Err(error), Self::Strictly) => Err(error),
+            (Err(error), Self::BestEffort) => {
+                differences.push(error);
+                Ok(false)
+            }
+        }
+    }
+}
+
 /// The pages that guest memory is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Pages {

@@ -204,7 +204,7 @@ impl Machine {
         let (first, Brought { thread: memory_thread, mut tracking, origin }) = match origin {
             Origin::Boot => {
                 if settled.takes_long() {
-                    attended(attendant, |assembly| memory::make_present(&memory.ram, &settled, assembly))
+                    attended(attendant, |assembly| memory::make_present(&memory.ram, &mut settled, assembly))
                         .ok_or(BuildError::GivenUp)??;
                 }
                 (First::Kernel(load(config, &memory.ram, count)?), Brought::default())
@@ -212,7 +212,7 @@ impl Machine {
             Origin::Point(restore) => {
                 let Restore { state, memory: from, clock, cpu, .. } = *restore;
                 let takes_long = from.takes_long();
-                let bring = |assembly: &Assembly| restored::bring(&memory, &settled, from, &events, assembly);
+                let bring = |assembly: &Assembly| restored::bring(&memory, &mut settled, from, &events, assembly);
                 let brought = if takes_long {
                     attended(attendant, bring).ok_or(BuildError::GivenUp)??
                 } else {

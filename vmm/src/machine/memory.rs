@@ -9,11 +9,11 @@ use arch::memory::{GuestRegionMmap, MmapRegion};
 use arch::{GuestAddress, GuestMemory};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{FileOffset, GuestMemoryBackend};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::assembly::Assembly;
 use super::hotplug::{Arrival, Origin, Pluggable};
-use crate::config::{Honour, HostNodes, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
+use crate::config::{Honour, HotplugConfig, MIB, MemoryBacking, MemoryConfig, Pages};
 use crate::epoch::file_order;
 use crate::memfd;
 use crate::placement::{self, ApplyError, Elsewhere, Settled};
@@ -104,16 +104,14 @@ impl MachineMemory {
     pub(crate) fn map(
         config: &MemoryConfig,
         hotplug: Option<Hotplug<'_>>,
-        settled: &Settled,
+        settled: &mut Settled,
     ) -> Result<Self, MemoryError> {
         let (ram, pages) = (Arc::new(map(config, settled)?), settled.placement.pages);
         let Some(hotplug) = hotplug else {
             return Ok(Self { all: Arc::clone(&ram), ram, pluggable: None, pages });
         };
-        // Where the host had no such nodes no part has any.
-        let nodes = settled.hotplug_nodes();
-        let region = map_pluggable(config, hotplug.config, settled, nodes)?;
-        let at_once = pages.pool_page_bytes().is_some() || settled.placement.is_prefaulted(nodes);
+        let region = map_pluggable(config, hotplug.config, settled)?;
+        let at_once = pages.pool_page_bytes().is_some() || settled.placement.is_prefaulted(settled.hotplug_nodes());
         let pluggable = Pluggable {
             start: hotplug.config.start(config),
             slot_bytes: hotplug.config.slot_bytes,
@@ -136,10 +134,7 @@ impl MachineMemory {
         settled: &mut Settled,
     ) -> Result<Self, MemoryError> {
         match Self::map(config, hotplug, settled) {
-            Err(MemoryError::Map { .. }) if settled.goes_without_pool() => {
-                settled.differences.last().inspect(|difference| log::warn!("best effort: {difference}"));
-                Self::map(config, hotplug, settled)
-            }
+            Err(MemoryError::Map { .. }) if settled.goes_without_pool() => Self::map(config, hotplug, settled),
             mapped => mapped,
         }
     }
@@ -164,15 +159,14 @@ impl MachineMemory {
 fn map_pluggable(
     config: &MemoryConfig,
     hotplug: &HotplugConfig,
-    settled: &Settled,
-    nodes: Option<&HostNodes>,
+    settled: &mut Settled,
 ) -> Result<GuestRegionMmap, MemoryError> {
     let (bytes, pages) = (hotplug.total_bytes, settled.placement.pages);
     let file = file_of(config.backing, bytes, pages)?.map(|file| FileOffset::from_arc(file, 0));
     let mapped = map_aligned(file, bytes, pages, Presence::Plugged);
     let mapping = mapped.map_err(|cause| MemoryError::Map { bytes, pages, cause })?;
     let region = GuestRegionMmap::new(mapping, hotplug.start(config)).expect("validate() bounds its end");
-    placement::advise(&region, &settled.placement, nodes)?;
+    advise(&region, settled)?;
     Ok(region)
 }
 
@@ -188,35 +182,40 @@ fn map_hint(pages: Pages) -> &'static str {
 ///
 /// # Errors
 /// The host cannot give it.
-fn map(config: &MemoryConfig, settled: &Settled) -> Result<GuestMemory, MemoryError> {
-    let (bytes, placement) = (config.size_bytes, &settled.placement);
-    let file = file_of(config.backing, bytes, placement.pages)?;
+fn map(config: &MemoryConfig, settled: &mut Settled) -> Result<GuestMemory, MemoryError> {
+    let (bytes, pages) = (config.size_bytes, settled.placement.pages);
+    let file = file_of(config.backing, bytes, pages)?;
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
-    for (address, length, nodes) in settled.ranges() {
+    let ranges: Vec<_> = settled.ranges().into_iter().map(|(address, length, _)| (address, length)).collect();
+    for (address, length) in ranges {
         let place = file.as_ref().map(|file| FileOffset::from_arc(Arc::clone(file), offset));
         offset += length;
-        let mapping = map_aligned(place, length, placement.pages, Presence::Now).map_err(|cause| MemoryError::Map {
-            bytes,
-            pages: placement.pages,
-            cause,
-        })?;
+        let mapped = map_aligned(place, length, pages, Presence::Now);
+        let mapping = mapped.map_err(|cause| MemoryError::Map { bytes, pages, cause })?;
         let region = GuestRegionMmap::new(mapping, address).expect("RAM ends below 64 bits");
-        placement::advise(&region, placement, nodes)?;
+        advise(&region, settled)?;
         regions.push(region);
     }
     Ok(GuestMemory::from_regions(regions).expect("the ranges of RAM are in order and apart"))
+}
+
+/// Says of a region what has been settled for it, or as much of that as the kernel takes if the best effort is enough.
+fn advise(region: &GuestRegionMmap, settled: &mut Settled) -> Result<(), ApplyError> {
+    let start = region.start_addr().0;
+    while let Err(refused) = placement::advise(region, &settled.placement, settled.nodes_of(start)) {
+        // One thing less is asked for each time.
+        settled.goes_without(refused)?;
+    }
+    Ok(())
 }
 
 /// Says of all memory again what was said of it when it was mapped: its mappings are new.
 ///
 /// # Errors
 /// The kernel does not take it.
-pub(crate) fn advise_anew(memory: &MachineMemory, settled: &Settled) -> Result<(), MemoryError> {
-    let ram = settled.ranges().into_iter().map(|(.., nodes)| nodes);
-    let nodes = ram.chain(std::iter::once(settled.hotplug_nodes()));
-    let advise = |(region, nodes)| placement::advise(region, &settled.placement, nodes);
-    Ok(memory.all.iter().zip(nodes).try_for_each(advise)?)
+pub(crate) fn advise_anew(memory: &MachineMemory, settled: &mut Settled) -> Result<(), MemoryError> {
+    Ok(memory.all.iter().try_for_each(|region| advise(region, settled))?)
 }
 
 /// As [`make_present`], of what is plugged from the start.
@@ -234,8 +233,12 @@ pub(crate) fn make_plugged_present(memory: &MachineMemory, assembly: &Assembly) 
 ///
 /// # Errors
 /// The host cannot give it.
-pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled, assembly: &Assembly) -> Result<(), MemoryError> {
-    placement::prefault(memory, settled, assembly)?;
+pub(crate) fn make_present(
+    memory: &GuestMemory,
+    settled: &mut Settled,
+    assembly: &Assembly,
+) -> Result<(), MemoryError> {
+    placement::prefault(memory, settled, assembly).or_else(|refused| settled.goes_without(refused))?;
     if assembly.is_given_up() {
         return Ok(());
     }
@@ -245,7 +248,7 @@ pub(crate) fn make_present(memory: &GuestMemory, settled: &Settled, assembly: &A
         verified => verified?,
     }
     if settled.placement.lock {
-        placement::lock(memory)?;
+        placement::lock(memory).or_else(|refused| settled.goes_without(refused))?;
     }
     Ok(())
 }

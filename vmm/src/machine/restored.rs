@@ -36,7 +36,7 @@ pub(super) struct Brought {
 /// The host cannot give it, or a file is not what was written.
 pub(super) fn bring(
     memory: &MachineMemory,
-    settled: &Settled,
+    settled: &mut Settled,
     from: RestoredMemory,
     events: &EventSender,
     assembly: &Assembly,

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "mbind, madvise and mlock have no safe interface in libc")]
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -10,6 +10,7 @@ use arch::GuestMemory;
 use arch::memory::{GuestRegionMmap, host_address};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::errno;
 
 use super::check::Settled;
 use super::threads;
@@ -18,14 +19,38 @@ use crate::host::IdList;
 use crate::machine::Assembly;
 
 /// What the kernel does not do to guest memory.
-#[derive(Debug, Error)]
-#[error("memory: cannot {what} {} MiB at guest address {address:#x}: {cause}: {hint}", bytes / MIB)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("memory: cannot {step} {} MiB at guest address {address:#x}: {cause}: {hint}", bytes / MIB)]
 pub struct ApplyError {
-    what: &'static str,
-    address: u64,
+    pub(super) step: Step,
+    pub(super) address: u64,
     bytes: u64,
-    cause: io::Error,
+    cause: errno::Error,
     hint: &'static str,
+}
+
+/// What is done to guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Bind,
+    KeepOutOfDumps,
+    MakeTransparent,
+    Merge,
+    Prefault,
+    Lock,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bind => "bind to its nodes (mbind)",
+            Self::KeepOutOfDumps => "keep out of core dumps (MADV_DONTDUMP)",
+            Self::MakeTransparent => "make of transparent HugePages (MADV_HUGEPAGE)",
+            Self::Merge => "offer for merging (MADV_MERGEABLE)",
+            Self::Prefault => "prefault (MADV_POPULATE_WRITE)",
+            Self::Lock => "lock (mlock)",
+        })
+    }
 }
 
 /// A part of guest memory, as the host sees it.
@@ -41,11 +66,11 @@ impl Span {
         Self { guest: region.start_addr().0, host: host_address(region), bytes: region.len() }
     }
 
-    fn failed(self, what: &'static str, hint: &'static str) -> impl FnOnce(io::Error) -> ApplyError {
-        move |cause| ApplyError { what, address: self.guest, bytes: self.bytes, cause, hint }
+    fn failed(self, step: Step, hint: &'static str) -> impl FnOnce(errno::Error) -> ApplyError {
+        move |cause| ApplyError { step, address: self.guest, bytes: self.bytes, cause, hint }
     }
 
-    fn madvise(self, advice: libc::c_int) -> io::Result<()> {
+    fn madvise(self, advice: libc::c_int) -> errno::Result<()> {
         let start = std::ptr::with_exposed_provenance_mut(self.host);
         let length = usize::try_from(self.bytes).expect("a 64-bit host addresses 64 bits");
         loop {
@@ -53,14 +78,14 @@ impl Span {
             if unsafe { libc::madvise(start, length, advice) } == 0 {
                 return Ok(());
             }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
+            let error = errno::Error::last();
+            if error.errno() != libc::EINTR {
                 return Err(error);
             }
         }
     }
 
-    fn mbind(self, nodes: &HostNodes) -> io::Result<()> {
+    fn mbind(self, nodes: &HostNodes) -> errno::Result<()> {
         let mode = match nodes.policy {
             NodePolicy::Bind => libc::MPOL_BIND,
             NodePolicy::Preferred => libc::MPOL_PREFERRED,
@@ -75,15 +100,15 @@ impl Span {
         let failed = unsafe {
             libc::syscall(libc::SYS_mbind, self.host, self.bytes, mode, mask.as_ptr(), bits, 0 as libc::c_uint)
         } != 0;
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if failed { errno::errno_result() } else { Ok(()) }
     }
 
-    fn mlock(self) -> io::Result<()> {
+    fn mlock(self) -> errno::Result<()> {
         let start = std::ptr::with_exposed_provenance(self.host);
         let length = usize::try_from(self.bytes).expect("a 64-bit host addresses 64 bits");
         // SAFETY: the span is a mapping of the caller's; to lock it changes nothing in it.
         let failed = unsafe { libc::mlock(start, length) } != 0;
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if failed { errno::errno_result() } else { Ok(()) }
     }
 }
 
@@ -98,24 +123,20 @@ pub(crate) fn advise(
 ) -> Result<(), ApplyError> {
     let span = Span::of(region);
     if let Some(nodes) = nodes {
-        span.mbind(nodes).map_err(span.failed("bind to its nodes (mbind)", "check the nodes with `husk host`"))?;
+        span.mbind(nodes).map_err(span.failed(Step::Bind, "check the nodes with `husk host`"))?;
     }
     let mut advices = Vec::with_capacity(3);
     if !placement.dump {
-        advices.push((libc::MADV_DONTDUMP, "keep out of core dumps (MADV_DONTDUMP)", "set dump=on"));
+        advices.push((libc::MADV_DONTDUMP, Step::KeepOutOfDumps, "set dump=on"));
     }
     if placement.pages == Pages::Transparent {
-        advices.push((libc::MADV_HUGEPAGE, "make of transparent HugePages (MADV_HUGEPAGE)", "set pages=none"));
+        advices.push((libc::MADV_HUGEPAGE, Step::MakeTransparent, "set pages=none"));
     }
     if placement.merge {
-        advices.push((
-            libc::MADV_MERGEABLE,
-            "offer for merging (MADV_MERGEABLE)",
-            "this kernel has no KSM: set merge=off",
-        ));
+        advices.push((libc::MADV_MERGEABLE, Step::Merge, "this kernel has no KSM: set merge=off"));
     }
-    for (advice, what, hint) in advices {
-        span.madvise(advice).map_err(span.failed(what, hint))?;
+    for (advice, step, hint) in advices {
+        span.madvise(advice).map_err(span.failed(step, hint))?;
     }
     Ok(())
 }
@@ -126,7 +147,7 @@ pub(crate) fn advise(
 /// The limit is too low, or the host has no memory for it.
 pub(crate) fn lock(memory: &GuestMemory) -> Result<(), ApplyError> {
     for span in memory.iter().map(Span::of) {
-        span.mlock().map_err(span.failed("lock (mlock)", "raise RLIMIT_MEMLOCK, or free memory"))?;
+        span.mlock().map_err(span.failed(Step::Lock, "raise RLIMIT_MEMLOCK, or free memory"))?;
     }
     Ok(())
 }
@@ -183,7 +204,7 @@ fn populate(spans: &[Span], hint: &'static str, goes_on: impl Fn(u64) -> bool + 
             let Some(&span) = spans.get(index) else { return Ok(()) };
             if let Err(error) = span.madvise(libc::MADV_POPULATE_WRITE) {
                 end();
-                return Err(span.failed("prefault (MADV_POPULATE_WRITE)", hint)(error));
+                return Err(span.failed(Step::Prefault, hint)(error));
             }
             if !goes_on(span.bytes) {
                 end();

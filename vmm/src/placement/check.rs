@@ -13,6 +13,7 @@ pub use error::PlacementError;
 pub use shortage::Shortage;
 use shortage::shortages;
 
+use super::apply::{ApplyError, Step};
 use crate::config::{Honour, HostNodes, MIB, MemoryBacking, MemoryPart, MemoryPlacement, NodePolicy, Pages};
 use crate::host::{HostMemory, IdList, Limit, NodeFacts, Switch};
 
@@ -46,9 +47,35 @@ impl Settled {
         let goes = self.placement.honour == Honour::BestEffort && pages.pool_page_bytes().is_some();
         if goes {
             self.placement.pages = Pages::Transparent;
-            self.differences.push(PlacementError::PoolTaken { pages });
+            self.tell(PlacementError::PoolTaken { pages });
         }
         goes
+    }
+
+    /// The kernel has not done what was to be done. Where the best effort is enough, it goes without.
+    ///
+    /// # Errors
+    /// It is not enough, or a guest that runs into what is missing would end: pages of a pool that are not on their nodes.
+    pub(crate) fn goes_without(&mut self, refused: ApplyError) -> Result<(), ApplyError> {
+        if self.placement.honour == Honour::Strictly {
+            return Err(refused);
+        }
+        match refused.step {
+            Step::Bind => self.release(self.part_of(refused.address)),
+            Step::KeepOutOfDumps => self.placement.dump = true,
+            Step::MakeTransparent => self.placement.pages = Pages::HostsChoice,
+            Step::Merge => self.placement.merge = false,
+            Step::Lock => self.placement.lock = false,
+            Step::Prefault if self.placement.pages.pool_page_bytes().is_some() => return Err(refused),
+            Step::Prefault => self.placement.prefault = false,
+        }
+        self.tell(refused.into());
+        Ok(())
+    }
+
+    fn tell(&mut self, difference: PlacementError) {
+        log::warn!("best effort: {difference}");
+        self.differences.push(difference);
     }
 
     fn bytes(&self) -> u64 {
@@ -69,14 +96,7 @@ impl Settled {
 
     /// Whether it is so; where the best effort is enough, what is not so is noted.
     fn has(&mut self, checked: Result<(), PlacementError>) -> Result<bool, PlacementError> {
-        match (checked, self.placement.honour) {
-            (Ok(()), _) => Ok(true),
-            (Err(error), Honour::Strictly) => Err(error),
-            (Err(error), Honour::BestEffort) => {
-                self.differences.push(error);
-                Ok(false)
-            }
-        }
+        self.placement.honour.settle(checked, &mut self.differences)
     }
 
     /// Lets a part be on any node.
@@ -85,6 +105,19 @@ impl Settled {
         if nodes == self.placement.nodes {
             self.placement.nodes = None;
         }
+    }
+
+    /// The part that memory at a guest address is of; what can be plugged is of that which it shares its nodes with.
+    fn part_of(&self, address: u64) -> usize {
+        let bytes: Vec<u64> = self.parts.iter().map(|part| part.bytes).collect();
+        let has = |ranges: &Vec<(GuestAddress, u64)>| ranges.iter().any(|(start, _)| start.0 == address);
+        let plugged = || self.placement.hotplug_node.unwrap_or(0).into();
+        layout::node_ranges(&bytes).iter().position(has).unwrap_or_else(plugged)
+    }
+
+    /// The host's nodes that a region at a guest address comes from.
+    pub(crate) fn nodes_of(&self, address: u64) -> Option<&HostNodes> {
+        self.parts.get(self.part_of(address)).and_then(|part| part.nodes.as_ref())
     }
 
     /// The ranges of guest memory in the order of their addresses, each in one part, with that part's nodes.

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::config::{CoreScheduling, Cpus, Honour, Priority, ThreadName, ThreadPlacement, ThreadTerms};
+use crate::config::{CoreScheduling, Cpus, Priority, ThreadName, ThreadPlacement, ThreadTerms};
 use crate::host::{self, IdList};
 use crate::plan::GroundError;
 
@@ -182,7 +182,7 @@ impl SettledThreads {
 }
 
 /// Holds what is asked for the threads `names` against the host, before there are any. `choose` gives those a list that
-/// leave the choice. With [`Honour::BestEffort`] what the host cannot do is left out.
+/// leave the choice. With the best effort what the host cannot do is left out.
 ///
 /// # Errors
 /// The first thing that it cannot.
@@ -193,14 +193,7 @@ pub(crate) fn settle(
     choose: impl FnOnce(&ThreadPlacement) -> Result<ThreadPlacement, ThreadError>,
 ) -> Result<SettledThreads, ThreadError> {
     let mut differences = Vec::new();
-    let mut is_done = |done: Result<(), ThreadError>| match (done, asked.honour) {
-        (Ok(()), _) => Ok(true),
-        (Err(error), Honour::BestEffort) => {
-            differences.push(error);
-            Ok(false)
-        }
-        (Err(error), Honour::Strictly) => Err(error),
-    };
+    let mut is_done = |done| asked.honour.settle(done, &mut differences);
     is_done(check_names(asked, names))?;
     let own = names.iter().map(|name| (name.clone(), asked.of(name)));
     let mut placement = ThreadPlacement { terms: own.collect(), ..asked.clone() };
@@ -229,13 +222,7 @@ pub(crate) fn place(
     if !placement.asks() {
         return Ok((Vec::new(), differences));
     }
-    let mut or_tell = |done: Result<(), ThreadError>| match (done, placement.honour) {
-        (Err(error), Honour::BestEffort) => {
-            differences.push(error);
-            Ok(())
-        }
-        (done, _) => done,
-    };
+    let mut or_tell = |done| placement.honour.settle(done, &mut differences).map(drop);
     let names: Vec<ThreadName> = threads.iter().map(|thread| thread.name.clone()).collect();
     or_tell(check_names(&placement, &names))?;
     let initial = INITIAL.get_or_init(Initial::read);
@@ -514,6 +501,7 @@ fn priority(policy: Option<i64>, real_time: Option<i64>, nice: Option<i64>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Honour;
     use crate::config::Siblings;
 
     fn me() -> Thread {

@@ -30,12 +30,12 @@ fn bench_with(plugged: &[(u64, u64)], origin: Origin, change: impl FnOnce(&mut M
     change(&mut config);
     let hotplug = HotplugConfig::new(3 * SLOT);
     let parts = vec![MemoryPart { bytes: config.size_bytes, nodes: None }];
-    let settled = Settled::as_asked(&config.placement, parts);
+    let mut settled = Settled::as_asked(&config.placement, parts);
     let start = hotplug.start(&config).0;
     let range = |&(first, count): &(u64, u64)| (GuestAddress(start + first * BLOCK), count * BLOCK);
     let plugged: Vec<_> = plugged.iter().map(range).collect();
     let hotplug_of = Hotplug { config: &hotplug, plugged: &plugged };
-    let mut memory = MachineMemory::map(&config, Some(hotplug_of), &settled).unwrap();
+    let mut memory = MachineMemory::map(&config, Some(hotplug_of), &mut settled).unwrap();
     memory.pluggable.as_mut().unwrap().origin = origin;
     let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
     let slots = Arc::new(MemorySlots::new(&vm, &memory).unwrap());

@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::config::{MemoryPart, NodePolicy};
+use crate::config::{HostNodes, MemoryPart, NodePolicy};
 use crate::epoch::pool::Pool;
 
 const HUGE: u64 = 2 << 20;
@@ -27,8 +27,8 @@ fn flags(region: &GuestRegionMmap) -> Vec<String> {
 #[test]
 fn the_kernel_is_told_what_may_be_done_with_memory() {
     let told = |change: fn(&mut MemoryConfig)| {
-        let (config, settled) = settled(change);
-        let memory = MachineMemory::map(&config, None, &settled).unwrap();
+        let (config, mut settled) = settled(change);
+        let memory = MachineMemory::map(&config, None, &mut settled).unwrap();
         let flags = flags(memory.ram.iter().next().unwrap());
         ["dd", "hg", "mg"].into_iter().filter(|flag| flags.iter().any(|told| told == flag)).collect::<Vec<_>>()
     };
@@ -42,10 +42,10 @@ fn the_kernel_is_told_what_may_be_done_with_memory() {
 fn a_pool_that_was_emptied_after_it_was_asked_refuses_the_mapping_of_hugepages() {
     let pool = Pool::of_2m(8);
     let before = pool.free();
-    let (config, settled) = settled(|config| config.placement.pages = Pages::Huge2M);
+    let (config, mut settled) = settled(|config| config.placement.pages = Pages::Huge2M);
     let other = memfd::create_huge("husk-test", HUGE, HUGE).unwrap();
     let taken = map_aligned(Some(FileOffset::new(other, 0)), HUGE, Pages::Huge2M, Presence::Now).unwrap();
-    let error = MachineMemory::map(&config, None, &settled).unwrap_err().to_string();
+    let error = MachineMemory::map(&config, None, &mut settled).unwrap_err().to_string();
     assert!(error.contains("the pool has too few HugePages now"), "{error}");
     assert_eq!(pool.free(), before, "nothing was touched");
     let mut best = settled.clone();
@@ -55,7 +55,7 @@ fn a_pool_that_was_emptied_after_it_was_asked_refuses_the_mapping_of_hugepages()
     assert!(best.differences[0].to_string().contains("somebody else took HugePages of 2M"), "{:?}", best.differences);
     MachineMemory::map_or_less(&config, None, &mut settled.clone()).unwrap_err();
     drop((memory, taken));
-    MachineMemory::map(&config, None, &settled).expect("nothing is left reserved");
+    MachineMemory::map(&config, None, &mut settled).expect("nothing is left reserved");
 }
 
 /// As on a node that has fewer than the host has reserved for us.
@@ -64,7 +64,7 @@ fn a_prefault_that_finds_no_page_is_an_error_and_gives_back_what_it_had_of_hugep
     let pool = Pool::of_2m(4);
     let before = pool.free();
     let nodes = HostNodes { nodes: "0".parse().unwrap(), policy: NodePolicy::Bind };
-    let (config, settled) = settled(|config| {
+    let (config, mut settled) = settled(|config| {
         (config.placement.pages, config.placement.nodes) = (Pages::Huge2M, Some(nodes));
     });
     let file = file_of(config.backing, config.size_bytes, Pages::Huge2M).unwrap();
@@ -75,8 +75,51 @@ fn a_prefault_that_finds_no_page_is_an_error_and_gives_back_what_it_had_of_hugep
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
     placement::advise(&region, &settled.placement, settled.parts[0].nodes.as_ref()).unwrap();
     let memory = GuestMemory::from_regions(vec![region]).unwrap();
-    let error = make_present(&memory, &settled, &Assembly::default()).unwrap_err().to_string();
+    let error = make_present(&memory, &mut settled, &Assembly::default()).unwrap_err().to_string();
     assert!(error.contains("prefault (MADV_POPULATE_WRITE)") && error.contains("add some, and start again"), "{error}");
     drop(memory);
     assert_eq!(pool.free(), before);
+}
+
+#[test]
+fn what_the_kernel_does_not_do_of_it_is_left_out_and_told_where_the_best_effort_is_enough() {
+    // A host that was not asked has no such node: mbind fails.
+    let nodes = HostNodes { nodes: "7".parse().unwrap(), policy: NodePolicy::Bind };
+    let (config, mut bound) = settled(|config| config.placement.nodes = Some(nodes));
+    let error = MachineMemory::map(&config, None, &mut bound.clone()).unwrap_err().to_string();
+    assert!(error.contains("cannot bind to its nodes (mbind) 16 MiB at guest address 0x0"), "{error}");
+    bound.placement.honour = Honour::BestEffort;
+    let memory = MachineMemory::map(&config, None, &mut bound).unwrap();
+    assert_eq!((bound.differences.len(), bound.parts[0].nodes.is_none()), (1, true));
+    assert_eq!(bound.differences[0].to_string(), error);
+    assert_eq!(
+        flags(memory.ram.iter().next().unwrap()).iter().filter(|flag| *flag == "dd").count(),
+        1,
+        "the rest is done"
+    );
+
+    // Nobody reaches what is not plugged yet: mlock and MADV_POPULATE_WRITE fail.
+    let (config, mut locked) = settled(|config| (config.placement.prefault, config.placement.lock) = (true, true));
+    let length = config.size_bytes;
+    let mapping = map_aligned(None, length, Pages::HostsChoice, Presence::Plugged).unwrap();
+    let memory = GuestMemory::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap();
+    make_present(&memory, &mut locked.clone(), &Assembly::default()).unwrap_err();
+    locked.placement.honour = Honour::BestEffort;
+    make_present(&memory, &mut locked, &Assembly::default()).unwrap();
+    let told: Vec<String> = locked.differences.iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("cannot prefault") && told[1].contains("cannot lock (mlock)"), "{told:?}");
+    assert_eq!((locked.placement.prefault, locked.placement.lock), (false, false));
+}
+
+/// A page that is not there is the end of a guest that runs into it.
+#[test]
+fn a_pools_page_that_cannot_be_had_on_its_node_is_no_best_effort() {
+    let (_, mut settled) = settled(|config| {
+        (config.placement.pages, config.placement.honour) = (Pages::Huge2M, Honour::BestEffort);
+    });
+    let mapping = map_aligned(None, HUGE, Pages::HostsChoice, Presence::Plugged).unwrap();
+    let memory = GuestMemory::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap();
+    settled.placement.prefault = true;
+    make_present(&memory, &mut settled, &Assembly::default()).unwrap_err();
+    assert!(settled.differences.is_empty());
 }

@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::shortage::{Shortage, sentence};
 use crate::config::{MIB, Pages};
 use crate::host::IdList;
+use crate::placement::ApplyError;
 
 /// A placement that the host cannot honour, with what would do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -65,6 +66,9 @@ pub enum PlacementError {
         /// The file that says so.
         file: String,
     },
+    /// What the kernel did not do when it came to it.
+    #[error(transparent)]
+    Refused(#[from] ApplyError),
     /// A node that is not there.
     #[error("memory: nodes: the host has no node {node}: its nodes are {online}")]
     NoSuchNode {
