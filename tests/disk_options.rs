@@ -85,6 +85,8 @@ fn options_that_cannot_be_are_refused_by_name() {
         (",iothreads=2", 1, "iothreads=2: use 1 to 1, its number of queues"),
         (",serial=123456789012345678901", 1, "use 1 to 20 printable ASCII characters"),
         (",poll_us=5000", 1, "poll_us=5000: use at most 1000"),
+        (",physical_block=1000", 1, "physical_block=1000: use a power of two from 512 to 2097152"),
+        (",block=4096,physical_block=512", 1, "use physical_block=4096 or more, not 512"),
         (
             ",on_enospc=stop",
             1,
@@ -95,4 +97,8 @@ fn options_that_cannot_be_are_refused_by_name() {
         assert_eq!(ended.code(), Some(code), "{options}: {ended}");
         assert!(ended.stderr.contains(told), "{options}: {ended}");
     }
+    let roots = ["--disk", &format!("{path},root"), "--disk", "other,partuuid=0eaa91a0-01"];
+    let ended = probe("check=blk end=poweroff").args(roots).end();
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    assert!(ended.stderr.contains("disks `disk0` and `disk1` are both the root"), "{ended}");
 }

@@ -127,7 +127,7 @@ fn a_disk_s_request_allocates_nothing() {
         for uring in [false, true] {
             let file = tempfile::tempfile_in("/tmp").unwrap();
             file.set_len(1 << 20).unwrap();
-            let options = DiskOptions { cache, block: None };
+            let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
             let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap();
             let image = Arc::new(image);
             let backend: Box<dyn BlockBackend> = match uring {

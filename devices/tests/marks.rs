@@ -84,7 +84,7 @@ impl Disk {
         let file = tempfile::tempfile_in("/tmp").unwrap();
         file.write_all_at(&[0x5a; 1 << 16], 0).unwrap();
         let own = file.try_clone().unwrap();
-        let options = DiskOptions { cache, block: None };
+        let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
         let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap();
         let image = Arc::new(image);
         let backend: Box<dyn BlockBackend> = match uring {

@@ -16,6 +16,7 @@ pub(crate) struct DiskArg {
     path: PathBuf,
     id: Option<String>,
     read_only: bool,
+    root: RootDevice,
     tuning: DiskTuning,
 }
 
@@ -26,7 +27,7 @@ pub(crate) enum DiskArgError {
     #[error("no path: write PATH[,ro][,id=ID]")]
     NoPath,
     /// It has a word that means nothing.
-    #[error("`{word}` is no option of a disk: use ro, {}", WORDS.map(|word| format!("{word}=")).join(", "))]
+    #[error("`{word}` is no option of a disk: use ro, root, {}", WORDS.map(|word| format!("{word}=")).join(", "))]
     UnknownWord {
         /// The word.
         word: String,
@@ -55,14 +56,19 @@ pub(crate) enum DiskArgError {
     Limit(#[from] LimitWordError),
 }
 
+/// The words that have none.
+const FLAGS: [&str; 2] = ["ro", "root"];
+
 /// The words that have a value.
-const WORDS: [&str; 18] = [
+const WORDS: [&str; 20] = [
     "id",
+    "partuuid",
     "engine",
     "cache",
     "queues",
     "queue_size",
     "block",
+    "physical_block",
     "serial",
     "iothread",
     "iothreads",
@@ -85,13 +91,13 @@ impl FromStr for DiskArg {
         if path.is_empty() {
             return Err(DiskArgError::NoPath);
         }
-        let mut disk = Self { path: path.into(), id: None, read_only: false, tuning: DiskTuning::default() };
+        let (root, tuning) = (RootDevice::No, DiskTuning::default());
+        let mut disk = Self { path: path.into(), id: None, read_only: false, root, tuning };
         let mut given = Vec::new();
         for text in rest.into_iter().flat_map(|rest| rest.split(',')) {
             let unknown = || DiskArgError::UnknownWord { word: text.to_owned() };
             let (word, value) = match text.split_once('=') {
-                None if text == "ro" => ("ro", ""),
-                None => return Err(unknown()),
+                None => (FLAGS.into_iter().find(|known| *known == text).ok_or_else(unknown)?, ""),
                 Some((word, value)) => (WORDS.into_iter().find(|known| *known == word).ok_or_else(unknown)?, value),
             };
             if given.contains(&word) {
@@ -132,7 +138,7 @@ impl DiskArg {
             id: self.id.unwrap_or_else(|| format!("disk{index}")),
             source: DiskSource::Path(self.path),
             read_only: self.read_only,
-            root: RootDevice::No,
+            root: self.root,
             tuning: self.tuning,
         }
     }
@@ -145,6 +151,10 @@ impl DiskArg {
         let tuning = &mut self.tuning;
         match word {
             "ro" => self.read_only = true,
+            "root" if self.root == RootDevice::No => self.root = RootDevice::Whole,
+            "root" => {}
+            "partuuid" if is_partuuid(value) => self.root = RootDevice::Partition(value.to_owned()),
+            "partuuid" => return Err(refuse("a partition's unique id, as blkid tells it")),
             "id" => self.id = Some(value.to_owned()),
             "engine" => tuning.engine = named(value, ENGINES).ok_or_else(|| refuse("io_uring, sync or auto"))?,
             "cache" => {
@@ -152,6 +162,7 @@ impl DiskArg {
                 tuning.cache = Some(cache);
             }
             "block" => tuning.block = Some(named(value, BLOCKS).ok_or_else(|| refuse("512 or 4096"))?),
+            "physical_block" => tuning.physical_block = Some(number()?),
             "queues" => tuning.queues = count()?,
             "queue_size" => tuning.queue_size = u16::try_from(number()?).unwrap_or(u16::MAX),
             "serial" => tuning.serial = Some(value.to_owned()),
@@ -181,6 +192,11 @@ const CACHES: &[(&str, CacheMode)] = &[
 ];
 const ON_ENOSPC: &[(&str, OnEnospc)] = &[("report", OnEnospc::Report), ("stop", OnEnospc::Stop)];
 const BLOCKS: &[(&str, BlockSize)] = &[("512", BlockSize::B512), ("4096", BlockSize::B4096)];
+
+/// Whether the kernel's command line can have it: hexadecimal digits in groups.
+fn is_partuuid(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
 
 fn named<T: Copy>(name: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(known, _)| *known == name).map(|(_, choice)| *choice)
@@ -218,8 +234,8 @@ mod tests {
 
     #[test]
     fn options_come_in_any_order() {
-        let tuning = DiskTuning::default();
-        let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true, tuning });
+        let (root, tuning) = (RootDevice::No, DiskTuning::default());
+        let expected = Ok(DiskArg { path: "x".into(), id: Some("root".to_owned()), read_only: true, root, tuning });
         assert_eq!("x,ro,id=root".parse(), expected);
         assert_eq!("x,id=root,ro".parse(), expected);
     }
@@ -234,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_word_reaches_the_configuration() {
-        let text = "x,engine=sync,cache=direct,queues=4,queue_size=128,block=4096,serial=S 1,iothreads=2,poll_us=50,\
+        let text = "x,engine=sync,cache=direct,queues=4,queue_size=128,block=4096,physical_block=65536,serial=S 1,iothreads=2,poll_us=50,\
                     bps=10M,iops=1000+7,rd_bps=5M,rd_iops=500,wr_bps=4M+1M,wr_iops=400,limit_group=g,on_enospc=stop";
         let tuning = text.parse::<DiskArg>().unwrap().into_config(0).tuning;
         let limits = LimiterConfig {
@@ -246,6 +262,7 @@ mod tests {
             engine: DiskEngine::Sync,
             cache: Some(CacheMode::Direct),
             block: Some(BlockSize::B4096),
+            physical_block: Some(65536),
             serial: Some("S 1".to_owned()),
             queues: 4,
             queue_size: 128,
@@ -274,6 +291,17 @@ mod tests {
         assert_eq!(refused("x,queues=1,queues=2"), "`queues` is given twice");
         assert_eq!(refused("x,iothread=a,iothreads=2"), "`iothread=` and `iothreads=` exclude each other");
         assert!(refused("x,bps=fast").starts_with("bps: `fast` is not a size"));
-        assert!(refused("x,size=4").starts_with("`size=4` is no option of a disk: use ro, id=, engine=, cache="));
+        assert!(refused("x,size=4").starts_with("`size=4` is no option of a disk: use ro, root, id=, partuuid="));
+        assert!(refused("x,partuuid=ab 1").starts_with("partuuid=ab 1: use a partition's unique id"));
+    }
+
+    #[test]
+    fn the_root_is_a_disk_or_a_partition_of_one() {
+        let root = |text: &str| text.parse::<DiskArg>().unwrap().into_config(0).root;
+        assert_eq!(root("x"), RootDevice::No);
+        assert_eq!(root("x,root"), RootDevice::Whole);
+        for text in ["x,partuuid=0eaa91a0-01", "x,root,partuuid=0eaa91a0-01", "x,partuuid=0eaa91a0-01,root"] {
+            assert_eq!(root(text), RootDevice::Partition("0eaa91a0-01".to_owned()), "{text}");
+        }
     }
 }

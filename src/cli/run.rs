@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use clap::Args;
 use vmm::config::{
-    BootConfig, BootEntry, ConfigError, CoreScheduling, Entropy, HardwareTables, KernelSource, LimiterConfig,
-    SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
+    BootConfig, BootEntry, ConfigError, CoreScheduling, DiskConfig, Entropy, HardwareTables, KernelSource,
+    LimiterConfig, RootDevice, SerialTarget, ThreadPlacement, ThreadsPerCore, VmConfig,
 };
 
 use super::api::SessionArgs;
@@ -41,11 +41,11 @@ pub(super) struct RunArgs {
     /// best_effort (what the host cannot honour is left out and told, not refused).
     #[arg(long, value_name = "SIZE[,WORD]", default_value = "512M")]
     memory: MemoryArg,
-    /// File or block device that the guest sees as a disk; repeat for more. WORD is id, engine (io_uring, sync, auto),
-    /// cache (writeback, writethrough, direct, unsafe), queues, queue_size, block (512, 4096), serial, iothread
-    /// (a name to share a thread by) or iothreads, poll_us, bps, iops, limit_group, on_enospc (report, stop). A comma in
-    /// the path is doubled.
-    #[arg(long, value_name = "PATH[,ro][,WORD=VALUE]")]
+    /// File or block device that the guest sees as a disk; repeat for more. `root` has the kernel find its root file system
+    /// there. WORD is partuuid (of the partition that it finds it on), id, engine (io_uring, sync, auto), cache (writeback,
+    /// writethrough, direct, unsafe), queues, queue_size, block (512, 4096), physical_block, serial, iothread (a name to share
+    /// a thread by) or iothreads, poll_us, bps, iops, limit_group, on_enospc (report, stop). A comma in the path is doubled.
+    #[arg(long, value_name = "PATH[,ro][,root][,WORD=VALUE]")]
     disk: Vec<DiskArg>,
     /// Network card on a tap that exists, or on queues of one passed as descriptors; repeat for more. WORD is mac, id,
     /// queues, iothread (a name to share a thread by) or iothreads, poll_us, mtu, rx_bps, tx_bps, rx_pps, tx_pps,
@@ -121,7 +121,7 @@ impl RunArgs {
                 entry: self.boot_entry,
             }),
             tables: self.acpi,
-            disks: self.disk.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect(),
+            disks: disks(self.disk)?,
             nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
             entropy_limits: LimiterConfig::default(),
@@ -134,6 +134,19 @@ impl RunArgs {
             threads,
         })
     }
+}
+
+/// The disks, and first the one that holds the root file system: as a whole it is `/dev/vda`.
+fn disks(given: Vec<DiskArg>) -> Result<Vec<DiskConfig>, ConfigError> {
+    let mut disks: Vec<_> = given.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect();
+    let mut roots = disks.iter().filter(|disk| disk.root != RootDevice::No);
+    if let (Some(first), Some(second)) = (roots.next(), roots.next()) {
+        return Err(ConfigError::TwoRoots { first: first.id.clone(), second: second.id.clone() });
+    }
+    if let Some(root) = disks.iter().position(|disk| disk.root != RootDevice::No) {
+        disks[..=root].rotate_right(1);
+    }
+    Ok(disks)
 }
 
 fn parse_entropy(text: &str) -> Result<Entropy, &'static str> {

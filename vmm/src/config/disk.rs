@@ -7,6 +7,11 @@ use devices::virtio::blk::{QUEUE_SIZE_DEFAULT, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, Q
 
 use super::tuning::{IoThreads, LimiterConfig, TuningError, validate_name, validate_poll};
 
+/// The smallest physical block, in bytes: a sector.
+pub(super) const PHYSICAL_BLOCK_MIN: u32 = 512;
+/// The largest, in bytes: more than the erase blocks and stripes that there are.
+pub(super) const PHYSICAL_BLOCK_MAX: u32 = 2 << 20;
+
 /// How a disk is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskTuning {
@@ -16,6 +21,8 @@ pub struct DiskTuning {
     pub cache: Option<CacheMode>,
     /// The logical block, in place of the backing's own.
     pub block: Option<BlockSize>,
+    /// The physical block, in bytes, likewise: what the guest is told that writes had better be whole ones of.
+    pub physical_block: Option<u32>,
     /// The serial number that the guest sees, in place of the id.
     pub serial: Option<String>,
     /// Number of queues.
@@ -61,6 +68,7 @@ impl Default for DiskTuning {
             engine: DiskEngine::Auto,
             cache: None,
             block: None,
+            physical_block: None,
             serial: None,
             queues: 1,
             queue_size: QUEUE_SIZE_DEFAULT,
@@ -75,7 +83,12 @@ impl Default for DiskTuning {
 
 impl DiskTuning {
     pub(super) fn validate(&self) -> Result<(), TuningError> {
-        let Self { queues, queue_size, poll_us, .. } = *self;
+        let Self { queues, queue_size, poll_us, physical_block, .. } = *self;
+        let is_block =
+            |bytes: &u32| bytes.is_power_of_two() && (PHYSICAL_BLOCK_MIN..=PHYSICAL_BLOCK_MAX).contains(bytes);
+        if let Some(bytes) = physical_block.filter(|bytes| !is_block(bytes)) {
+            return Err(TuningError::PhysicalBlock(bytes));
+        }
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(TuningError::Queues(queues));
         }
@@ -129,6 +142,9 @@ mod tests {
         }
         for (threads, fits) in [(0, false), (1, true), (2, false)] {
             assert_eq!(verdict(|tuning| tuning.threads = IoThreads::Own(threads)).is_ok(), fits, "{threads}");
+        }
+        for (bytes, fits) in [(0, false), (256, false), (512, true), (4097, false), (2 << 20, true), (4 << 20, false)] {
+            assert_eq!(verdict(|tuning| tuning.physical_block = Some(bytes)).is_ok(), fits, "{bytes}");
         }
         assert_eq!(verdict(|tuning| tuning.poll_us = POLL_US_MAX), Ok(()));
         assert_eq!(verdict(|tuning| tuning.poll_us = 1001).unwrap_err().to_string(), "poll_us=1001: use at most 1000");

@@ -44,7 +44,7 @@ pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, Mem
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
-pub use saved::{ConfigState, HotplugState, SaveConfigError};
+pub use saved::{ConfigState, DiskBlocksState, HotplugState, SaveConfigError};
 pub use size::{SizeError, parse_size};
 pub use threads::{
     CoreScheduling, Cpus, Priority, PriorityError, Siblings, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms,
@@ -275,6 +275,14 @@ pub enum ConfigError {
     DoubleId {
         /// The id.
         id: String,
+    },
+    /// Two disks hold the root file system.
+    #[error("disks `{first}` and `{second}` are both the root: leave `root` and partuuid= out of one")]
+    TwoRoots {
+        /// A disk.
+        first: String,
+        /// Another.
+        second: String,
     },
     /// A thread is placed twice.
     #[error("thread `{0}` is given twice: say all of it in one")]

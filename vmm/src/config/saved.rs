@@ -1,6 +1,7 @@
 //! A [`VmConfig`] as a snapshot keeps it: types of its own, so that a change of the configuration's types never changes
 //! what lies in files. What comes back is only read; [`VmConfig::validate_restored`] holds it against every limit.
 
+mod disk_blocks;
 mod hotplug;
 mod placement;
 
@@ -13,6 +14,7 @@ use arch::boot::BootEntry;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::disk_blocks::DiskBlocksState;
 pub use self::hotplug::HotplugState;
 use self::placement::PlacementState;
 use super::extension::Placement;
@@ -302,6 +304,8 @@ impl DiskState {
             engine,
             cache,
             block,
+            // A state of its own, as with memory that can be plugged.
+            physical_block: _,
             serial,
             queues,
             queue_size,
@@ -357,6 +361,7 @@ impl DiskState {
             engine: engine.into(),
             cache: cache.map(Into::into),
             block: block.map(Into::into),
+            physical_block: None,
             serial,
             queues,
             queue_size,

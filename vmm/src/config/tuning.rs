@@ -7,6 +7,7 @@ use devices::virtio::blk::{QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, QUEUES_MAX, SERIAL_BY
 use devices::virtio::net::{MTU_MIN, PAIRS_MAX};
 use thiserror::Error;
 
+use super::disk::{PHYSICAL_BLOCK_MAX, PHYSICAL_BLOCK_MIN};
 use super::net::FILTER_ADDRESSES_MAX;
 use super::{ID_LENGTH_MAX, is_plain_name};
 
@@ -74,6 +75,9 @@ pub enum TuningError {
     /// No serial number.
     #[error("serial={0}: use 1 to {SERIAL_BYTES} printable ASCII characters")]
     Serial(String),
+    /// No block.
+    #[error("physical_block={0}: use a power of two from {PHYSICAL_BLOCK_MIN} to {PHYSICAL_BLOCK_MAX}")]
+    PhysicalBlock(u32),
     /// Too long.
     #[error("poll_us={0}: use at most {POLL_US_MAX}")]
     Poll(u32),

@@ -29,6 +29,8 @@ pub enum SectionKind {
     Vcpu = 4,
     /// The memory that can be plugged, as it was configured.
     Hotplug = 5,
+    /// The physical blocks that disks were given.
+    DiskBlocks = 6,
     /// The 16550 serial port.
     Serial = 16,
     /// The CMOS clock.
@@ -139,11 +141,12 @@ pub enum SectionError {
 }
 
 impl SectionKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Config,
         Self::Vm,
         Self::Vcpu,
         Self::Hotplug,
+        Self::DiskBlocks,
         Self::Serial,
         Self::Rtc,
         Self::I8042,

@@ -128,7 +128,8 @@ fn refuse_twice(disks: &[DiskConfig], images: &[DiskImage], disk: &DiskConfig) -
 fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
     let id = disk.id.clone();
     let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let options = DiskOptions { cache: disk.tuning.cache.unwrap_or_default(), block: disk.tuning.block };
+    let DiskTuning { cache, block, physical_block, .. } = disk.tuning;
+    let options = DiskOptions { cache: cache.unwrap_or_default(), block, physical_block };
     let image = match &disk.source {
         DiskSource::Path(path) => DiskImage::open(path, access, options),
         DiskSource::Open(file) => {

@@ -16,7 +16,9 @@ use super::Machine;
 use super::cpus::{CpuSaveError, CpuStates};
 use super::devices::DevicesState;
 use super::hotplug;
-use crate::config::{ConfigState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, SaveConfigError, VmConfig};
+use crate::config::{
+    ConfigState, DiskBlocksState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, SaveConfigError, VmConfig,
+};
 use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
 use crate::snapshot::unix_ms;
 
@@ -49,6 +51,9 @@ pub enum MachineStateError {
     /// The memory that it has plugged.
     #[error("the memory device in the snapshot is none of this machine's")]
     Plugged(#[from] RestoreError),
+    /// A disk that it does not have.
+    #[error("the snapshot has the physical blocks of disk `{0}`, and no such disk")]
+    NoSuchDisk(String),
     /// As many vCPUs as no machine has.
     #[error("the configuration in the snapshot has {0} vCPUs, which no machine has")]
     Vcpus(u64),
@@ -107,6 +112,9 @@ impl Machine {
         if let Some(hotplug) = hotplug {
             sections.push(Section::of(SectionKind::Hotplug, "", V1, &hotplug)?);
         }
+        if let Some(blocks) = DiskBlocksState::save(config) {
+            sections.push(Section::of(SectionKind::DiskBlocks, "", V1, &blocks)?);
+        }
         for (index, vcpu) in vcpus.iter().enumerate() {
             sections.push(Section::of(SectionKind::Vcpu, &index.to_string(), V1, vcpu)?);
         }
@@ -139,6 +147,10 @@ impl MachineState {
         let mut config = config.restore()?;
         if sections.version(SectionKind::Hotplug, "").is_some() {
             config.hotplug = Some(sections.take::<HotplugState>(SectionKind::Hotplug, "", V1)?.restore());
+        }
+        if sections.version(SectionKind::DiskBlocks, "").is_some() {
+            let blocks: DiskBlocksState = sections.take(SectionKind::DiskBlocks, "", V1)?;
+            blocks.restore(&mut config).map_err(MachineStateError::NoSuchDisk)?;
         }
         let count = VcpuCount::new(config.cpus).map_err(|_| MachineStateError::Vcpus(config.cpus))?;
         let vm = sections.take(SectionKind::Vm, "", V1)?;

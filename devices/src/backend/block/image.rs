@@ -33,6 +33,8 @@ pub struct DiskOptions {
     pub cache: CacheMode,
     /// The logical block, in bytes, in place of the backing's own.
     pub block: Option<BlockSize>,
+    /// The physical block, in bytes, likewise; a power of two of at least the logical one.
+    pub physical_block: Option<u32>,
 }
 
 /// A logical block that guests know.
@@ -197,6 +199,9 @@ impl DiskImage {
         if block < least {
             return Err(DiskImageError::BlockTooSmall { path: path.to_owned(), asked: block, own: least });
         }
+        if let Some(asked) = options.physical_block.filter(|physical| *physical < block) {
+            return Err(DiskImageError::PhysicalTooSmall { path: path.to_owned(), asked, block });
+        }
         if !bytes.is_multiple_of(block.into()) {
             return Err(DiskImageError::Unaligned { path: path.to_owned(), bytes, block });
         }
@@ -212,7 +217,7 @@ impl DiskImage {
         let geometry = DiskGeometry {
             sectors: bytes / SECTOR_BYTES,
             logical_block_bytes: block,
-            physical_block_bytes: physical.max(block),
+            physical_block_bytes: options.physical_block.unwrap_or(physical).max(block),
             access,
             cache: options.cache,
             discard,

@@ -61,6 +61,16 @@ pub enum DiskImageError {
         /// What the disk takes, in bytes.
         own: u32,
     },
+    /// A physical block is one logical one or more.
+    #[error("disk {path} has logical blocks of {block} bytes: use physical_block={block} or more, not {asked}")]
+    PhysicalTooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for, in bytes.
+        asked: u32,
+        /// Its logical block, in bytes.
+        block: u32,
+    },
     /// Somebody else uses it.
     #[error("disk {path} is locked by {}: end that one, or give this one a copy", holder(.pid))]
     Locked {

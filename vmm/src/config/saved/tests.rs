@@ -20,6 +20,7 @@ fn rich() -> VmConfig {
         engine: DiskEngine::Sync,
         cache: Some(CacheMode::Direct),
         block: Some(BlockSize::B4096),
+        physical_block: None,
         serial: Some("QM 1".to_owned()),
         queues: 4,
         queue_size: 64,
@@ -171,4 +172,21 @@ fn a_rate_that_limits_nothing_is_refused() {
         assert!(postcard::from_bytes::<ConfigState>(&zeroed).is_err());
         assert!(postcard::from_bytes::<ConfigState>(&bytes).is_ok());
     }
+}
+
+#[test]
+fn physical_blocks_are_saved_beside_the_rest_and_only_where_they_were_given() {
+    let mut config = rich();
+    let without = ConfigState::save(&config).unwrap();
+    assert_eq!(DiskBlocksState::save(&config), None);
+    config.disks[1].tuning.physical_block = Some(65536);
+    assert_eq!(ConfigState::save(&config).unwrap(), without);
+    let saved = DiskBlocksState::save(&config).unwrap();
+    let read: DiskBlocksState = postcard::from_bytes(&crate::golden::bytes("disk-blocks-v1.txt")).unwrap();
+    assert_eq!(read, saved);
+    let mut restored = without.restore().unwrap();
+    read.clone().restore(&mut restored).unwrap();
+    assert_eq!(format!("{restored:?}"), format!("{config:?}"));
+    restored.disks.pop();
+    assert_eq!(read.restore(&mut restored), Err("seed".to_owned()));
 }

@@ -76,7 +76,11 @@ impl FileQuestion {
     pub fn ask(self) -> Result<OpenedFile, DiskChangeError> {
         let Self { id, current, path } = self;
         let geometry = current.geometry();
-        let options = DiskOptions { cache: geometry.cache, block: BlockSize::of_bytes(geometry.logical_block_bytes) };
+        let options = DiskOptions {
+            cache: geometry.cache,
+            block: BlockSize::of_bytes(geometry.logical_block_bytes),
+            ..DiskOptions::default()
+        };
         match DiskImage::open_in_place_of(&current, &path, geometry.access, options) {
             Ok(image) => Ok(OpenedFile { image, path }),
             Err(source) => Err(DiskChangeError::Open { id, source }),

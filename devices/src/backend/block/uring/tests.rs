@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
 fn image(path: &Path, cache: CacheMode) -> Arc<DiskImage> {
-    let options = DiskOptions { cache, block: None };
+    let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
     Arc::new(DiskImage::open(path, DiskAccess::ReadWrite, options).unwrap())
 }
 

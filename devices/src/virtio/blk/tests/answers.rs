@@ -9,7 +9,10 @@ const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
 /// A disk behind a script.
 fn scripted(cache: CacheMode, features: u64, script: Script) -> (Bench, Arc<Mutex<Vec<Told>>>) {
-    scripted_as(&Setup { options: DiskOptions { cache, block: None }, features, ..Setup::default() }, script)
+    scripted_as(
+        &Setup { options: DiskOptions { cache, block: None, ..DiskOptions::default() }, features, ..Setup::default() },
+        script,
+    )
 }
 
 fn scripted_as(setup: &Setup, script: Script) -> (Bench, Arc<Mutex<Vec<Told>>>) {
@@ -112,7 +115,7 @@ fn zeroes_that_find_no_space_before_they_are_synced_cost_no_later_request_its_an
     };
     let (tell, full) = std::sync::mpsc::channel();
     let setup = Setup {
-        options: DiskOptions { cache: CacheMode::Writethrough, block: None },
+        options: DiskOptions { cache: CacheMode::Writethrough, block: None, ..DiskOptions::default() },
         features: WRITE_ZEROES,
         on_full: OnFull::Keep(Arc::new(move || tell.send(()).unwrap())),
         ..Setup::default()

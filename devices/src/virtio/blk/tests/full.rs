@@ -12,7 +12,7 @@ const FEATURES: u64 = FLUSH | EVENT_IDX | DISCARD | WRITE_ZEROES;
 fn keeping(fault: Fault, cache: CacheMode, engine: Engine) -> (Bench, Receiver<()>) {
     let (tell, told) = channel();
     let on_full = OnFull::Keep(Arc::new(move || tell.send(()).unwrap()));
-    let options = DiskOptions { cache, block: None };
+    let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
     let setup = Setup { fault, on_full, options, engine, features: FEATURES, ..Setup::default() };
     (Bench::build(&setup), told)
 }

@@ -144,7 +144,7 @@ fn memory_in_pieces() -> Arc<GuestMemory> {
 fn a_header_and_data_across_regions_are_whole() {
     for engine in ENGINES {
         for cache in [CacheMode::Writeback, CacheMode::Direct] {
-            let options = DiskOptions { cache, block: None };
+            let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
             let mut bench = Bench::build(&Setup { engine, options, memory: memory_in_pieces, ..Setup::default() });
             let memory = bench.driver.memory().clone();
             let (header, data) = (GuestAddress((1 << 20) - 7), GuestAddress((2 << 20) - 700));
@@ -424,7 +424,7 @@ fn a_reset_of_an_idle_disk() {
 #[test]
 fn a_reset_of_a_disk_with_requests_in_the_ring() {
     for cache in [CacheMode::Writeback, CacheMode::Writethrough, CacheMode::Unsafe] {
-        let options = DiskOptions { cache, block: None };
+        let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
         works_after_a_reset(Setup { options, ..Setup::default() }, |bench| writes(bench, 20));
     }
     // As above, and surely not complete before the reset.

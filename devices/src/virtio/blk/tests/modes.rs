@@ -17,7 +17,7 @@ fn all_setups() -> Vec<Setup> {
     for engine in [Engine::Sync, Engine::Uring] {
         for cache in caches {
             for folder in ["/tmp", "/dev/shm"] {
-                let options = DiskOptions { cache, block: None };
+                let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
                 let features = FLUSH | EVENT_IDX | INDIRECT | DISCARD | WRITE_ZEROES;
                 setups.push(Setup { engine, options, folder, features, ..Setup::default() });
             }
@@ -227,7 +227,7 @@ fn the_nth_failure_is_one_error_status_with_every_engine() {
 fn a_full_file_system_is_an_io_error() {
     for engine in [Engine::Sync, Engine::Uring] {
         for cache in [CacheMode::Writeback, CacheMode::Direct] {
-            let options = DiskOptions { cache, block: None };
+            let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
             let small = SmallFileSystem::mount();
             let mut bench = Bench::over(&Setup { engine, options, ..Setup::default() }, small.sparse_file());
             let chunk = vec![0x42; 1 << 20];
@@ -363,7 +363,7 @@ fn a_range_may_be_in_any_number_of_pieces() {
 #[test]
 fn each_cache_mode_promises_what_its_name_says() {
     let actions = |cache, features| {
-        let options = DiskOptions { cache, block: None };
+        let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
         let mut bench = Bench::build(&Setup { options, features, ..Setup::default() });
         bench.write(0, &[1; 4096]);
         assert_eq!(bench.request(FLUSH_REQUEST, 0, &[]).0, OK);
@@ -385,7 +385,7 @@ fn each_cache_mode_promises_what_its_name_says() {
 #[test]
 fn a_guest_is_told_the_block_sizes_and_past_the_cache_held_to_them() {
     for engine in [Engine::Sync, Engine::Uring] {
-        let options = DiskOptions { cache: CacheMode::Direct, block: Some(BlockSize::B4096) };
+        let options = DiskOptions { cache: CacheMode::Direct, block: Some(BlockSize::B4096), ..DiskOptions::default() };
         let mut bench = Bench::build(&Setup { engine, options, ..Setup::default() });
         assert_eq!(u32::from_le_bytes(bench.driver.config(20)), 4096);
         assert_eq!(bench.driver.config(24), [0]);
@@ -396,17 +396,37 @@ fn a_guest_is_told_the_block_sizes_and_past_the_cache_held_to_them() {
         assert_eq!(bench.disk(), before);
         assert_eq!(bench.read(8, 4096), (OK, 4097, patterns(8, 8)));
         // Through the cache larger blocks are a wish.
-        let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
+        let options =
+            DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096), ..DiskOptions::default() };
         let mut bench = Bench::build(&Setup { engine, options, ..Setup::default() });
         assert_eq!(bench.read(1, SECTOR), (OK, 513, pattern(1)));
     }
 }
 
 #[test]
+fn a_guest_is_told_the_physical_block_that_was_given_if_it_is_a_block() {
+    const EXPONENT: u64 = 24;
+    for (block, physical, told) in
+        [(BlockSize::B512, 512, 0), (BlockSize::B512, 2 << 20, 12), (BlockSize::B4096, 65536, 4)]
+    {
+        let options = DiskOptions { block: Some(block), physical_block: Some(physical), ..DiskOptions::default() };
+        let bench = Bench::build(&Setup { options, ..Setup::default() });
+        let exponent_and_min_io: [u8; 4] = bench.driver.config(EXPONENT);
+        assert_eq!((exponent_and_min_io[0], &exponent_and_min_io[2..]), (told, &(1_u16 << told).to_le_bytes()[..]));
+    }
+    let file = tempfile::tempfile_in("/tmp").unwrap();
+    file.set_len(8192).unwrap();
+    let options = DiskOptions { block: Some(BlockSize::B4096), physical_block: Some(2048), ..DiskOptions::default() };
+    let refused = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap_err();
+    let expected = "disk scratch has logical blocks of 4096 bytes: use physical_block=4096 or more, not 2048";
+    assert_eq!(refused.to_string(), expected);
+}
+
+#[test]
 fn a_disk_of_no_whole_blocks_is_refused_before_it_is_one() {
     let file = tempfile::tempfile_in("/tmp").unwrap();
     file.set_len(4096 + 512).unwrap();
-    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
+    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096), ..DiskOptions::default() };
     let refused = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -424,7 +444,7 @@ fn a_block_device_takes_discards_and_zeroes() {
             File::open(&path).unwrap().sync_all().unwrap();
             let loop_device = LoopDevice::over(&path);
             let device = File::options().read(true).write(true).open(&loop_device.0).unwrap();
-            let options = DiskOptions { cache, block: None };
+            let options = DiskOptions { cache, block: None, ..DiskOptions::default() };
             let features = FLUSH | DISCARD | WRITE_ZEROES;
             let mut bench = Bench::over(&Setup { engine, options, features, ..Setup::default() }, device);
             let before = std::fs::metadata(&path).unwrap().blocks();

@@ -31,7 +31,7 @@ fn engines(engine: Engine, image: &Arc<DiskImage>, count: usize) -> Vec<Box<dyn 
 }
 
 fn open(bench: &Bench, path: &Path) -> Result<Arc<DiskImage>, DiskImageError> {
-    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512) };
+    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512), ..DiskOptions::default() };
     DiskImage::open_in_place_of(&bench.image, path, DiskAccess::ReadWrite, options).map(Arc::new)
 }
 
@@ -129,7 +129,8 @@ fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between
         for round in 1..50 {
             file.set_len((SECTORS + round) * SECTOR_BYTES).unwrap();
             image = {
-                let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512) };
+                let options =
+                    DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512), ..DiskOptions::default() };
                 Arc::new(DiskImage::open_in_place_of(&image, &path, DiskAccess::ReadWrite, options).unwrap())
             };
             bench.image = Arc::clone(&image);
@@ -151,7 +152,7 @@ fn what_does_not_suit_the_driver_is_refused_and_the_disk_goes_on() {
         let image = Arc::new(DiskImage::open(&path, access, options).unwrap());
         bench.control.replace(engines(Engine::Sync, &image, 1), soon()).map(drop).unwrap_err()
     };
-    let large = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
+    let large = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096), ..DiskOptions::default() };
     assert!(matches!(refuse(large, DiskAccess::ReadWrite), ReplaceError::Block { new: 4096, old: 512 }));
     assert!(matches!(refuse(DiskOptions::default(), DiskAccess::ReadOnly), ReplaceError::Access));
     let absent = open(&bench, Path::new("/tmp/no/such/disk")).unwrap_err();

@@ -203,10 +203,10 @@ fn a_disk_that_differs_says_in_what() {
     let read_only = Setup { access: DiskAccess::ReadOnly, ..setup.clone() };
     let missing = "the driver uses VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES, which the device does not offer";
     assert!(refusal(&state, &read_only, SECTORS).starts_with(missing));
-    let durable = DiskOptions { cache: CacheMode::Writethrough, block: None };
+    let durable = DiskOptions { cache: CacheMode::Writethrough, block: None, ..DiskOptions::default() };
     let durable = Setup { options: durable, ..setup.clone() };
     assert!(refusal(&state, &durable, SECTORS).starts_with("the driver uses VIRTIO_BLK_F_FLUSH,"));
-    let blocks = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096) };
+    let blocks = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B4096), ..DiskOptions::default() };
     let blocks = Setup { options: blocks, ..setup.clone() };
     assert!(refusal(&state, &blocks, SECTORS).starts_with("the guest was told a logical block, in bytes, of 512"));
     bench.driver.initialize(0, &[64]);
