@@ -436,6 +436,12 @@ fn every_verb_of_ctl_does_what_it_says_and_speaks_json_when_asked() {
     assert!(ctl(&vm, &["devices"]).text().contains("data"));
     assert!(ctl(&vm, &["placement"]).text().contains("memory."));
     assert!(ctl(&vm, &["metrics"]).text().contains("husk_vm_state"));
+    let state = json!({ "name": "husk_vm_state", "labels": { "state": "running" }, "value": 1 });
+    assert!(ctl_json(&vm, &["metrics", "--json"]).as_array().unwrap().contains(&state));
+    let followers = [&["events"][..], &["events", "--json"]]
+        .map(|words| husk(["ctl", "--api-sock", &vm.folder.at("s")]).args(words).start());
+    followers[0].wait_for("  state  state=running\n");
+    followers[1].wait_for(r#""event":"state","state":"running""#);
     let other = vm.folder.file("other", &[0; 2 << 20]);
     assert_eq!(ctl_json(&vm, &["disk", "replace", "data", &other, "--json"]), json!({}));
     assert_eq!(ctl_json(&vm, &["devices", "--json"])[0]["size_bytes"], 2 << 20);
@@ -452,6 +458,10 @@ fn every_verb_of_ctl_does_what_it_says_and_speaks_json_when_asked() {
     assert!(refused.message().contains("is locked by another process"), "{refused}");
     assert_eq!(ctl_json(&vm, &["stop", "--grace", "0", "--json"])["kind"], "stop");
     assert_eq!(vm.husk.end().code(), Some(0));
+    for follower in followers {
+        let ended = follower.end().went_well();
+        assert!(ended.text().lines().last().is_some_and(|line| line.contains("stopped")), "{ended}");
+    }
     assert_eq!(ctl_json(&clone, &["restore", &point, "--json"])["kind"], "restore");
     assert_eq!(ctl_json(&clone, &["nmi", "--json"])["kind"], "nmi");
     // The probe takes none.

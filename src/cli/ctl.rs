@@ -13,6 +13,7 @@ use vmm::config::{DeviceLimits, MIB, parse_size};
 use super::limit::{LimitWord, limits};
 use super::progress::ProgressBar;
 use super::restore::RestoreWords;
+use super::samples::samples;
 use crate::client::{Client, ClientError};
 use crate::exit::ExitStatus;
 use crate::session::RunError;
@@ -222,7 +223,10 @@ impl CtlArgs {
                 };
                 io::stdout().write_all(text.as_bytes())
             })?,
-            Verb::Metrics => say(client.text("GET", "/husk/v1/metrics", None)?),
+            Verb::Metrics => {
+                let page = client.text("GET", "/husk/v1/metrics", None)?;
+                say(if json { render(&samples(&page), true) } else { page });
+            }
         }
         Ok(ExitStatus::Success)
     }

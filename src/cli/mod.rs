@@ -16,6 +16,7 @@ mod plan;
 mod progress;
 mod restore;
 mod run;
+mod samples;
 mod snapshot;
 mod thread;
 mod words;
