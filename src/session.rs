@@ -226,8 +226,10 @@ impl Session {
             Ok(opened) => opened,
             Err(error) => return self.refuse(starter, error),
         };
+        let mut came_from = None;
         if let Origin::Point(restore) = &origin {
             self.plane.tell_changed_disks(restore.changed_disks());
+            came_from = Some(restore.report().clone());
         }
         loop {
             let mut attendant = Assembling::new(&mut self.plane, &running, &mut starter);
@@ -241,6 +243,7 @@ impl Session {
                     return if is_stopped { Ok(Some(Finished::STOPPED)) } else { refused };
                 }
             };
+            came_from.take().into_iter().for_each(|point| self.plane.has_point(point));
             let finished = self.run_once(assembled, &mut running, &mut serial, (entrance, starter))?;
             (starter, origin, entrance) = (Starter::nobody(JobKind::Start), Origin::Boot, Entrance::Start);
             match (&finished.outcome, self.on_reboot) {

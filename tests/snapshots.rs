@@ -312,6 +312,48 @@ fn a_page_fault_handler_of_firecrackers_brings_memory_and_its_end_is_the_machine
     assert!(ended.stderr.contains("guest memory is lost: the page fault handler on"), "{ended}");
 }
 
+#[test]
+fn a_machine_tells_which_points_it_came_from_and_made() {
+    let mut vm = counting();
+    let folder = vm.folder.path().to_owned();
+    let (first, second) = (folder.join("first"), folder.join("second"));
+    assert_eq!(vm.get("/husk/v1/snapshots"), json!([]));
+    let mut ids = Vec::new();
+    for body in [json!({ "path": first, "track": true }), json!({ "path": second, "parent": first, "track": true })] {
+        let job = vm.job("/husk/v1/snapshots", &body);
+        ids.push(job["figures"]["id"].clone());
+    }
+    // One that failed is none.
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": "/proc/none" }))["state"], "failed");
+    let told = vm.get("/husk/v1/snapshots");
+    let held = |point: &Path| {
+        let inspected = husk(["snapshot", "list", "--json", point.to_str().unwrap()]).end().went_well().text();
+        serde_json::from_str::<Value>(&inspected).unwrap()["points"][0]["pages"].as_u64().unwrap() * 4096
+    };
+    for (number, (point, parent)) in [(&first, None), (&second, Some(&ids[0]))].into_iter().enumerate() {
+        let one = &told[number];
+        assert_eq!((&one["id"], one.get("parent"), &one["relation"]), (&ids[number], parent, &json!("made")), "{told}");
+        assert_eq!(
+            (&one["state_path"], &one["memory_path"]),
+            (&json!(point.join("state")), &json!(point.join("memory")))
+        );
+        assert_eq!(one["memory_bytes"], MEMORY_BYTES);
+        assert_eq!(one["held_bytes"], held(point), "{told}");
+    }
+    assert!(told[0]["created_ms"].as_u64().unwrap() <= told[1]["created_ms"].as_u64().unwrap() && told[2].is_null());
+    drop(vm.husk);
+    let mut clone = Vm::restored(&second, &[]);
+    let third = clone.folder.path().join("third");
+    assert_eq!(clone.job("/husk/v1/snapshots", &json!({ "path": third }))["state"], "done");
+    let again = clone.get("/husk/v1/snapshots");
+    let mut origin = told[1].clone();
+    origin["relation"] = json!("origin");
+    assert_eq!((&again[0], &again[1]["relation"]), (&origin, &json!("made")), "{again}");
+    let table = husk(["ctl", "--api-sock", &clone.folder.at("s"), "snapshots"]).end().went_well().text();
+    assert!(table.starts_with("CREATED_MS") && table.lines().count() == 3, "{table}");
+    clone.stop();
+}
+
 /// What the kernel was told of guest memory: the flags of its mapping (proc(5), VmFlags).
 fn flags_of(husk: &Husk) -> Vec<String> {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", husk.pid())).unwrap();

@@ -2,18 +2,20 @@
 
 use std::path::PathBuf;
 
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use vmm::config::ClockPolicy;
 use vmm::config::firecracker::snapshot::{SnapshotCreateParams, SnapshotLoadParams};
-use vmm::control::{AnswerWhen, Command};
-use vmm::snapshot::{MemoryMode, MemorySource, Overrides, PointFiles, PointKind, RestoreRequest, SnapshotRequest};
+use vmm::control::{AnswerWhen, Command, Reply};
+use vmm::snapshot::{
+    MemoryMode, MemorySource, Overrides, PointFiles, PointKind, PointReport, RestoreRequest, SnapshotRequest,
+};
 
 use super::Context;
-use super::answer::{Fault, no_content};
+use super::answer::{Fault, json_answer, no_content};
 use super::husk::job_of;
-use super::routes::{Plan, Request, Route, Success, required};
+use super::routes::{Plan, Request, Route, Success, required, schema};
 
 /// A point to be made.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -129,6 +131,19 @@ pub(super) fn routes() -> Vec<Route> {
             required::<Snapshot>(),
             Success::Accepted,
             create,
+        ),
+        route(
+            Method::GET,
+            "/husk/v1/snapshots",
+            "The snapshots that the machine goes on from, and has made, oldest first: the last 256, whatever became of their files.",
+            None,
+            Success::Json(schema::<Vec<PointReport>>),
+            |_, _| {
+                Ok(Plan::Ask(Command::ListPoints, |reply, _| match reply {
+                    Reply::Points(points) => json_answer(StatusCode::OK, &points),
+                    _ => no_content(),
+                }))
+            },
         ),
         route(
             Method::POST,

@@ -90,6 +90,8 @@ enum Verb {
         #[arg(long)]
         track: bool,
     },
+    /// The snapshots that it goes on from, and has made.
+    Snapshots,
     /// Make the VM that such a folder holds, in a husk that waits to be told what to run.
     Restore {
         /// The folder.
@@ -212,6 +214,7 @@ impl CtlArgs {
                 let ended = finished(&client, &job)?;
                 say(if json { render(&ended, true) } else { String::new() });
             }
+            Verb::Snapshots => say(render(&client.request("GET", "/husk/v1/snapshots", None)?, json)),
             Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
             Verb::Cancel { job } => {
                 say(render(&client.request("DELETE", &format!("/husk/v1/jobs/{job}"), None)?, json));

@@ -26,7 +26,7 @@ use crate::machine::{
 };
 use crate::metrics::{FirecrackerFile, Snapshot};
 use crate::placement::PlacementSource;
-use crate::snapshot::{RestoreRequest, SnapshotError, SnapshotRequest};
+use crate::snapshot::{PointReport, RestoreRequest, SnapshotError, SnapshotRequest};
 
 /// What a client asks.
 #[derive(Debug)]
@@ -77,6 +77,8 @@ pub enum Command {
     MetricsTo(Box<FirecrackerFile>),
     /// Write them now.
     FlushMetrics,
+    /// Tell of the points that the machine goes on from, and has made.
+    ListPoints,
     /// Tell of the jobs.
     ListJobs,
     /// Tell of one.
@@ -193,6 +195,8 @@ pub enum Reply {
     Metrics(Box<Snapshot>),
     /// The jobs, oldest first.
     Jobs(Vec<JobReport>),
+    /// The points that the machine goes on from, and has made, oldest first.
+    Points(Vec<PointReport>),
     /// A job.
     Job(JobReport),
 }

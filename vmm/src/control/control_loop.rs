@@ -440,7 +440,8 @@ impl<'a> ControlLoop<'a> {
                 }
                 return Ok(reply);
             }
-            Command::ListJobs
+            Command::ListPoints
+            | Command::ListJobs
             | Command::ReadJob(_)
             | Command::MetricsTo(_)
             | Command::Snapshot(..)

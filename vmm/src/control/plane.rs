@@ -1,5 +1,6 @@
 //! What the control loop hears and tells for the life of the process, whichever machine it has.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -15,11 +16,15 @@ use super::jobs::{Extent, JobEnd, JobId, JobKind, Jobs};
 use super::news::{EventKind, EventLog};
 use super::{ControlError, Signals, State, StateCell, Supervisor};
 use crate::metrics::{FirecrackerFile, Snapshot};
+use crate::snapshot::PointReport;
 
 /// A signal has come.
 pub(super) const SIGNAL: u64 = 0;
 /// Commands have.
 pub(super) const COMMAND: u64 = 1;
+
+/// Points that are remembered.
+const POINTS_MAX: usize = 256;
 
 /// Has `epoll` woken by a descriptor, which is told by `data` then.
 pub(super) fn watch(epoll: &Epoll, fd: RawFd, data: u64) -> Result<(), ControlError> {
@@ -42,6 +47,7 @@ pub struct ControlPlane {
     /// Somebody has said where the serial port's other end is.
     pub(super) serial_given: bool,
     pub(super) inquiries: Inquiries,
+    points: VecDeque<PointReport>,
     metrics: Option<FirecrackerFile>,
     supervisor: Option<Supervisor>,
 }
@@ -60,6 +66,7 @@ impl ControlPlane {
             configured: false,
             serial_given: false,
             inquiries: Inquiries::default(),
+            points: VecDeque::new(),
             metrics: None,
             supervisor: None,
         }
@@ -68,6 +75,14 @@ impl ControlPlane {
     /// Tells of disks that were written to after the snapshot that a machine goes on from.
     pub fn tell_changed_disks(&self, ids: &[String]) {
         ids.iter().for_each(|id| self.news.tell(EventKind::DiskChangedSince { id: id.clone() }));
+    }
+
+    /// The machine goes on from a point, or has made one.
+    pub fn has_point(&mut self, point: PointReport) {
+        if self.points.len() == POINTS_MAX {
+            self.points.pop_front();
+        }
+        self.points.push_back(point);
     }
 
     /// How long a signal leaves a guest that has enabled its power button; without, the signal ends it at once.
@@ -248,6 +263,7 @@ impl ControlPlane {
         match command {
             Command::ListJobs => Ok(Ok(Reply::Jobs(self.jobs.reports(Instant::now())))),
             Command::ReadJob(id) => Ok(self.job(id).map(Reply::Job).ok_or(CommandError::NoSuchJob(id))),
+            Command::ListPoints => Ok(Ok(Reply::Points(self.points.iter().cloned().collect()))),
             Command::MetricsTo(file) => Ok(self.metrics_to(*file)),
             other => Err(other),
         }

@@ -207,7 +207,8 @@ impl ControlPlane {
                 refuse(Action::ChangeDevice)
             }
             Command::CancelJob(id) => Step::GoOn(Err(self.cannot_cancel(id))),
-            Command::ListJobs
+            Command::ListPoints
+            | Command::ListJobs
             | Command::ReadJob(_)
             | Command::MetricsTo(_)
             | Command::ReadConfig

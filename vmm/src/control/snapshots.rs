@@ -102,6 +102,7 @@ fn changes_the_machine(command: &Command) -> bool {
         | Command::ReadMetrics
         | Command::MetricsTo(_)
         | Command::FlushMetrics
+        | Command::ListPoints
         | Command::ListJobs
         | Command::ReadJob(_)
         | Command::CancelJob(_) => false,
@@ -217,7 +218,8 @@ impl ControlLoop<'_> {
         let made = maker.finish();
         let (log, result) = (made.log, made.result);
         let (end, reply) = match result {
-            Ok(MadePoint { last, mut figures }) => {
+            Ok(MadePoint { last, report, mut figures }) => {
+                self.plane.has_point(report);
                 figures.pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
                 self.machine.keep_tracking(log, Some(last));
                 (JobEnd::Done(Some(figures)), Ok(Reply::Done))

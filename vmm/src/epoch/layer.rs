@@ -169,6 +169,13 @@ impl LayerWriter {
     }
 }
 
+impl FinishedLayer {
+    /// How many pages it holds.
+    pub fn pages(&self) -> u64 {
+        self.index.pages()
+    }
+}
+
 impl Pen<'_> {
     /// Writes pages from `first` on: what `slices` hold, one after the other, whole pages in all.
     ///

@@ -242,6 +242,11 @@ impl Point {
         &self.layers[layer].memory
     }
 
+    /// How many pages its own layer holds; `None` without an index.
+    pub fn own_pages(&self) -> Option<u64> {
+        self.layers.first().and_then(|own| own.index.as_ref()).map(|(index, _)| index.pages())
+    }
+
     /// Whether it has an index: a plain copy of a memory file has none, and is known by its length and sample alone.
     pub fn has_index(&self) -> bool {
         self.layers[0].index.is_some()

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::rounds::{self, Next};
 use super::source::{Absent, CopyError, Source, Which};
-use super::{PointKind, SnapshotFigures, SnapshotRequest};
+use super::{PointKind, PointReport, Relation, SnapshotFigures, SnapshotRequest};
 use crate::config::SaveConfigError;
 use crate::control::{EventSender, GuestEvent, Progress};
 use crate::epoch::{
@@ -149,6 +149,7 @@ pub(crate) struct Made {
 #[derive(Debug)]
 pub(crate) struct MadePoint {
     pub(crate) last: LastPoint,
+    pub(crate) report: PointReport,
     pub(crate) figures: SnapshotFigures,
 }
 
@@ -281,9 +282,12 @@ impl Worker {
         };
         self.events.send(GuestEvent::Snapshot(MakerEvent::Copied));
         let copied = Instant::now();
-        let published = writer.finish().and_then(|layer| layer.publish(&described, &sections));
-        let header = match published {
-            Ok(header) => header,
+        let published = writer.finish().and_then(|layer| {
+            let pages = layer.pages();
+            layer.publish(&described, &sections).map(|header| (header, pages))
+        });
+        let (header, pages) = match published {
+            Ok(published) => published,
             Err(error) => {
                 log.iter_mut().for_each(DirtyLog::put_back);
                 return Err(error.into());
@@ -295,7 +299,8 @@ impl Worker {
         let files = self.request.files.clone();
         // The point is there, whether or not it can be opened now: its next increment opens it again, and says why not.
         let point = is_tracked.then(|| Point::open(&files.memory, &header).map(Arc::new)).and_then(Result::ok);
-        Ok(MadePoint { last: LastPoint { files, header, point }, figures: self.figures.clone() })
+        let report = PointReport::new(Relation::Made, (&files.state, Some(&files.memory)), &header, Some(pages));
+        Ok(MadePoint { last: LastPoint { files, header, point }, report, figures: self.figures.clone() })
     }
 
     /// Copies all that the point holds, the last of it while the machine is held.

@@ -3,12 +3,14 @@
 //! | module | owns | runs on |
 //! | --- | --- | --- |
 //! | `request` | what a client asks, and what was measured | |
+//! | `report` | what is told of a point that was made, or gone on from | |
 //! | `rounds` | when to stop copying beside the guest and close the epoch: a pure decision | |
 //! | `maker` | a point's memory and files | `husk-job-snap` |
 //! | `source` | where its pages are read from | as the maker |
 //! | `restore` | a point that becomes a machine: opened, checked, changed as asked | the control loop |
 
 mod maker;
+mod report;
 mod request;
 mod restore;
 mod rounds;
@@ -17,6 +19,7 @@ mod source;
 pub use crate::epoch::PointFiles;
 pub(crate) use maker::{Ground, LastPoint, MadePoint, Maker, Mode, Order, unix_ms};
 pub use maker::{MakerEvent, SnapshotError};
+pub use report::{PointReport, Relation};
 pub use request::{MemoryMode, MemorySource, Overrides, PointKind, RestoreRequest, SnapshotFigures, SnapshotRequest};
 pub(crate) use restore::RestoredMemory;
 pub use restore::{MAPPED_RUNS_MAX, Restore, RestoreError, Unmapped};

@@ -8,7 +8,7 @@ use arch::clock::ClockPolicy;
 use arch::cpu_identity::CpuIdentity;
 use thiserror::Error;
 
-use super::{LastPoint, MemoryMode, MemorySource, Overrides, RestoreRequest};
+use super::{LastPoint, MemoryMode, MemorySource, Overrides, PointReport, Relation, RestoreRequest};
 use crate::config::{ConfigError, DiskSource, HostFacts, MIB, MemoryBacking, NetSource, Pages, VmConfig};
 use crate::epoch::{Point, PointError, PointFiles, StateError, StateFile};
 use crate::machine::{DiskStamp, MachineState, MachineStateError, cpu_of, modified_ns};
@@ -100,6 +100,7 @@ pub struct Restore {
     pub(crate) clock: ClockPolicy,
     /// The CPU that its guest has seen.
     pub(crate) cpu: CpuIdentity,
+    report: PointReport,
     changed_disks: Vec<String>,
 }
 
@@ -144,9 +145,10 @@ impl Restore {
         change(&mut config, overrides)?;
         config.validate_restored(HostFacts::read())?;
         let plugged = state.plugged(&config)?;
-        let memory = match memory {
+        let report = |memory, pages| PointReport::new(Relation::Origin, (&state_path, memory), &header, pages);
+        let (memory, report) = match memory {
             MemorySource::Handler(_) if config.memory.placement.lock => return Err(RestoreError::NotLazy),
-            MemorySource::Handler(path) => RestoredMemory::Handler(path),
+            MemorySource::Handler(path) => (RestoredMemory::Handler(path), report(None, None)),
             MemorySource::File { path, mode } => {
                 let point = Point::open(&path, &header)?;
                 let mode = settle_mode(mode, &config, &point, plugged.len())?;
@@ -155,12 +157,19 @@ impl Restore {
                 }
                 let mut record = path.clone().into_os_string();
                 record.push(".ws");
+                let report = report(Some(&path), point.own_pages());
                 let (files, point) = (PointFiles::new(state_path, path), Arc::new(point));
                 let last = Box::new(LastPoint { files, header, point: Some(Arc::clone(&point)) });
-                RestoredMemory::Files { point, mode, record: record.into(), last }
+                (RestoredMemory::Files { point, mode, record: record.into(), last }, report)
             }
         };
-        Ok((config, Self { state, memory, plugged, clock, cpu, changed_disks }))
+        Ok((config, Self { state, memory, plugged, clock, cpu, report, changed_disks }))
+    }
+
+    /// The point.
+    #[must_use]
+    pub fn report(&self) -> &PointReport {
+        &self.report
     }
 
     /// The disks that were written to after the machine was held.
