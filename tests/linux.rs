@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use common::failing::FailingFiles;
 use common::folder::Folder;
 use common::guest::{fnv1a, noise};
 use common::http::{Connection, request};
-use common::linux::{CMDLINE, checks_went_well, guest, guest_did, linux, pattern, sum};
+use common::linux::{CMDLINE, checks_went_well, guest, guest_did, initramfs_file, linux, pattern, sum};
 use common::network::{HOST, in_network_namespace, ip, tap};
 use common::pool::Pool;
 use common::vm::Vm;
@@ -91,14 +92,52 @@ fn linux_with_one_cpu_talks_on_its_console_and_reboots_by_the_keyboard_controlle
 }
 
 #[test]
-fn linux_with_four_cpus_and_no_acpi_finds_its_disk_and_reboots() {
+fn linux_with_four_cpus_no_acpi_and_no_initrd_finds_its_root_by_partuuid_and_reboots() {
+    const DATA: usize = MIB;
     let folder = Folder::new();
-    let disk_path = folder.sparse("disk", 1 << 20);
-    let ended = linux("quiet reboot=k husk.check=cpus,disk husk.end=reboot")
-        .args(["--memory", "64M", "--cpus", "4", "--acpi", "off", "--disk", &disk_path])
+    let (data, root) = (folder.sparse("data", DATA as u64), folder.at("root"));
+    let partuuid = partitioned_root(&folder, &root);
+    let before = folder.read("root");
+    let words = format!("{CMDLINE} quiet reboot=k husk.check=cpus,disk husk.end=reboot");
+    // The root is the first disk, wherever it is given.
+    let ended = husk(["run", "--kernel", &guest("vmlinux"), "--cmdline", &words])
+        .args(["--memory", "64M", "--cpus", "4", "--acpi", "off", "--disk", &data])
+        .args(["--disk", &format!("{root},ro,partuuid={partuuid}")])
         .end();
     checks_went_well(&ended, &["cpus", "disk"], "reboot");
     assert_eq!(ended.check("cpus").number("ran"), 4);
+    let (first, second) = (disk(&ended, "vda"), disk(&ended, "vdb"));
+    assert_eq!((first.get("serial"), sum(&first, "before")), ("disk1", fnv1a(&before)), "{ended}");
+    assert_eq!((second.get("serial"), second.number("bytes")), ("disk0", DATA as u64), "{ended}");
+    assert!(folder.read("root") == before);
+}
+
+/// Makes a disk at `path` of two partitions, of which the second has the guest's init and nothing else, and tells that one's
+/// PARTUUID: what a DOS disk label says of itself, and the number of the partition.
+fn partitioned_root(folder: &Folder, path: &str) -> String {
+    const SIGNATURE: u32 = 0x6875_736b;
+    const ENTRIES: usize = 446;
+    for name in ["tree/dev", "tree/proc", "tree/sys", "tree/sbin"] {
+        fs::create_dir_all(folder.at(name)).unwrap();
+    }
+    fs::write(folder.at("tree/sbin/init"), initramfs_file("init")).unwrap();
+    // The kernel opens the console before init mounts what has it.
+    let script = "chmod 755 tree/sbin/init && mknod tree/dev/console c 5 1 && mkfs.ext2 -q -d tree partition 1M";
+    let made = Command::new("sh").args(["-ec", script]).current_dir(folder.path()).status().unwrap();
+    assert!(made.success());
+    let partition = folder.read("partition");
+    let mut label = vec![0; 2 * MIB];
+    label[440..444].copy_from_slice(&SIGNATURE.to_le_bytes());
+    for (index, begin, bytes) in [(0, MIB, MIB), (1, 2 * MIB, partition.len())] {
+        // Linux, from a sector on, so many of them.
+        let entry = &mut label[ENTRIES + 16 * index..][..16];
+        entry[4] = 0x83;
+        entry[8..12].copy_from_slice(&u32::try_from(begin / BLOCK).unwrap().to_le_bytes());
+        entry[12..].copy_from_slice(&u32::try_from(bytes / BLOCK).unwrap().to_le_bytes());
+    }
+    label[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(path, [label, partition].concat()).unwrap();
+    format!("{SIGNATURE:08x}-02")
 }
 
 /// The guest compares what it reads with what was acknowledged to it, and so does this test with what the files hold.

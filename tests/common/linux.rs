@@ -1,6 +1,7 @@
 //! The Linux guest of `tools/dev guest`, and what its init says.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
+use std::fs;
 use std::path::Path;
 
 use super::ended::{Ended, Facts};
@@ -19,6 +20,27 @@ pub(crate) fn guest(name: &str) -> String {
 pub(crate) fn linux(words: &str) -> Launch {
     let cmdline = format!("{CMDLINE} {words}");
     husk(["run", "--kernel", &guest("vmlinux"), "--initrd", &guest("initramfs.cpio"), "--cmdline", &cmdline])
+}
+
+/// A file of the guest's initramfs, which is a cpio archive of the format `newc`.
+pub(crate) fn initramfs_file(name: &str) -> Vec<u8> {
+    const HEADER: usize = 110;
+    let archive = fs::read(guest("initramfs.cpio")).unwrap();
+    let mut at = 0;
+    loop {
+        let number = |field: usize| {
+            let digits = std::str::from_utf8(&archive[at + 6 + 8 * field..][..8]).unwrap();
+            usize::from_str_radix(digits, 16).unwrap()
+        };
+        let (bytes, name_bytes) = (number(6), number(11));
+        let begin = (at + HEADER + name_bytes).next_multiple_of(4);
+        let found = &archive[at + HEADER..][..name_bytes - 1];
+        assert_ne!(found, b"TRAILER!!!", "{name} is not in the initramfs");
+        if found == name.as_bytes() {
+            return archive[begin..begin + bytes].to_vec();
+        }
+        at = (begin + bytes).next_multiple_of(4);
+    }
 }
 
 /// The bytes that the init writes to its `index`th disk with this seed: words of xorshift64.
