@@ -354,6 +354,36 @@ fn a_machine_tells_which_points_it_came_from_and_made() {
     clone.stop();
 }
 
+#[test]
+fn a_restored_machine_knows_which_devices_are_near_its_nodes() {
+    let folder = Folder::new();
+    let nodes = ["--numa", "cpus=0,memory=40M,devices=rng", "--numa", "cpus=1,memory=24M"];
+    let run = ["run", "--kernel", PROBE, "--cmdline", "check=count end=poweroff", "--memory", "64M", "--cpus", "2"];
+    let launched = husk(run).args(nodes).args(["--api-sock", &folder.at("s")]).start();
+    let client = Connection::open(folder.at("s"));
+    let mut vm = Vm { folder, husk: launched, client };
+    vm.husk.wait_for("TICK 5 ");
+    // The configuration of both is the same to the last device: so is what their snapshots keep of it.
+    let kept = |vm: &mut Vm| {
+        let point = vm.folder.path().join("point");
+        assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+        let inspected = husk(["snapshot", "inspect", "--json", point.to_str().unwrap()]).end();
+        let told: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+        let told = &told["points"][0];
+        let table = told["sections"].as_array().unwrap().clone();
+        let of_nodes = table.into_iter().find(|section| section["kind"] == "nearness");
+        (point, told["config"].clone(), of_nodes.unwrap())
+    };
+    let (point, config, section) = kept(&mut vm);
+    let tick = vm.husk.last_tick();
+    let mut clone = Vm::restored(&point, &[]);
+    clone.husk.wait_for(&format!("TICK {} ", tick + 3));
+    let (_, config_again, section_again) = kept(&mut clone);
+    assert_eq!((config_again, section_again), (config, section));
+    clone.stop();
+    vm.stop();
+}
+
 /// What the kernel was told of guest memory: the flags of its mapping (proc(5), VmFlags).
 fn flags_of(husk: &Husk) -> Vec<String> {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", husk.pid())).unwrap();

@@ -44,7 +44,7 @@ pub use memory::{Honour, HostNodes, MemoryBacking, MemoryConfig, MemoryPart, Mem
 pub use net::{FILTER_ADDRESSES_MAX, MacAddress, MacAddressError, NetConfig, NetFilter, NetSource, NetTuning};
 pub use numa::{GUEST_NODES_MAX, GuestNode, NumaError};
 pub use report::ConfigReport;
-pub use saved::{ConfigState, DiskBlocksState, HotplugState, SaveConfigError};
+pub use saved::{ConfigState, DiskBlocksState, HotplugState, NearnessState, SaveConfigError};
 pub use size::{SizeError, parse_size};
 pub use threads::{
     CoreScheduling, Cpus, Priority, PriorityError, Siblings, ThreadName, ThreadNameError, ThreadPlacement, ThreadTerms,

@@ -3,6 +3,7 @@
 
 mod disk_blocks;
 mod hotplug;
+mod nearness;
 mod placement;
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub use self::disk_blocks::DiskBlocksState;
 pub use self::hotplug::HotplugState;
+pub use self::nearness::NearnessState;
 use self::placement::PlacementState;
 use super::extension::Placement;
 use super::{

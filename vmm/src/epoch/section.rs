@@ -31,6 +31,8 @@ pub enum SectionKind {
     Hotplug = 5,
     /// The physical blocks that disks were given.
     DiskBlocks = 6,
+    /// Which devices are near which of the guest's nodes.
+    Nearness = 7,
     /// The 16550 serial port.
     Serial = 16,
     /// The CMOS clock.
@@ -141,12 +143,13 @@ pub enum SectionError {
 }
 
 impl SectionKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Config,
         Self::Vm,
         Self::Vcpu,
         Self::Hotplug,
         Self::DiskBlocks,
+        Self::Nearness,
         Self::Serial,
         Self::Rtc,
         Self::I8042,

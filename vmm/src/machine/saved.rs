@@ -17,7 +17,8 @@ use super::cpus::{CpuSaveError, CpuStates};
 use super::devices::DevicesState;
 use super::hotplug;
 use crate::config::{
-    ConfigState, DiskBlocksState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, SaveConfigError, VmConfig,
+    ConfigState, DiskBlocksState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, NearnessState,
+    SaveConfigError, VmConfig,
 };
 use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
 use crate::snapshot::unix_ms;
@@ -54,6 +55,9 @@ pub enum MachineStateError {
     /// A disk that it does not have.
     #[error("the snapshot has the physical blocks of disk `{0}`, and no such disk")]
     NoSuchDisk(String),
+    /// Devices near the nodes of another machine.
+    #[error("the configuration in the snapshot has devices near nodes that the machine does not have")]
+    Nearness,
     /// As many vCPUs as no machine has.
     #[error("the configuration in the snapshot has {0} vCPUs, which no machine has")]
     Vcpus(u64),
@@ -93,10 +97,12 @@ impl Machine {
         let CpuStates { vcpus, vm } = self.save_cpus()?;
         let DevicesState { transports, serial, keyboard, rtc } = self.devices.save();
         let (configured, hotplug) = (ConfigState::save(config)?, config.hotplug.as_ref().map(HotplugState::save));
+        let nearness = NearnessState::save(config);
         // What has no section of its own has no part in it.
-        let digest = match &hotplug {
-            None => Encoded::of(V1, &configured),
-            Some(hotplug) => Encoded::of(V1, &(&configured, hotplug)),
+        let digest = match (&hotplug, &nearness) {
+            (None, None) => Encoded::of(V1, &configured),
+            (Some(hotplug), None) => Encoded::of(V1, &(&configured, hotplug)),
+            (hotplug, Some(nearness)) => Encoded::of(V1, &(&configured, hotplug, nearness)),
         };
         let digest = Digest::of(digest.map_err(no_form)?.bytes());
         let cpu = CpuIdentity::of(&vcpus.first().map(VcpuState::cpuid).unwrap_or_default());
@@ -114,6 +120,9 @@ impl Machine {
         }
         if let Some(blocks) = DiskBlocksState::save(config) {
             sections.push(Section::of(SectionKind::DiskBlocks, "", V1, &blocks)?);
+        }
+        if let Some(nearness) = nearness {
+            sections.push(Section::of(SectionKind::Nearness, "", V1, &nearness)?);
         }
         for (index, vcpu) in vcpus.iter().enumerate() {
             sections.push(Section::of(SectionKind::Vcpu, &index.to_string(), V1, vcpu)?);
@@ -151,6 +160,11 @@ impl MachineState {
         if sections.version(SectionKind::DiskBlocks, "").is_some() {
             let blocks: DiskBlocksState = sections.take(SectionKind::DiskBlocks, "", V1)?;
             blocks.restore(&mut config).map_err(MachineStateError::NoSuchDisk)?;
+        }
+        if sections.version(SectionKind::Nearness, "").is_some()
+            && !sections.take::<NearnessState>(SectionKind::Nearness, "", V1)?.restore(&mut config)
+        {
+            return Err(MachineStateError::Nearness);
         }
         let count = VcpuCount::new(config.cpus).map_err(|_| MachineStateError::Vcpus(config.cpus))?;
         let vm = sections.take(SectionKind::Vm, "", V1)?;

@@ -44,7 +44,7 @@ impl PlacementState {
         // What backs it is saved with the memory itself.
         let Memory { shared: _, pages, nodes, policy, hotplug_node, prefault, lock, merge, dump } = memory;
         let memory = MemoryState { pages, nodes, policy, hotplug_node, prefault, lock, merge, dump };
-        // The guest has read in its tables which devices are near; version 1 does not keep it for a guest that starts anew.
+        // Devices that are near have a state of their own.
         let node = |Node { cpus, mem_size_mib, nodes, policy, devices: _, distances }| NodeState {
             cpus,
             mem_size_mib,

@@ -161,6 +161,20 @@ fn memory_that_can_be_plugged_comes_back_and_its_first_versions_bytes_are_read_f
 }
 
 #[test]
+fn devices_that_are_near_a_node_come_back_and_their_first_versions_bytes_are_read_for_ever() {
+    let mut config = rich();
+    assert_eq!(NearnessState::save(&config), None, "a machine that has none is kept as ever");
+    config.numa[1].devices = vec!["seed".to_owned(), "eth0".to_owned()];
+    let read: NearnessState = postcard::from_bytes(&crate::golden::bytes("nearness-v1.txt")).unwrap();
+    assert_eq!(Some(&read), NearnessState::save(&config).as_ref());
+    let mut restored = ConfigState::save(&config).unwrap().restore().unwrap();
+    assert!(read.clone().restore(&mut restored));
+    assert_eq!(restored.numa, config.numa);
+    restored.numa.pop();
+    assert!(!read.restore(&mut restored), "it is of another machine");
+}
+
+#[test]
 fn a_rate_that_limits_nothing_is_refused() {
     let mut config = rich();
     config.serial_limit = Rate::new(0x1234_5678, 0, 0x0765_4321);
