@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 /// The pool of the host's node 0, by the size of a page in KiB.
-fn file(page_kib: u64, name: &str) -> String {
-    format!("/sys/devices/system/node/node0/hugepages/hugepages-{page_kib}kB/{name}")
+fn folder(page_kib: u64) -> String {
+    format!("/sys/devices/system/node/node0/hugepages/hugepages-{page_kib}kB")
 }
 
 /// So many free HugePages more than there were. Tests that make one run one at a time (`.config/nextest.toml`), and a lock
@@ -19,13 +19,14 @@ pub(crate) struct Pool {
     _lock: File,
 }
 
-/// Adds the delta, says so, waits for its input's end, and takes the delta away again.
+/// Adds the delta, says so, waits for its input's end, and takes the delta away again. Pages that are in use when they are
+/// taken away are surplus until they are free, and `nr_hugepages` counts those too.
 const KEEPER: &str = r#"
-    pool=$1 delta=$2
-    echo $(($(cat "$pool") + delta)) > "$pool"
+    own() { echo $(($(cat "$1/nr_hugepages") - $(cat "$1/surplus_hugepages"))); }
+    echo $(($(own "$1") + $2)) > "$1/nr_hugepages"
     echo ready
     read -r _
-    echo $(($(cat "$pool") - delta)) > "$pool"
+    echo $(($(own "$1") - $2)) > "$1/nr_hugepages"
 "#;
 
 impl Pool {
@@ -39,7 +40,7 @@ impl Pool {
         let before = free(page_kib);
         // A session of its own: what ends the test's group leaves it alone.
         let mut keeper = Command::new("setsid")
-            .args(["sh", "-c", KEEPER, "sh", &file(page_kib, "nr_hugepages"), &pages.to_string()])
+            .args(["sh", "-c", KEEPER, "sh", &folder(page_kib), &pages.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -57,7 +58,7 @@ impl Pool {
 }
 
 fn free(page_kib: u64) -> u64 {
-    fs::read_to_string(file(page_kib, "free_hugepages")).unwrap().trim().parse().unwrap()
+    fs::read_to_string(folder(page_kib) + "/free_hugepages").unwrap().trim().parse().unwrap()
 }
 
 impl Drop for Pool {
