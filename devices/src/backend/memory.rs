@@ -82,6 +82,11 @@ impl Reclaim {
         advise(region, offset, len, libc::MADV_POPULATE_WRITE)
     }
 
+    /// Whether a range is memory, all of one region.
+    pub fn has(&self, start: GuestAddress, len: u64) -> bool {
+        self.inside(start.raw_value(), len).is_ok()
+    }
+
     /// The region that all of a range is in.
     fn inside(&self, start: u64, len: u64) -> io::Result<(&GuestRegionMmap, MemoryRegionAddress)> {
         let region = self.memory.find_region(GuestAddress(start));
@@ -151,6 +156,16 @@ mod tests {
         assert!(bytes[..4096].iter().chain(&bytes[3 * 4096..]).all(|&byte| byte == 7));
         assert!(bytes[4096..3 * 4096].iter().all(|&byte| byte == 0));
         assert_eq!(reclaim.discard(GuestAddress(5), 4096).unwrap(), 0, "no whole page");
+    }
+
+    #[test]
+    fn a_range_is_memory_where_all_of_it_is() {
+        let reclaim = Reclaim::new(memory_with_hole(4 << 20), Some(2 << 20));
+        let has = |start| reclaim.has(GuestAddress(start), 2 << 20);
+        assert_eq!(
+            [0, 2 << 20, 3 << 20, 4 << 20, 1 << 32, u64::MAX - 1].map(has),
+            [true, true, false, false, true, false]
+        );
     }
 
     /// Bytes of a region that are there, and those of them in transparent HugePages.

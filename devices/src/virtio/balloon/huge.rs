@@ -60,9 +60,10 @@ impl Ledger {
         runs
     }
 
-    /// The pages of `run` were put in before this ledger was begun, in memory that is new: what is whole is with the host.
-    pub(super) fn inherit(&mut self, run: Run) {
-        self.put_in(run, |_| true);
+    /// The pages of `run` were put in before this ledger was begun, in memory that is new: what is whole is with the host, if
+    /// it is memory at all, which `is_memory` says of a huge page's number. A driver may have put in what lies between RAM.
+    pub(super) fn inherit(&mut self, run: Run, is_memory: impl FnMut(u64) -> bool) {
+        self.put_in(run, is_memory);
     }
 
     /// A driver's end: it has nothing inside any more. What the host has is owed until [`Self::bring_back`], or until the next
@@ -266,9 +267,24 @@ mod tests {
             ledger.put_in(run(first, count), |_| true);
         }
         let mut heir = Ledger::new(3 * HUGE, HUGE);
-        ledger.runs().into_iter().for_each(|run| heir.inherit(run));
+        ledger.runs().into_iter().for_each(|run| heir.inherit(run, |_| true));
         assert_eq!(heir.runs(), [run(0, 1), run(63, 2), run(512, 512), run(1100, 1), run(1102, 40)]);
         assert_eq!((heir.inside, heir.huge), (ledger.inside, ledger.huge));
+    }
+
+    #[test]
+    fn inherited_pages_that_are_no_memory_hold_up_none_that_are() {
+        let mut heir = Ledger::new(3 * HUGE, HUGE);
+        heir.inherit(run(0, 3 * 512), |huge| huge != 1);
+        heir.empty();
+        let mut back = Vec::new();
+        let mut populate = |huge| {
+            back.push(huge);
+            huge != 1
+        };
+        assert_eq!(heir.bring_back(&mut populate), BroughtBack::One);
+        assert_eq!(heir.bring_back(&mut populate), BroughtBack::Last);
+        assert_eq!(back, [0, 2]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
 
 use super::pages::Run;
 use super::statistics::{Statistics, TAGS};
@@ -93,7 +94,8 @@ impl SaveState for Balloon {
 
 impl Balloon {
     fn inherit_runs(&mut self, runs: &[(u32, u32)]) -> Result<(), RestoreError> {
-        let Some(ledger) = &mut self.ledger else {
+        let Self { ledger, reclaim, .. } = self;
+        let Some(ledger) = ledger else {
             let none = RestoreError::Impossible("a balloon with pages of a pool, whose memory is of none");
             return if runs.is_empty() { Ok(()) } else { Err(none) };
         };
@@ -103,7 +105,8 @@ impl Balloon {
             let Some(end) = end else {
                 return Err(RestoreError::Impossible("a balloon with pages twice, or beyond memory"));
             };
-            ledger.inherit(Run { first, count });
+            let huge = reclaim.page_bytes();
+            ledger.inherit(Run { first, count }, |number| reclaim.has(GuestAddress(number * huge), huge));
             // Runs that adjoin are one.
             free = end.saturating_add(1);
         }
