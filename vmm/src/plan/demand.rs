@@ -55,7 +55,7 @@ impl VmDemand {
         let machine = machine_config.unwrap_or_default();
         let siblings = if machine.smt { Siblings::Shared } else { siblings };
         let mut config = blank();
-        Change::Machine(MachineConfiguration { smt: false, ..machine }).apply(&mut config, ROOMY)?;
+        Change::Machine(machine).apply(&mut config, ROOMY)?;
         if let Some(mut placement) = husk.and_then(|extension| extension.placement) {
             // Devices are no part of a plan.
             placement.numa.iter_mut().for_each(|node| node.devices.clear());

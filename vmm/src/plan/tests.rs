@@ -248,6 +248,10 @@ fn a_vms_file_says_what_it_asks_for() {
     for (fields, message) in table {
         assert_eq!(machine(fields), message);
     }
+    let split = r#"{"machine-config": {"vcpu_count": 4, "mem_size_mib": 512, "smt": true}, "husk": {"placement": {"numa": [
+        {"cpus": "0-2", "mem_size_mib": 256}, {"cpus": "3", "mem_size_mib": 256}]}}}"#;
+    let refused = crate::describe(&parse(split).unwrap_err());
+    assert!(refused.contains("vCPUs 2 and 3 are one core's threads (smt) and in the nodes 0 and 1"), "{refused}");
     assert!(machine(r#""vcpu_count": "x", "mem_size_mib": 1"#).starts_with("machine-config.vcpu_count: invalid type"));
 }
 
