@@ -160,6 +160,7 @@ fn what_is_not_there_is_said_in_husks_own_form() {
         ("POST", "/husk/v1/pause", "{}", 400, "bad_request"),
         ("POST", "/husk/v1/pause", "", 409, "state"),
         ("POST", "/husk/v1/stop", r#"{"grace_ms": -1}"#, 400, "bad_request"),
+        ("POST", "/husk/v1/stop", "\u{b}", 400, "bad_request"),
         ("PATCH", "/husk/v1/devices/x", "{}", 400, "bad_request"),
         ("PATCH", "/husk/v1/devices/x", r#"{"size_bytes": 512}"#, 409, "state"),
         ("GET", "/husk/v1/events?from=1", "", 400, "bad_request"),

@@ -81,7 +81,7 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 fn start_hinting(_: &Context, request: &Request) -> Result<Plan, Fault> {
-    let command = if request.body.trim().is_empty() { BalloonStartCmd::default() } else { request.parse()? };
+    let command: BalloonStartCmd = request.parse_optional()?;
     ask(BalloonAsk::StartHinting { acknowledge: command.acknowledge_on_stop.unwrap_or(true) })
 }
 

@@ -228,7 +228,7 @@ fn events(_: &Context, request: &Request) -> Result<Plan, Fault> {
 }
 
 fn stop(_: &Context, request: &Request) -> Result<Plan, Fault> {
-    let Stop { grace_ms } = if request.body.trim().is_empty() { Stop::default() } else { request.parse()? };
+    let Stop { grace_ms } = request.parse_optional()?;
     let grace_ms = grace_ms.unwrap_or(GRACE_MS_DEFAULT);
     if grace_ms > GRACE_MS_MAX {
         let message = format!("grace_ms: {grace_ms} is more than a day: use at most {GRACE_MS_MAX}");

@@ -212,7 +212,7 @@ impl Found<'_> {
 
 fn check_body(route: &Route, body: &str) -> Result<(), Fault> {
     let method = &route.method;
-    let empty = body.trim().is_empty();
+    let empty = is_blank(body);
     match &route.body {
         None if !empty => Err(Fault::bad(format!("a {method} request of {} has no body", route.path))),
         Some(Body { presence: Presence::Required, .. }) if empty => {
@@ -225,6 +225,11 @@ fn check_body(route: &Route, body: &str) -> Result<(), Fault> {
         },
         _ => Ok(()),
     }
+}
+
+/// Whether there is nothing but what JSON takes for white space (RFC 8259 §2).
+fn is_blank(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
 }
 
 /// Whether brackets outside of strings go deeper than they may. What is no JSON is the parser's to say.
@@ -270,6 +275,11 @@ impl Request<'_> {
         Ok(from_json(self.body)?)
     }
 
+    /// As [`Self::parse`], of a body that may be left out.
+    pub(super) fn parse_optional<T: DeserializeOwned + Default>(&self) -> Result<T, Fault> {
+        if is_blank(self.body) { Ok(T::default()) } else { self.parse() }
+    }
+
     /// As [`Self::parse`], of a body that names what the path names.
     pub(super) fn parse_named<T: DeserializeOwned>(&self, field: &str, name: fn(&T) -> &str) -> Result<T, Fault> {
         let body = self.parse()?;
@@ -309,6 +319,13 @@ mod tests {
         assert_eq!(arguments("/", "/"), Some(""));
         assert_eq!(arguments("/vm", "/vmx"), None);
         assert_eq!(arguments("/vm/config", "/vm"), None);
+    }
+
+    #[test]
+    fn a_body_is_left_out_if_it_is_what_json_takes_for_white_space() {
+        assert!(is_blank("") && is_blank(" \t\r\n"));
+        // White space to Unicode alone.
+        assert!(!is_blank("\u{b}") && !is_blank("\u{a0}") && !is_blank("{}"));
     }
 
     #[test]
