@@ -15,6 +15,7 @@ mod job;
 mod probe;
 #[cfg(any(test, feature = "testing"))]
 mod scripted;
+mod syncs;
 mod uring;
 
 use std::io;

@@ -61,9 +61,11 @@ pub(super) fn complete(
     let mut job = job.expect("the one buffer is free between operations");
     let is_device = image.kind() == Kind::Device;
     loop {
+        image.watch(&mut job);
         let answered = answer(job.next(is_device));
         if let Verdict::End(result) = job.advance(answered) {
-            let result = image.settle(&job, result);
+            // The others are in such calls on threads of their own.
+            let result = image.settle(&mut job, result).unwrap_or_else(|doubt| image.syncs().wait(&doubt));
             return Submission::Done(job.finish(result, pool));
         }
     }
@@ -165,4 +167,52 @@ fn count(moved: impl TryInto<usize>) -> io::Result<usize> {
 
 fn done(result: libc::c_int) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::block::{BlockAction, DiskAccess, DiskOptions};
+    use crate::testing::memory_with_hole;
+    use crate::virtio::GuestBuffers;
+    use std::path::Path;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    fn flush(image: &DiskImage, sync: impl FnMut(Step) -> io::Result<usize>) -> io::Result<()> {
+        let buffers = GuestBuffers::new(memory_with_hole(1 << 16));
+        let operation = BlockOperation { action: BlockAction::Flush, offset: 0, buffers };
+        match complete(image, &mut BouncePool::new(1, 1), Token(0), operation, sync) {
+            Submission::Done(completion) => completion.result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The kernel tells the first of the error, and then the second that all is well, before the first has said so.
+    #[test]
+    fn of_two_flushes_at_once_neither_is_believed_if_one_fails() {
+        let file = tempfile::tempfile_in("/tmp").unwrap();
+        file.set_len(4096).unwrap();
+        let options = DiskOptions::default();
+        let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap();
+        let (begun, first_begun) = channel();
+        let (fail, first_fails) = channel::<()>();
+        let (end, second_ended) = channel();
+        std::thread::scope(|scope| {
+            let image = &image;
+            let first = scope.spawn(move || {
+                flush(image, |_| {
+                    begun.send(()).unwrap();
+                    first_fails.recv().unwrap();
+                    Err(io::Error::from_raw_os_error(libc::EIO))
+                })
+            });
+            first_begun.recv().unwrap();
+            scope.spawn(move || end.send(flush(image, |_| Ok(0))));
+            assert!(second_ended.recv_timeout(Duration::from_millis(20)).is_err(), "it waits for the first");
+            fail.send(()).unwrap();
+            assert!(first.join().unwrap().is_err() && second_ended.recv().unwrap().is_err());
+        });
+        assert!(flush(&image, |_| Ok(0)).is_err(), "nor is any later one");
+    }
 }

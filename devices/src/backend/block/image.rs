@@ -11,13 +11,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::image_error::DiskImageError;
 use super::job::{Alignment, Job};
 use super::probe::{self, check, sane_block_bytes};
+use super::syncs::{Doubt, Syncs};
 use super::{CacheMode, Discard, DiskAccess, DiskGeometry, SECTOR_BYTES};
 
 /// How long to wait for a lock: the kernel holds that of a husk that was killed until the io_uring of its disk is gone,
@@ -69,8 +69,7 @@ pub struct DiskImage {
     geometry: DiskGeometry,
     kind: Kind,
     direct: Option<Alignment>,
-    /// A flush failed, and what it was for is lost: the host's page cache tells of that once and forgets it.
-    lost: Arc<AtomicBool>,
+    syncs: Arc<Syncs>,
 }
 
 /// Which file it is, whatever paths lead to it.
@@ -149,7 +148,7 @@ impl DiskImage {
         let file = self.file.try_clone().map_err(host(path, "open"))?;
         let kind = kind(&file, path)?;
         let image = Self::describe(file, kind, path, self.geometry.access, options)?;
-        Ok(Self { lost: Arc::clone(&self.lost), ..image })
+        Ok(Self { syncs: Arc::clone(&self.syncs), ..image })
     }
 
     /// Which file it is, by what was found when it was opened: its host may not answer any more.
@@ -222,7 +221,7 @@ impl DiskImage {
             cache: options.cache,
             discard,
         };
-        Ok(Self { file, identity, geometry, kind, direct, lost: Arc::default() })
+        Ok(Self { file, identity, geometry, kind, direct, syncs: Arc::default() })
     }
 
     /// How large the backing is now, in whole blocks, in sectors.
@@ -239,22 +238,28 @@ impl DiskImage {
         self.kind == Kind::MemoryFile
     }
 
-    /// What a job's result means for the disk: after a sync through the page cache has failed, no later one is believed,
-    /// since the kernel marks the pages clean that it could not write. What failed before its sync has lost nothing.
-    pub(super) fn settle(&self, job: &Job, result: io::Result<()>) -> io::Result<()> {
-        if !job.is_syncing() || self.direct.is_some() {
-            return result;
+    /// Of a job whose next step is about to be done. What is past the page cache is durable or not by itself: only syncs through
+    /// the cache are watched.
+    pub(super) fn watch(&self, job: &mut Job) {
+        if job.is_syncing() && self.direct.is_none() && job.ticket.is_none() {
+            job.ticket = Some(self.syncs.begin());
         }
-        // Whoever submits a flush after this one failed hears of it through the driver: Relaxed will do. Of two that run at
-        // once on two queues the kernel tells one, and the other, which it answers well, may be believed.
-        if result.is_err() {
-            self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// What a job's result means for the disk. What failed before its sync has lost nothing.
+    ///
+    /// # Errors
+    /// It cannot be said before other syncs have ended.
+    pub(super) fn settle(&self, job: &mut Job, result: io::Result<()>) -> Result<io::Result<()>, Doubt> {
+        match job.ticket.take() {
+            Some(ticket) => self.syncs.end(ticket, result),
+            None => Ok(result),
         }
-        if self.lost.load(Ordering::Relaxed) {
-            result.and(Err(io::Error::from_raw_os_error(libc::EIO)))
-        } else {
-            result
-        }
+    }
+
+    /// The syncs of the file.
+    pub(super) fn syncs(&self) -> &Syncs {
+        &self.syncs
     }
 
     pub(super) fn kind(&self) -> Kind {

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::LazyLock;
 
 use super::bounce::{BounceBuffer, BouncePool};
+use super::syncs::SyncTicket;
 use super::{BlockAction, BlockOperation, Completion, Durability, Space, Token};
 use crate::virtio::GuestBuffers;
 
@@ -99,6 +100,8 @@ pub(super) struct Job {
     skip: usize,
     bounce: Option<BounceBuffer>,
     repeats: u8,
+    /// That of its sync, if that is watched.
+    pub(super) ticket: Option<SyncTicket>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +143,7 @@ impl Job {
             },
             _ => None,
         };
-        Ok(Self { token, operation, stage, done: 0, piece: 0, skip: 0, bounce, repeats: 0 })
+        Ok(Self { token, operation, stage, done: 0, piece: 0, skip: 0, bounce, repeats: 0, ticket: None })
     }
 
     pub(super) fn action(&self) -> BlockAction {

@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "entries with addresses of guest memory are handed to the kernel")]
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use super::bounce::BouncePool;
 use super::file::{Waiting, durability_flag, perform};
 use super::image::Kind;
 use super::job::{Job, Pieces, Step, Verdict};
+use super::syncs::Doubt;
 use super::{
     BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
 };
@@ -85,10 +87,12 @@ pub struct UringBackend {
     /// None between two threads, and when the kernel gives no other one.
     ring: Option<IoUring>,
     /// Signalled by the kernel. The ring's own descriptor is not, before deferred work was run.
-    news: EventFd,
+    news: Arc<EventFd>,
     life: Life,
     slots: Box<[Option<Job>]>,
     free: Vec<u32>,
+    /// Jobs that are done, and keep their slots until other queues' syncs have ended: their own are worth what those are.
+    doubted: Vec<Doubted>,
     pool: BouncePool,
     reads: Reads,
     /// Of finding a read's pages in the cache.
@@ -98,6 +102,12 @@ pub struct UringBackend {
     flush_began: Option<Instant>,
     /// How the next flush is done that is alone, by how long the last one took.
     lone_flush: Route,
+}
+
+struct Doubted {
+    slot: u32,
+    job: Job,
+    doubt: Doubt,
 }
 
 /// Where a ring is in its life.
@@ -133,7 +143,7 @@ impl UringBackend {
     /// # Errors
     /// [`RingError`], and then [`super::FileBackend`] does it.
     pub fn new(image: Arc<DiskImage>) -> Result<Self, RingError> {
-        let news = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(RingError::Create)?;
+        let news = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(RingError::Create)?);
         let ring = create()?;
         confine(&ring, image.file().as_raw_fd(), news.as_raw_fd())?;
         let align = image.direct().map_or(1, |alignment| alignment.memory);
@@ -145,6 +155,7 @@ impl UringBackend {
             life: Life::Disabled,
             slots: (0..SLOTS).map(|_| None).collect(),
             free: (0..SLOTS).rev().collect(),
+            doubted: Vec::new(),
             pool: BouncePool::new(BOUNCE_BUFFERS, align),
             reads,
             cache_odds: Odds::new(),
@@ -175,6 +186,7 @@ impl UringBackend {
             return None;
         }
         loop {
+            self.image.watch(job);
             let answer = perform(self.image.file(), self.step(job), Waiting::Allowed);
             if let Verdict::End(result) = job.advance(answer) {
                 self.note_end(job.action());
@@ -229,6 +241,7 @@ impl UringBackend {
     fn enqueue(&mut self, slot: u32) {
         let is_device = self.image.kind() == Kind::Device;
         let job = self.slots[index(slot)].as_mut().expect("a job waits in its slot");
+        self.image.watch(job);
         let entry = entry(job.next(is_device)).flags(Flags::FIXED_FILE).user_data(slot.into());
         let mut submission = self.ring.as_mut().expect(HAS_RING).submission();
         // SAFETY: an entry's pointers must hold until its completion = they point into guest memory, iovecs and
@@ -259,9 +272,9 @@ impl UringBackend {
         self.ring.as_mut().is_some_and(|ring| ring.submission().taskrun())
     }
 
-    /// Jobs in the ring or the kernel.
+    /// Jobs in the ring or the kernel, and the one that is being submitted.
     fn busy(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.doubted.len()
     }
 
     /// Hands queued entries over and runs what the kernel has deferred to us, waiting for `want` completions.
@@ -302,13 +315,47 @@ impl UringBackend {
                     self.enqueue(slot);
                 }
                 Verdict::End(result) => {
-                    self.free.push(slot);
                     self.note_end(job.action());
-                    let result = self.image.settle(&job, result);
-                    completions.push(job.finish(result, &mut self.pool));
+                    completions.extend(self.end(slot, job, result));
                 }
             }
         }
+    }
+
+    /// Gives the job of a slot up, unless it is in doubt what it was worth.
+    fn end(&mut self, slot: u32, mut job: Job, result: io::Result<()>) -> Option<Completion> {
+        match self.image.settle(&mut job, result) {
+            Ok(result) => {
+                self.free.push(slot);
+                Some(job.finish(result, &mut self.pool))
+            }
+            Err(doubt) => {
+                self.doubted.push(Doubted { slot, job, doubt });
+                None
+            }
+        }
+    }
+
+    /// Gives those up that were in doubt, and are by `verdict` no longer.
+    fn resolve(
+        &mut self,
+        completions: &mut Vec<Completion>,
+        verdict: impl Fn(&Self, &Doubt) -> Option<io::Result<()>>,
+    ) {
+        for Doubted { slot, job, doubt } in mem::take(&mut self.doubted) {
+            match verdict(self, &doubt) {
+                Some(result) => {
+                    self.free.push(slot);
+                    completions.push(job.finish(result, &mut self.pool));
+                }
+                None => self.doubted.push(Doubted { slot, job, doubt }),
+            }
+        }
+    }
+
+    /// What the syncs of other queues say by now; they tell when there is more.
+    fn ask(&self, doubt: &Doubt) -> Option<io::Result<()>> {
+        self.image.syncs().ask(doubt, &self.news)
     }
 
     fn next_answer(&mut self) -> Option<(u32, io::Result<usize>)> {
@@ -357,9 +404,12 @@ impl BlockBackend for UringBackend {
             self.flush_began = self.is_alone().then(Instant::now);
         }
         if let Some(result) = self.do_here(&mut job) {
-            self.free.push(slot);
-            let result = self.image.settle(&job, result);
-            return Submission::Done(job.finish(result, &mut self.pool));
+            let done = self.end(slot, job, result);
+            if done.is_none() {
+                // The next poll asks. It fails only when 2^64 - 2 signals are unseen, and then one is pending.
+                let _pending = self.news.write(1);
+            }
+            return done.map_or(Submission::Pending, Submission::Done);
         }
         self.slots[index(slot)] = Some(job);
         self.enqueue(slot);
@@ -379,6 +429,7 @@ impl BlockBackend for UringBackend {
             self.reap(completions);
         }
         self.reap(completions);
+        self.resolve(completions, Self::ask);
         self.commit();
     }
 
@@ -387,6 +438,11 @@ impl BlockBackend for UringBackend {
             self.enter_own(1);
             self.reap(completions);
         }
+        // The others may be those of a queue on this very thread, and are not waited for: what is stopped without having been quiet
+        // is not believed.
+        self.resolve(completions, |backend, doubt| {
+            Some(backend.ask(doubt).unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))))
+        });
     }
 
     fn leave_thread(&mut self) {
@@ -407,7 +463,7 @@ impl Drop for UringBackend {
     fn drop(&mut self) {
         while self.busy() > 0 {
             if self.enter(1).is_err() {
-                std::mem::forget(std::mem::take(&mut self.slots));
+                mem::forget(mem::take(&mut self.slots));
                 return;
             }
             self.reap(&mut Vec::new());

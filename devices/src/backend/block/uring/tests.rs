@@ -1,5 +1,6 @@
 use super::*;
 use crate::backend::block::calls::{self, Calls};
+use crate::backend::block::syncs::SyncTicket;
 use crate::backend::block::{CacheMode, DiskAccess, DiskOptions, try_lock_whole};
 use crate::testing::{Buffer, DEADLINE, DriverRing, memory_with_hole};
 use crate::virtio::GuestBuffers;
@@ -224,4 +225,55 @@ fn reads_that_the_cache_does_not_have_are_hardly_tried_there() {
     // A file system may keep some; as many attempts again may be in vain, and a few more in a row and now and then.
     let attempts = calls::take().steps;
     assert!(attempts <= 2 * hits + 8 + READS / 32 + 1, "{attempts} attempts, {hits} hits, {READS} reads");
+}
+
+/// A flush that the kernel has answered well while a sync of another queue was open, and that one's ticket.
+fn doubted_flush(backend: &mut UringBackend, way: Route) -> SyncTicket {
+    let other = backend.image.syncs().begin();
+    backend.lone_flush = way;
+    assert!(matches!(backend.submit(Token(0), operation(BlockAction::Flush)), Submission::Pending));
+    if way == Route::Ring {
+        backend.enter_own(1);
+    } else {
+        assert_eq!(backend.news.read().unwrap(), 1, "the thread is woken to ask");
+    }
+    let mut back = Vec::new();
+    backend.poll(&mut back);
+    assert_eq!((back.len(), backend.doubted.len()), (0, 1));
+    while backend.news.read().is_ok() {}
+    other
+}
+
+#[test]
+fn a_flush_that_another_queues_overlaps_is_worth_what_that_one_is() {
+    let failure = || io::Error::from_raw_os_error(libc::ENOSPC);
+    for way in [Route::Ring, Route::Call] {
+        for (told, believed) in [(Ok(()), true), (Err(failure()), false)] {
+            let (_folder, path) = disk();
+            let image = image(&path, CacheMode::Writeback);
+            let mut backend = UringBackend::new(Arc::clone(&image)).unwrap();
+            let other = doubted_flush(&mut backend, way);
+            let _told = image.syncs().end(other, told);
+            assert_eq!(backend.news.read().unwrap(), 1, "it is told");
+            let mut back = Vec::new();
+            backend.poll(&mut back);
+            let results: Vec<_> = back.iter().map(|completion| (completion.token, completion.result.is_ok())).collect();
+            assert_eq!((results, backend.busy()), (vec![(Token(0), believed)], 0));
+        }
+    }
+}
+
+#[test]
+fn a_flush_in_doubt_does_not_hold_up_a_stop_and_is_not_believed() {
+    let (_folder, path) = disk();
+    let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
+    let other = doubted_flush(&mut backend, Route::Ring);
+    let mut back = Vec::new();
+    backend.drain(&mut back);
+    assert!(back[0].result.is_err());
+    // That says nothing of later ones.
+    backend.image.syncs().end(other, Ok(())).unwrap().unwrap();
+    backend.submit(Token(0), operation(BlockAction::Flush));
+    backend.drain(&mut back);
+    assert!(back[1..].iter().all(|completion| completion.result.is_ok()));
 }
