@@ -12,6 +12,16 @@ use super::sys;
 
 /// Takes the regions, which are of so many bytes in all, and a userfaultfd, and answers from a file.
 pub(crate) fn handle_faults(listener: &UnixListener, memory: &Path, bytes: u64) -> UnixStream {
+    handle_faults_while(listener, memory, bytes, |_| true)
+}
+
+/// As [`handle_faults`], of the faults that `answers` says yes to, by their addresses. Who waits for the others waits.
+pub(crate) fn handle_faults_while(
+    listener: &UnixListener,
+    memory: &Path,
+    bytes: u64,
+    answers: impl Fn(u64) -> bool + Send + 'static,
+) -> UnixStream {
     let (socket, _) = listener.accept().unwrap();
     let (list, fault) = sys::receive_with_descriptor(&socket);
     let regions: Vec<Value> = serde_json::from_slice(&list).unwrap();
@@ -21,6 +31,9 @@ pub(crate) fn handle_faults(listener: &UnixListener, memory: &Path, bytes: u64) 
     let memory = File::open(memory).unwrap();
     let handler = move || {
         while let Some(address) = sys::next_fault(&fault) {
+            if !answers(address) {
+                continue;
+            }
             let place = |region: &Value| {
                 let within = address.checked_sub(number(region, "base_host_virt_addr"))?;
                 (within < number(region, "size")).then(|| number(region, "offset") + within)

@@ -208,6 +208,8 @@ impl ControlLoop<'_> {
         snapshot.held = None;
         let deferred = std::mem::take(&mut snapshot.deferred);
         snapshot.maker.give_up();
+        // Its maker may wait for a page that nobody brings any more. What it still reads is in no point.
+        self.machine.let_go_of_memory();
         deferred.into_iter().for_each(|request| self.obey(request));
         self.end_snapshot();
     }

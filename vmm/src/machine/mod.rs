@@ -78,7 +78,6 @@ pub struct Machine {
     vm: Arc<VmFd>,
     slots: Arc<MemorySlots>,
     /// Brings memory for as long as anybody touches it.
-    #[expect(dead_code, reason = "it is held for its drop")]
     memory_thread: Option<MemoryThread>,
     memory: Arc<GuestMemory>,
     tracking: Tracking,
@@ -337,6 +336,11 @@ impl Machine {
     fn run(&self) {
         self.devices.resume();
         self.vcpus.iter().for_each(VcpuHandle::ask_run);
+    }
+
+    /// The machine has ended: who waits for a page of its memory waits no more, and gets zeros.
+    pub(crate) fn let_go_of_memory(&mut self) {
+        self.memory_thread = None;
     }
 
     /// Starts the devices' threads that nothing has started yet. The guest's first instruction needs none of them, so the

@@ -72,8 +72,8 @@ struct Span {
 /// A thread that sees to it that memory comes. Dropped, it ends, and who waits gets zeros: the vCPUs have ended by then.
 #[derive(Debug)]
 pub(crate) struct MemoryThread {
-    /// While it is open, who waits for a page waits.
     faults: Arc<UserFault>,
+    spans: Arc<[Span]>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -96,7 +96,7 @@ impl MemoryThread {
         let plan = Plan::new(units, units_held, &plan::read_record(&record, units));
         let buffer = vec![0; usize::try_from(unit_bytes).expect("a page fits into memory")];
         let scratch = Vec::new();
-        Self::start(Arc::clone(&faults), move |stop| {
+        Self::start(Arc::clone(&faults), Arc::clone(&spans), move |stop| {
             Worker { faults, spans, unit_bytes, page_bytes, point, plan, buffer, scratch, stop, events }.main(&record);
         })
     }
@@ -113,14 +113,18 @@ impl MemoryThread {
         let faults = register(UserFault::with_removals(), &spans)?;
         handler::hand_over(&socket, &spans, page_bytes, &faults, path)?;
         let path = path.to_owned();
-        Self::start(faults, move |stop| handler::watch(&socket, &stop, &path, &events))
+        Self::start(faults, spans, move |stop| handler::watch(&socket, &stop, &path, &events))
     }
 
-    fn start(faults: Arc<UserFault>, work: impl FnOnce(Arc<EventFd>) + Send + 'static) -> Result<Self, PagerError> {
+    fn start(
+        faults: Arc<UserFault>,
+        spans: Arc<[Span]>,
+        work: impl FnOnce(Arc<EventFd>) + Send + 'static,
+    ) -> Result<Self, PagerError> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PagerError::Thread)?);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("husk-pager".to_owned()).spawn(move || work(stopped));
-        Ok(Self { faults, stop, thread: Some(thread.map_err(PagerError::Thread)?) })
+        Ok(Self { faults, spans, stop, thread: Some(thread.map_err(PagerError::Thread)?) })
     }
 
     /// What the kernel asks for pages by.
@@ -137,10 +141,16 @@ impl Drop for MemoryThread {
             let ended = thread.join();
             assert!(ended.is_ok(), "the pager does not unwind");
         }
+        // Another process may have the descriptor open still.
+        for span in &*self.spans {
+            if let Err(error) = self.faults.unregister(span.host, span.bytes) {
+                log::warn!("memory: {} bytes are still waited for: {error}", span.bytes);
+            }
+        }
     }
 }
 
-fn spans(memory: &GuestMemory, held: &[Range<u64>]) -> Vec<Span> {
+fn spans(memory: &GuestMemory, held: &[Range<u64>]) -> Arc<[Span]> {
     let slices = held.iter().flat_map(|part| file_order::slices(memory, part.clone()));
     let span = |(offset, slice): (u64, arch::memory::VolatileSlice<'_, _>)| {
         let host = slice.ptr_guard_mut().as_ptr().expose_provenance() as u64;
@@ -170,7 +180,7 @@ impl Span {
 
 struct Worker {
     faults: Arc<UserFault>,
-    spans: Vec<Span>,
+    spans: Arc<[Span]>,
     /// What is brought at once: a chunk, or a page if that is larger.
     unit_bytes: u64,
     page_bytes: u64,

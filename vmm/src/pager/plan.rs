@@ -62,9 +62,9 @@ impl Plan {
         None
     }
 
-    /// What was wanted, for the next time; `None` if that knows it.
+    /// What was wanted, for the next time; `None` if there is a record that says so.
     pub(super) fn record(&self) -> Option<impl Iterator<Item = u32>> {
-        (!self.wanted.is_empty()).then(|| self.recorded.iter().chain(&self.wanted).copied())
+        (self.recorded.is_empty() || !self.wanted.is_empty()).then(|| self.recorded.iter().chain(&self.wanted).copied())
     }
 
     /// Whether the unit is there and was not here; now it is.

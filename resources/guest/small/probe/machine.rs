@@ -2,7 +2,7 @@
 
 use guest::memory::{self, PAGE, Range};
 use guest::platform::Line;
-use guest::{apic, cpu, println};
+use guest::{apic, console, cpu, println};
 
 use super::{Failure, Machine, passed};
 
@@ -43,6 +43,18 @@ pub(crate) fn mem(machine: &Machine) -> Result<(), Failure> {
         words += 1;
     }
     passed!("mem", "words={words} top={top:#x}")
+}
+
+/// Writes to each page of 32 MiB, over and over, until `q` arrives: `SCRIBBLE n` for each time.
+pub(crate) fn scribble(_: &Machine) -> Result<(), Failure> {
+    let start = memory::alloc(32 * MIB);
+    let mut times = 0u64;
+    while console::poll_byte() != Some(b'q') {
+        times += 1;
+        (0..32 * MIB / PAGE).for_each(|page| memory::store(start + page * PAGE, times));
+        println!("SCRIBBLE {times}");
+    }
+    passed!("scribble", "times={times}")
 }
 
 /// `CMDLINE text`, then its length and FNV-1a.

@@ -72,6 +72,7 @@ use passed;
 const CHECKS: &[(&str, Check)] = &[
     ("map", machine::map),
     ("mem", machine::mem),
+    ("scribble", machine::scribble),
     ("cmdline", machine::cmdline),
     ("initrd", machine::initrd),
     ("rtc", machine::rtc),

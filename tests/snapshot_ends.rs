@@ -1,0 +1,123 @@
+//! A machine that ends while a snapshot of it is made: held between the last page and the next instruction, and with a maker
+//! that waits for a page.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Husk;
+use common::ended::Ended;
+use common::faults::handle_faults_while;
+use common::http::Answer;
+use common::sys::Held;
+use common::vm::Vm;
+use serde_json::json;
+
+/// The thread that makes a snapshot, if there is one now.
+fn maker(husk: &Husk) -> Option<libc::pid_t> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().map_while(Result::ok);
+    let named = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    let found = tasks.into_iter().find(|task| named(task).trim_end() == "husk-job-snap")?;
+    Some(found.file_name().to_str().unwrap().parse().unwrap())
+}
+
+/// A running machine that is held for a snapshot, whose maker does not get on before it is released.
+fn held_by_its_maker(point: &Path) -> (Vm, Held) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut vm = Vm::running("check=scribble end=poweroff");
+    // So much is written that the machine is held for a while.
+    vm.husk.wait_for("SCRIBBLE 2\n");
+    loop {
+        assert!(Instant::now() < deadline, "the machine is not held");
+        let body = json!({ "path": point }).to_string();
+        let number = vm.client.ask("POST", "/husk/v1/snapshots", &body).json()["id"].as_u64().unwrap();
+        while vm.get(&format!("/husk/v1/jobs/{number}"))["state"] == "running" {
+            if vm.state() != "Paused" {
+                continue;
+            }
+            let Some(thread) = maker(&vm.husk) else { continue };
+            let held = Held::hold_thread(thread);
+            // Now it cannot say that the last page is copied, if it has not.
+            if vm.state() == "Paused" {
+                return (vm, held);
+            }
+        }
+        fs::remove_dir_all(point).unwrap();
+    }
+}
+
+fn ended(husk: Husk, held: Held) -> Ended {
+    // It is on its way to its end, and waits for the maker.
+    held.release();
+    husk.end()
+}
+
+#[test]
+fn a_machine_that_is_stopped_while_a_snapshot_holds_it_ends_and_leaves_no_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    for by_signal in [true, false] {
+        let point = folder.path().join("point");
+        let (mut vm, held) = held_by_its_maker(&point);
+        if by_signal {
+            vm.husk.signal(libc::SIGTERM);
+        } else {
+            assert_eq!(vm.client.ask("POST", "/husk/v1/stop", r#"{"grace_ms": 0}"#).status, 202);
+        }
+        let ended = ended(vm.husk, held);
+        assert_eq!(ended.code(), Some(0), "{ended}");
+        assert!(!point.exists(), "nothing is left of it");
+    }
+}
+
+/// A machine whose page fault handler, which is here, answers no more, and that is held for a snapshot whose maker waits for a page.
+fn held_by_a_page() -> (Vm, UnixStream, thread::JoinHandle<Answer>) {
+    let mut vm = Vm::running("check=count end=poweroff");
+    vm.husk.wait_for("TICK 2 ");
+    let [state, memory, handler] = ["state", "memory", "handler"].map(|name| vm.folder.at(name));
+    vm.patch("/vm", &json!({ "state": "Paused" })).done();
+    vm.put("/snapshot/create", &json!({ "snapshot_path": state, "mem_file_path": memory })).done();
+    let listener = UnixListener::bind(&handler).unwrap();
+    let (hangs, (waits, waited)) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
+    let answers = {
+        let hangs = Arc::clone(&hangs);
+        move |_| !hangs.load(Ordering::SeqCst) || waits.send(()).is_err()
+    };
+    let accepted = thread::spawn(move || handle_faults_while(&listener, memory.as_ref(), 64 << 20, answers));
+    let mut clone = Vm::new();
+    let backend = json!({ "backend_type": "Uffd", "backend_path": handler });
+    clone.put("/snapshot/load", &json!({ "snapshot_path": state, "mem_backend": backend })).done();
+    hangs.store(true, Ordering::SeqCst);
+    let (mut waiter, point) = (clone.connect(), clone.folder.at("point"));
+    let body = json!({ "snapshot_path": point, "mem_file_path": format!("{point}.memory") }).to_string();
+    let waiter = thread::spawn(move || waiter.ask("PUT", "/snapshot/create", &body));
+    waited.recv().unwrap();
+    (clone, accepted.join().unwrap(), waiter)
+}
+
+#[test]
+fn a_snapshot_that_waits_for_a_page_keeps_nobody_from_ending_the_machine() {
+    for by_signal in [true, false] {
+        let (clone, handler, waiter) = held_by_a_page();
+        if by_signal {
+            clone.husk.signal(libc::SIGTERM);
+        } else {
+            // It hangs up, and keeps its userfaultfd.
+            drop(handler);
+        }
+        let ended = clone.husk.end();
+        assert_eq!(ended.code(), Some(if by_signal { 0 } else { 1 }), "{ended}");
+        assert_eq!(ended.stderr.contains("has hung up"), !by_signal, "{ended}");
+        waiter.join().unwrap().refused(&["the snapshot was given up"]);
+        assert!(fs::read_dir(clone.folder.path()).unwrap().all(|file| {
+            let name = file.unwrap().file_name();
+            !name.to_string_lossy().contains("point")
+        }));
+    }
+}
