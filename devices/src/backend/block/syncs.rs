@@ -3,7 +3,6 @@
 //! one that went well is believed when all that had begun by its end have ended well, too.
 
 use std::io;
-use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -54,7 +53,7 @@ impl Syncs {
         let mut state = self.state();
         state.open.retain(|open| *open != number);
         state.lost |= told.is_err();
-        for waiting in mem::take(&mut state.waiting) {
+        for waiting in state.waiting.drain(..) {
             // Fails only when 2^64 - 2 signals are unseen, and then one is pending.
             let _pending = waiting.write(1);
         }

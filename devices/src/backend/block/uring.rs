@@ -10,7 +10,6 @@
 #![expect(unsafe_code, reason = "entries with addresses of guest memory are handed to the kernel")]
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -342,13 +341,15 @@ impl UringBackend {
         completions: &mut Vec<Completion>,
         verdict: impl Fn(&Self, &Doubt) -> Option<io::Result<()>>,
     ) {
-        for Doubted { slot, job, doubt } in mem::take(&mut self.doubted) {
-            match verdict(self, &doubt) {
+        let mut next = 0;
+        while let Some(doubted) = self.doubted.get(next) {
+            match verdict(self, &doubted.doubt) {
                 Some(result) => {
+                    let Doubted { slot, job, .. } = self.doubted.swap_remove(next);
                     self.free.push(slot);
                     completions.push(job.finish(result, &mut self.pool));
                 }
-                None => self.doubted.push(Doubted { slot, job, doubt }),
+                None => next += 1,
             }
         }
     }
@@ -463,7 +464,7 @@ impl Drop for UringBackend {
     fn drop(&mut self) {
         while self.busy() > 0 {
             if self.enter(1).is_err() {
-                mem::forget(mem::take(&mut self.slots));
+                std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }
             self.reap(&mut Vec::new());
