@@ -280,6 +280,8 @@ impl UringBackend {
     fn enter(&mut self, want: usize) -> io::Result<()> {
         let ring = self.ring.as_mut().expect(HAS_RING);
         if self.life == Life::Disabled {
+            // All works without.
+            let _ = keep_workers_here(ring);
             ring.submitter().register_enable_rings()?;
             self.life = Life::Enabled;
         }
@@ -509,6 +511,27 @@ fn confine(ring: &IoUring, file: RawFd, news: RawFd) -> Result<(), RingError> {
     restrictions.push(Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits()));
     restrictions.push(Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()));
     attempt("restrict an io_uring", submitter.register_restrictions(&mut restrictions))
+}
+
+/// The kernel's threads for what would block run where our thread may. Before Linux 6.2 they ran anywhere in its cpuset unless
+/// that was said, and before 5.18 it cannot be said in time.
+fn keep_workers_here(ring: &mut IoUring) -> io::Result<()> {
+    let cpus = allowed_cpus()?;
+    let mut submitter = ring.submitter();
+    // That makes our thread one of those that have such threads, which its first operation would do too late.
+    submitter.register_ring_fd()?;
+    let kept = submitter.register_iowq_aff(&cpus);
+    // The ring may go to another thread, which an index of this one's is nothing to.
+    submitter.unregister_ring_fd().and(kept)
+}
+
+/// The CPUs that our thread may run on: an error on a host of more than a set has room for.
+fn allowed_cpus() -> io::Result<libc::cpu_set_t> {
+    // SAFETY: a set is bits, for which zero is a value.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: sched_getaffinity writes to the set's bytes, and no more than their number.
+    let told = unsafe { libc::sched_getaffinity(0, size_of_val(&cpus), &raw mut cpus) } == 0;
+    if told { Ok(cpus) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How to do a flush after one that took so long.

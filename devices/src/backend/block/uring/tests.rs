@@ -96,6 +96,44 @@ fn another_thread_may_go_on_after_the_first_has_left() {
     }
 }
 
+/// A list such as `Cpus_allowed_list` of a task, which proc(5) has by its name.
+fn cpus_of(task: &Path) -> Option<(String, String)> {
+    let status = std::fs::read_to_string(task.join("status")).ok()?;
+    let field = |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
+    Some((field("Name:")?, field("Cpus_allowed_list:")?))
+}
+
+#[test]
+fn the_kernels_threads_for_what_blocks_run_where_the_rings_thread_does() {
+    let (_folder, path) = disk();
+    let mut backend = UringBackend::new(image(&path, CacheMode::Writeback)).unwrap();
+    std::thread::spawn(move || {
+        let own = cpus_of(Path::new("/proc/thread-self")).unwrap().1;
+        let first: usize = own.split(['-', ',']).next().unwrap().parse().unwrap();
+        let mut cpus = allowed_cpus().unwrap();
+        for cpu in 0..usize::try_from(libc::CPU_SETSIZE).unwrap() {
+            if cpu != first {
+                // SAFETY: CPU_CLR takes a set and a CPU that it has a bit for.
+                unsafe { libc::CPU_CLR(cpu, &mut cpus) };
+            }
+        }
+        // SAFETY: sched_setaffinity reads the set's bytes.
+        assert_eq!(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) }, 0);
+        keep_workers_here(backend.ring.as_mut().unwrap()).unwrap();
+        assert!(matches!(backend.submit(Token(0), discard()), Submission::Pending));
+        backend.drain(&mut Vec::new());
+        // They are named after it, and stay for some seconds.
+        let own = std::fs::read_link("/proc/thread-self").unwrap();
+        let name = format!("iou-wrk-{}", own.file_name().unwrap().to_str().unwrap());
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let workers = tasks.filter_map(|task| cpus_of(&task.unwrap().path())).filter(|(of, _)| *of == name);
+        let places: Vec<String> = workers.map(|(_, cpus)| cpus).collect();
+        assert!(!places.is_empty() && places.iter().all(|cpus| *cpus == first.to_string()), "{places:?}");
+    })
+    .join()
+    .unwrap();
+}
+
 #[test]
 fn the_lock_ends_with_the_backend() {
     for used in [false, true] {
