@@ -407,6 +407,26 @@ fn completion_names_the_subcommands() {
 }
 
 #[test]
+fn what_is_printed_may_be_read_in_part_and_a_device_that_is_full_is_an_error() {
+    let vm = Vm::new();
+    let socket = vm.folder.at("s");
+    for words in [
+        &["completion", "bash"][..],
+        &["man", "run"],
+        &["--snapshot-version"],
+        &["ctl", "--api-sock", &socket, "metrics"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let launch = || husk(words.iter().copied());
+        launch().stdout(writer).end().went_well();
+        let full = launch().stdout(OpenOptions::new().write(true).open("/dev/full").unwrap()).end();
+        assert_eq!(full.code(), Some(1), "{words:?}: {full}");
+        assert!(full.message().contains("No space left on device"), "{words:?}: {full}");
+    }
+}
+
+#[test]
 fn every_manual_page_that_another_names_is_there() {
     let mut commands = vec![Vec::<String>::new()];
     let mut pages = 0;

@@ -151,45 +151,42 @@ impl CtlArgs {
     pub(super) fn run(self) -> Result<ExitStatus, RunError> {
         let client = Client::new(&self.api_sock);
         let json = self.json;
-        let say = |text: String| {
-            // Nobody reads on, as with `| head`: no error.
-            let _ = io::stdout().write_all(text.as_bytes());
-        };
+        let say = |text: String| super::print("print the answer", text.as_bytes());
         // For scripts, something that reads as JSON where there is nothing to tell.
         let say_done = || say(if json { "{}\n".to_owned() } else { String::new() });
         match self.verb {
-            Verb::Status => say(render(&client.request("GET", "/husk/v1/health", None)?, json)),
+            Verb::Status => say(render(&client.request("GET", "/husk/v1/health", None)?, json))?,
             Verb::Start => {
                 start(&client)?;
-                say_done();
+                say_done()?;
             }
-            Verb::Pause => say(act(&client, "pause", None, json)?),
-            Verb::Resume => say(act(&client, "resume", None, json)?),
-            Verb::PowerButton => say(act(&client, "power-button", None, json)?),
-            Verb::Nmi => say(act(&client, "nmi", None, json)?),
-            Verb::CtrlAltDel => say(act(&client, "ctrl-alt-del", None, json)?),
+            Verb::Pause => say(act(&client, "pause", None, json)?)?,
+            Verb::Resume => say(act(&client, "resume", None, json)?)?,
+            Verb::PowerButton => say(act(&client, "power-button", None, json)?)?,
+            Verb::Nmi => say(act(&client, "nmi", None, json)?)?,
+            Verb::CtrlAltDel => say(act(&client, "ctrl-alt-del", None, json)?)?,
             Verb::Stop { grace } => {
                 let body = json!({ "grace_ms": u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) });
-                say(act(&client, "stop", Some(&body), json)?);
+                say(act(&client, "stop", Some(&body), json)?)?;
             }
-            Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json)),
+            Verb::Config => say(render(&client.request("GET", "/husk/v1/config", None)?, json))?,
             Verb::Devices => {
                 let mut devices = client.request("GET", "/husk/v1/devices", None)?;
                 if !json {
                     devices.as_array_mut().into_iter().flatten().for_each(sum_queues);
                 }
-                say(render(&devices, json));
+                say(render(&devices, json))?;
             }
-            Verb::Placement => say(render(&client.request("GET", "/husk/v1/placement", None)?, json)),
-            Verb::Memory { size: None } => say(render(&client.request("GET", MEMORY, None)?, json)),
+            Verb::Placement => say(render(&client.request("GET", "/husk/v1/placement", None)?, json))?,
+            Verb::Memory { size: None } => say(render(&client.request("GET", MEMORY, None)?, json))?,
             Verb::Memory { size: Some(size) } => {
                 let body = json!({ "requested_size_mib": whole_mib(&size)? });
                 client.request("PATCH", MEMORY, Some(&body))?;
-                say_done();
+                say_done()?;
             }
             Verb::Disk(verb) => {
                 verb.run(&client)?;
-                say_done();
+                say_done()?;
             }
             Verb::Net(NetVerb::Link { id, state }) => {
                 let link = match state {
@@ -197,27 +194,27 @@ impl CtlArgs {
                     Link::Down => "down",
                 };
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&json!({ "link": link })))?;
-                say_done();
+                say_done()?;
             }
             Verb::Limit { id, words } => {
                 let body = json!({ "limits": DeviceLimits::from(limits(&words)) });
                 client.request("PATCH", &format!("/husk/v1/devices/{id}"), Some(&body))?;
-                say_done();
+                say_done()?;
             }
             Verb::Snapshot { folder, parent, track } => {
                 let body = json!({ "path": super::absolute(folder)?, "parent": parent.map(super::absolute).transpose()?, "track": track });
                 let job = client.request("POST", "/husk/v1/snapshots", Some(&body))?;
-                say(render(&finished(&client, &job)?, json));
+                say(render(&finished(&client, &job)?, json))?;
             }
             Verb::Restore { folder, how } => {
                 let job = client.request("POST", "/husk/v1/restore", Some(&how.body(super::absolute(folder)?)?))?;
                 let ended = finished(&client, &job)?;
-                say(if json { render(&ended, true) } else { String::new() });
+                say(if json { render(&ended, true) } else { String::new() })?;
             }
-            Verb::Snapshots => say(render(&client.request("GET", "/husk/v1/snapshots", None)?, json)),
-            Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json)),
+            Verb::Snapshots => say(render(&client.request("GET", "/husk/v1/snapshots", None)?, json))?,
+            Verb::Jobs => say(render(&client.request("GET", "/husk/v1/jobs", None)?, json))?,
             Verb::Cancel { job } => {
-                say(render(&client.request("DELETE", &format!("/husk/v1/jobs/{job}"), None)?, json));
+                say(render(&client.request("DELETE", &format!("/husk/v1/jobs/{job}"), None)?, json))?;
             }
             Verb::Events => client.lines("/husk/v1/events", |line| {
                 let text = match (json, serde_json::from_str::<Value>(line)) {
@@ -228,7 +225,7 @@ impl CtlArgs {
             })?,
             Verb::Metrics => {
                 let page = client.text("GET", "/husk/v1/metrics", None)?;
-                say(if json { render(&samples(&page), true) } else { page });
+                say(if json { render(&samples(&page), true) } else { page })?;
             }
         }
         Ok(ExitStatus::Success)

@@ -89,7 +89,7 @@ impl FirecrackerArgs {
             StateHeader::read(path)?;
         }
         if self.snapshot_version || self.describe_snapshot.is_some() {
-            println!("v{FORMAT_VERSION}.0.0");
+            super::print("print a version", format!("v{FORMAT_VERSION}.0.0\n").as_bytes())?;
             return Ok(ExitStatus::Success);
         }
         self.log.apply(&self.id)?;

@@ -21,7 +21,7 @@ mod snapshot;
 mod thread;
 mod words;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -150,6 +150,16 @@ fn absolute(path: std::path::PathBuf) -> Result<std::path::PathBuf, RunError> {
     std::path::absolute(path).map_err(|source| RunError::Host { what: "find the current folder", source })
 }
 
+/// Writes to standard output, which `what` says.
+fn print(what: &'static str, text: &[u8]) -> Result<(), RunError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        // Who reads only the first lines, as with `| head`, has what they want.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.map_err(|source| RunError::Host { what, source }),
+    }
+}
+
 impl Command {
     fn run(self, started: Instant) -> Result<ExitStatus, RunError> {
         match self {
@@ -161,12 +171,15 @@ impl Command {
             Self::Snapshot(Deferred(args)) => args.run(),
             Self::Ctl(Deferred(args)) => args.run(),
             Self::Completion { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "husk", &mut io::stdout());
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "husk", &mut script);
+                print("print the completion script", &script)?;
                 Ok(ExitStatus::Success)
             }
             Self::Man { command } => {
-                let failed = |source| RunError::Host { what: "print the manual page", source };
-                man_page(&command).render(&mut io::stdout()).map_err(failed)?;
+                let mut page = Vec::new();
+                man_page(&command).render(&mut page).expect("a Vec takes every write");
+                print("print the manual page", &page)?;
                 Ok(ExitStatus::Success)
             }
         }
