@@ -2,10 +2,16 @@
 
 mod common;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::ended::Ended;
 use common::guest::PROBE;
-use common::husk;
 use common::pool::Pool;
 use common::vm::Vm;
+use common::{husk, through_shell};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -152,6 +158,74 @@ fn a_pool_that_is_too_small_is_refused_with_the_shortfall_unless_the_best_effort
     assert_eq!(report["memory"]["given"]["pages"], "transparent", "{report}");
     assert!(report["differences"][0].as_str().is_some_and(|text| text.contains("32 HugePages of 2M")), "{report}");
     vm.stop();
+}
+
+/// A control group of our own, which is gone with this.
+struct Group(PathBuf);
+
+impl Group {
+    /// Below a mount, with one limit.
+    fn limited(mount: &str, limit: &str, value: u64) -> Self {
+        // Of version 2: groups have a controller only where that is said above them. It stays said.
+        if let Some((controller, _)) = limit.split_once(".2MB") {
+            fs::write(Path::new(mount).join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+        }
+        let group = Self(Path::new(mount).join(format!("husk-test-{}", std::process::id())));
+        fs::create_dir_all(&group.0).unwrap();
+        fs::write(group.0.join(limit), value.to_string()).unwrap();
+        group
+    }
+
+    fn run(&self, memory: &str) -> Ended {
+        let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", memory];
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.0.display());
+        through_shell(&script, &husk(run)).end()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The kernel goes on taking a process apart after it has been reaped.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_control_group_that_is_too_small_is_refused_with_the_command_that_does() {
+    let pool = Pool::of_2m(32);
+    let free = pool.free();
+    let limits = [
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "64M,prefault", "husk's control group may have 32 MiB"),
+        ("/sys/fs/cgroup/unified", "hugetlb.2MB.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
+        ("/sys/fs/cgroup/unified", "hugetlb.2MB.rsvd.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
+    ];
+    for (mount, limit, memory, part) in limits {
+        let group = Group::limited(mount, limit, 32 * MIB);
+        let ended = group.run(memory);
+        let message = ended.message();
+        assert!(ended.code() == Some(1) && message.contains(part), "{limit}: {ended}");
+        assert_eq!(pool.free(), free, "{limit}: nothing is left reserved");
+        let (_, mend) = message.split_once(", or: ").unwrap_or_else(|| panic!("{limit}: {ended}"));
+        assert!(Command::new("sh").args(["-c", mend]).status().unwrap().success(), "{limit}: {mend}");
+        group.run(memory).went_well();
+    }
+}
+
+#[test]
+fn more_than_may_be_locked_is_refused_with_the_limit_that_does() {
+    let run = |kib: &str| {
+        let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", "4M,lock"];
+        let script = format!("ulimit -l {kib} && exec setpriv --bounding-set=-ipc_lock \"$@\"");
+        through_shell(&script, &husk(run)).end()
+    };
+    let ended = run("1024");
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    let (told, mend) = ended.message().split_once(": ulimit -l ").unwrap_or_else(|| panic!("{ended}"));
+    assert!(told.contains("husk may lock 1024 KiB (RLIMIT_MEMLOCK) and the guest has 4096"), "{ended}");
+    run(mend).went_well();
 }
 
 #[test]
