@@ -4,8 +4,9 @@
 //! page cache or a flush that was quick before makes it; one that can answer later says [`Submission::Pending`].
 
 mod bounce;
+mod cached;
 #[cfg(test)]
-mod calls;
+pub(super) mod calls;
 #[cfg(any(test, feature = "testing"))]
 mod faulty;
 mod file;
@@ -175,6 +176,8 @@ pub enum Submission {
     Done(Completion),
     /// It comes out of [`BlockBackend::poll`] or [`BlockBackend::drain`].
     Pending,
+    /// As `Pending`, and it is time for [`BlockBackend::poll`].
+    Ripe,
     /// There is no room before something pending completes, which it does only after [`BlockBackend::commit`]. The operation comes back untouched.
     Full(BlockOperation),
 }
@@ -190,10 +193,11 @@ pub trait BlockBackend: Send {
     /// Begins an operation. `token` is free for use again when it comes back.
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission;
 
-    /// Hands what was submitted since the last call to the host, all at once.
+    /// Hands what was submitted since the last call to the host, all at once, as far as [`Self::poll`] did not answer it.
     fn commit(&mut self) {}
 
-    /// Moves what has completed to `completions`, without waiting.
+    /// Moves what has completed to `completions`, without waiting. Due after each batch of submissions, too: what the host can
+    /// answer at once is asked for here.
     fn poll(&mut self, completions: &mut Vec<Completion>);
 
     /// Waits until nothing is pending, and moves it to `completions`.

@@ -89,11 +89,38 @@ pub trait NetBackend: Send + Sync {
     /// `WouldBlock` if there is no room now, and nothing was sent; anything else means that this frame is lost.
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()>;
 
+    /// Sends frames, at most [`BURST_MAX`](super::burst::BURST_MAX), in this order, and passes on with each one's place what
+    /// [`Self::transmit`] would have said. Those behind one that finds no room have none either.
+    fn transmit_all(&self, frames: &mut [TransmitFrame], sent: &mut dyn FnMut(usize, io::Result<()>)) {
+        transmit_in_turn(self, frames, sent);
+    }
+
     /// Is readable while there is a frame.
     fn receive_fd(&self) -> RawFd;
 
     /// Is writable while there is room for a frame. Not the same number as the other.
     fn transmit_fd(&self) -> RawFd;
+}
+
+fn transmit_in_turn(
+    backend: &(impl NetBackend + ?Sized),
+    frames: &mut [TransmitFrame],
+    sent: &mut dyn FnMut(usize, io::Result<()>),
+) {
+    let mut is_full = false;
+    for (place, frame) in frames.iter_mut().enumerate() {
+        let result = loop {
+            if is_full {
+                break Err(io::ErrorKind::WouldBlock.into());
+            }
+            match backend.transmit(frame) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        is_full = matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        sent(place, result);
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) fn count_step() {
     CALLS.set(Calls { steps: CALLS.get().steps + 1, ..CALLS.get() });
 }
 
-pub(super) fn count_enter() {
+pub(in crate::backend) fn count_enter() {
     CALLS.set(Calls { enters: CALLS.get().enters + 1, ..CALLS.get() });
 }
 

@@ -79,7 +79,7 @@ impl<B: BlockBackend> FaultyBackend<B> {
         }
         match self.inner.submit(token, operation) {
             Submission::Done(completion) => completion,
-            Submission::Pending => {
+            Submission::Pending | Submission::Ripe => {
                 let mut completions = Vec::new();
                 self.inner.drain(&mut completions);
                 completions.pop().expect("what is pending comes back")

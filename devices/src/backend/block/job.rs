@@ -14,7 +14,7 @@ use super::{BlockAction, BlockOperation, Completion, Durability, Space, Token};
 use crate::virtio::GuestBuffers;
 
 /// The most pieces of one system call (`IOV_MAX`).
-const PIECES_MAX: usize = 1024;
+pub(super) const PIECES_MAX: usize = 1024;
 
 /// A host that says EAGAIN to a blocking call is broken, not busy.
 const REPEATS_MAX: u8 = 8;

@@ -1,9 +1,9 @@
 //! A disk in a file or on a block device, by io_uring.
 //!
 //! A ring may do nothing but transfer, flush and give back space on its one file: the kernel holds it to that. What
-//! the page cache can answer at once never sees the ring, which would cost more than the copy; nor does a flush that is
-//! alone, as long as the last one took no longer than to hand it to a kernel thread. Everything else waits in the
-//! kernel, and one call a batch submits it all.
+//! the page cache can answer at once never sees it ([`CachedReads`]); nor does a flush that is alone, as long as the last
+//! one took no longer than to hand it to a kernel thread. Everything else waits in the kernel, and one call a batch
+//! submits it all.
 //!
 //! Architecture invariant: each slot has at most one entry in the ring, which has as many entries as there are slots;
 //! so an operation that was taken always finds room for its next step.
@@ -21,6 +21,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::bounce::BouncePool;
+use super::cached::CachedReads;
 use super::file::{Waiting, durability_flag, perform};
 use super::image::Kind;
 use super::job::{Job, Pieces, Step, Verdict};
@@ -28,7 +29,6 @@ use super::syncs::Doubt;
 use super::{
     BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
 };
-use crate::odds::Odds;
 use crate::virtio::worker::Source;
 
 /// Operations in the kernel at once: what one guest queue may keep busy.
@@ -93,9 +93,9 @@ pub struct UringBackend {
     /// Jobs that are done, and keep their slots until other queues' syncs have ended: their own are worth what those are.
     doubted: Vec<Doubted>,
     pool: BouncePool,
-    reads: Reads,
-    /// Of finding a read's pages in the cache.
-    cache_odds: Odds,
+    cached: CachedReads,
+    /// Reads that the cache had not, while they begin.
+    missed: Vec<(Token, BlockOperation)>,
     device_discard: Route,
     /// When the newest flush began, if it was alone.
     flush_began: Option<Instant>,
@@ -121,15 +121,6 @@ enum Life {
 
 const HAS_RING: &str = "a job in a slot has a ring";
 
-/// Where reads begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reads {
-    /// In the page cache, as far as they are there.
-    CacheFirst,
-    /// In the ring: the file system cannot say what it has in the cache, or there is no cache.
-    Ring,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Ring,
@@ -146,8 +137,9 @@ impl UringBackend {
         let ring = create()?;
         confine(&ring, image.file().as_raw_fd(), news.as_raw_fd())?;
         let align = image.direct().map_or(1, |alignment| alignment.memory);
-        let reads = if image.direct().is_some() { Reads::Ring } else { Reads::CacheFirst };
         Ok(Self {
+            cached: CachedReads::new(&image),
+            missed: Vec::new(),
             image,
             ring: Some(ring),
             news,
@@ -156,8 +148,6 @@ impl UringBackend {
             free: (0..SLOTS).rev().collect(),
             doubted: Vec::new(),
             pool: BouncePool::new(BOUNCE_BUFFERS, align),
-            reads,
-            cache_odds: Odds::new(),
             device_discard: Route::Ring,
             flush_began: None,
             lone_flush: Route::Ring,
@@ -208,28 +198,52 @@ impl UringBackend {
         self.busy() == 1
     }
 
-    /// Reads what the page cache has, all of it or none that counts. The attempt is left out while misses are the rule.
-    fn read_cached(&mut self, operation: &BlockOperation) -> bool {
-        let BlockOperation { action: BlockAction::Read, offset, buffers } = operation else { return false };
-        if self.reads != Reads::CacheFirst || !self.cache_odds.favour() {
-            return false;
+    /// Reads what the page cache has. The rest goes into the ring.
+    fn read_cached(&mut self, completions: &mut Vec<Completion>) {
+        if self.cached.len() == 0 {
+            return;
         }
-        let Some(pieces) = Pieces::of(buffers) else { return false };
-        let answer = perform(self.image.file(), Step::Read(pieces, *offset), Waiting::Refused);
-        // Also of a read that found a part only.
-        buffers.mark_written();
-        match answer {
-            Ok(moved) if u64::try_from(moved) == Ok(buffers.len()) => {
-                self.cache_odds.won();
-                return true;
+        let mut missed = std::mem::take(&mut self.missed);
+        self.cached.attempt(&self.image, completions, |token, operation| missed.push((token, operation)));
+        for (token, operation) in missed.drain(..) {
+            match self.begin(token, operation) {
+                Submission::Done(completion) => completions.push(completion),
+                Submission::Pending => {}
+                Submission::Ripe | Submission::Full(_) => unreachable!("each read that waits has a slot left for it"),
             }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-                self.reads = Reads::Ring;
-            }
-            // The ring finds out what it was.
-            Ok(_) | Err(_) => self.cache_odds.lost(),
         }
-        false
+        self.missed = missed;
+    }
+
+    /// Begins an operation that the page cache does not answer.
+    fn begin(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        let Some(slot) = self.free.pop() else {
+            return Submission::Full(operation);
+        };
+        let mut job = match Job::new(token, operation, self.image.direct(), &mut self.pool) {
+            Ok(job) => job,
+            Err(operation) => {
+                self.free.push(slot);
+                return Submission::Full(operation);
+            }
+        };
+        if self.life == Life::Left {
+            self.renew();
+        }
+        if job.action() == BlockAction::Flush {
+            self.flush_began = self.is_alone().then(Instant::now);
+        }
+        if let Some(result) = self.do_here(&mut job) {
+            let done = self.end(slot, job, result);
+            if done.is_none() {
+                // The next poll asks. It fails only when 2^64 - 2 signals are unseen, and then one is pending.
+                let _pending = self.news.write(1);
+            }
+            return done.map_or(Submission::Pending, Submission::Done);
+        }
+        self.slots[index(slot)] = Some(job);
+        self.enqueue(slot);
+        Submission::Pending
     }
 
     fn step(&self, job: &mut Job) -> Step {
@@ -387,36 +401,15 @@ impl BlockBackend for UringBackend {
     }
 
     fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
-        if self.read_cached(&operation) {
-            return Submission::Done(Completion { token, operation, result: Ok(()) });
-        }
-        let Some(slot) = self.free.pop() else {
+        // Each read that waits may need a slot in the end.
+        if self.free.len() <= self.cached.len() {
             return Submission::Full(operation);
-        };
-        let mut job = match Job::new(token, operation, self.image.direct(), &mut self.pool) {
-            Ok(job) => job,
-            Err(operation) => {
-                self.free.push(slot);
-                return Submission::Full(operation);
-            }
-        };
-        if self.life == Life::Left {
-            self.renew();
         }
-        if job.action() == BlockAction::Flush {
-            self.flush_began = self.is_alone().then(Instant::now);
+        if !self.cached.suits(&operation) {
+            return self.begin(token, operation);
         }
-        if let Some(result) = self.do_here(&mut job) {
-            let done = self.end(slot, job, result);
-            if done.is_none() {
-                // The next poll asks. It fails only when 2^64 - 2 signals are unseen, and then one is pending.
-                let _pending = self.news.write(1);
-            }
-            return done.map_or(Submission::Pending, Submission::Done);
-        }
-        self.slots[index(slot)] = Some(job);
-        self.enqueue(slot);
-        Submission::Pending
+        self.cached.add(token, operation);
+        if self.cached.is_full() { Submission::Ripe } else { Submission::Pending }
     }
 
     fn commit(&mut self) {
@@ -426,6 +419,10 @@ impl BlockBackend for UringBackend {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
+        self.read_cached(completions);
+        if self.free.len() == self.slots.len() {
+            return;
+        }
         // The kernel runs a part of its deferred work at a time, and signals only the first of it.
         while self.has_deferred() {
             self.enter_own(0);
@@ -437,6 +434,7 @@ impl BlockBackend for UringBackend {
     }
 
     fn drain(&mut self, completions: &mut Vec<Completion>) {
+        self.read_cached(completions);
         while self.busy() > 0 {
             self.enter_own(1);
             self.reap(completions);

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
 
 use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN,
@@ -17,13 +18,18 @@ use libc::{
 };
 use thiserror::Error;
 
-use super::{InterfaceName, NetBackend, Offloads};
+use super::{InterfaceName, NetBackend, Offloads, transmit_in_turn};
+use crate::backend::burst::{LazyBurst, WORTH_A_RING};
+use crate::bus::lock;
 use crate::virtio::net::{HEADER_BYTES, ReceiveRoom, TransmitFrame};
 
 const TUN_PATH: &str = "/dev/net/tun";
 
 /// The lowest number that a copy of a descriptor gets: the standard ones are spoken for.
 const FD_MIN: c_int = 3;
+
+/// `TUNGETSNDBUF`, linux/if_tun.h.
+const TUNGETSNDBUF: libc::c_ulong = 0x8004_54d3;
 
 /// `ETHTOOL_GDRVINFO`, linux/ethtool.h.
 const ETHTOOL_GDRVINFO: u32 = 3;
@@ -98,6 +104,18 @@ pub struct Tap {
     transmit: OwnedFd,
     offloads: Offloads,
     mtu: Option<u32>,
+    /// Of the one thread that transmits.
+    burst: Mutex<LazyBurst>,
+    order: Order,
+}
+
+/// Whether one frame of a burst could overtake another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Kept,
+    /// The buffer is bounded, which Linux's are not unless somebody bounds them: the first might find no room, and the
+    /// second some.
+    AtRisk,
 }
 
 /// What a descriptor is attached to.
@@ -219,7 +237,8 @@ impl Tap {
             None => probe(&fd).map_err(host(tap, "set the offloads"))?,
         };
         let transmit = fd.try_clone().map_err(host(tap, "duplicate the descriptor"))?;
-        Ok(Self { fd, transmit, offloads, mtu: None })
+        let order = order(&fd).map_err(host(tap, "read the buffer's size"))?;
+        Ok(Self { fd, transmit, offloads, mtu: None, burst: Mutex::default(), order })
     }
 }
 
@@ -248,6 +267,16 @@ impl NetBackend for Tap {
         frame.write_to(self.transmit.as_fd())
     }
 
+    fn transmit_all(&self, frames: &mut [TransmitFrame], sent: &mut dyn FnMut(usize, io::Result<()>)) {
+        if frames.len() >= WORTH_A_RING
+            && self.order == Order::Kept
+            && let Some(burst) = lock(&self.burst).get()
+        {
+            return TransmitFrame::write_all_to(frames, self.transmit.as_fd(), burst, sent);
+        }
+        transmit_in_turn(self, frames, sent);
+    }
+
     fn receive_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
@@ -255,6 +284,13 @@ impl NetBackend for Tap {
     fn transmit_fd(&self) -> RawFd {
         self.transmit.as_raw_fd()
     }
+}
+
+fn order(fd: &OwnedFd) -> io::Result<Order> {
+    let mut bytes: c_int = 0;
+    // SAFETY: TUNGETSNDBUF writes an int = `bytes`, which is one and lives across the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETSNDBUF, &raw mut bytes) })?;
+    Ok(if bytes == c_int::MAX { Order::Kept } else { Order::AtRisk })
 }
 
 /// Finds what the tap takes, by trying the kernel's newest first, and leaves it with none.

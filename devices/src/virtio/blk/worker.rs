@@ -155,10 +155,10 @@ impl BlkWorker {
     fn serve(&mut self) -> Result<Progress, QueueError> {
         if self.intake != Intake::Open {
             self.unstall();
-            self.backend.commit();
+            let answered = self.commit();
             self.publish();
             self.blocked = Blocked::Yes;
-            return Ok(Progress::Idle);
+            return Ok(self.after(answered));
         }
         let mut budget = CHAINS_PER_WAKE_MAX;
         self.taken_bytes = 0;
@@ -176,13 +176,13 @@ impl BlkWorker {
                 begun = self.begin(origin);
                 budget = if self.taken_bytes < BYTES_PER_WAKE_MAX { budget - 1 } else { 0 };
             }
-            self.backend.commit();
+            let answered = self.commit();
             self.publish();
             let waits = self.stalled.is_some() || begun == Begun::Throttled || self.intake != Intake::Open;
             self.blocked = if waits { Blocked::Yes } else { Blocked::No };
             if waits {
                 // The backend, the throttle or the machine's owner wakes us. Until then a doorbell would change nothing.
-                return Ok(Progress::Idle);
+                return Ok(self.after(answered));
             }
             if budget == 0 {
                 return Ok(Progress::More);
@@ -191,6 +191,12 @@ impl BlkWorker {
                 return Ok(Progress::Idle);
             }
         }
+    }
+
+    /// What to do while nothing is popped. If a commit has answered something, there may be room for what is stalled, and
+    /// nobody else to tell of it.
+    fn after(&self, answered: bool) -> Progress {
+        if answered && self.stalled.is_some() { Progress::More } else { Progress::Idle }
     }
 
     /// Whether the driver makes more available at once. What the backend has pending tells of itself instead.
@@ -290,6 +296,9 @@ impl BlkWorker {
         match self.backend.submit(token, operation) {
             Submission::Done(completion) => self.complete(completion),
             Submission::Pending => {}
+            Submission::Ripe => {
+                self.reap(|backend, completions| backend.poll(completions));
+            }
             Submission::Full(operation) => self.stalled = Some((token, operation)),
         }
     }
@@ -383,14 +392,23 @@ impl BlkWorker {
         buffers
     }
 
-    /// Collects what the backend has completed.
-    fn reap(&mut self, collect: impl FnOnce(&mut dyn BlockBackend, &mut Vec<Completion>)) {
+    /// Collects what is complete by now, and hands over the rest. Whether there was anything.
+    fn commit(&mut self) -> bool {
+        let answered = self.reap(|backend, completions| backend.poll(completions));
+        self.backend.commit();
+        answered
+    }
+
+    /// Collects what the backend has completed. Whether there was anything.
+    fn reap(&mut self, collect: impl FnOnce(&mut dyn BlockBackend, &mut Vec<Completion>)) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         collect(&mut *self.backend, &mut completions);
+        let any = !completions.is_empty();
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
+        any
     }
 
     /// Shows what is done, and tells of it when that is late. The clock is not asked for a single request.

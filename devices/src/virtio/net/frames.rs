@@ -2,7 +2,7 @@
 //! for those that go.
 //!
 //! Both hold the memory itself and belong to the worker of their queue. Nothing here touches a ring.
-#![expect(unsafe_code, reason = "readv and writev on addresses of guest memory, inside Send types")]
+#![expect(unsafe_code, reason = "readv, writev and bursts on addresses of guest memory, inside Send types")]
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,6 +15,7 @@ use vm_memory::GuestAddress;
 
 use super::filter::HEAD_BYTES_MAX;
 use super::header::{FRAME_BYTES_MIN, HEADER_BYTES, HEADER_LEN};
+use crate::backend::burst::{Burst, Transfer};
 use crate::virtio::buffers::{iovec, mark_written, read_at, write_at};
 use crate::virtio::queue::{Chain, Segment};
 
@@ -306,9 +307,9 @@ pub struct TransmitFrame {
     bytes: u32,
 }
 
-// SAFETY: an iovec is not Send because of its pointer. The first of ours is null between calls of `write_to`; the
-// others point into `memory`, which is Send and travels along, and are used only by `write_to`, which takes guest
-// memory as it is.
+// SAFETY: an iovec is not Send because of its pointer. The first of ours is null between calls of those two; the
+// others point into `memory`, which is Send and travels along, and are used only by `write_to` and `write_all_to`, which
+// take guest memory as it is.
 unsafe impl Send for TransmitFrame {}
 
 impl TransmitFrame {
@@ -371,11 +372,35 @@ impl TransmitFrame {
         // in place during the call, and pieces of guest memory that `memory` keeps mapped.
         let written = unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
         self.vectors[0].iov_base = ptr::null_mut();
-        let written = u64::try_from(written).map_err(|_| io::Error::last_os_error())?;
-        if written == u64::from(self.bytes) + u64::from(HEADER_LEN) {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
+        self.settle(usize::try_from(written).map_err(|_| io::Error::last_os_error()))
+    }
+
+    /// Writes frames to `fd` as [`Self::write_to`] does each, by one system call. What became of each is passed on with its
+    /// place.
+    ///
+    /// # Panics
+    /// If there are more than [`BURST_MAX`](crate::backend::burst::BURST_MAX).
+    pub(crate) fn write_all_to(
+        frames: &mut [Self],
+        fd: BorrowedFd<'_>,
+        burst: &mut Burst,
+        mut done: impl FnMut(usize, io::Result<()>),
+    ) {
+        for frame in &mut *frames {
+            frame.vectors[0].iov_base = frame.copy.as_mut_ptr().cast();
         }
+        let writes = frames.iter().map(|frame| Transfer::Write { vectors: &frame.vectors, offset: 0 });
+        // SAFETY: what the vectors describe must be there until the call returns = copies in `frames`, which is borrowed for
+        // as long, and pieces of guest memory that each frame's `memory` keeps mapped.
+        unsafe { burst.run(fd, writes, |place, written| done(place, frames[place].settle(written))) };
+        for frame in frames {
+            frame.vectors[0].iov_base = ptr::null_mut();
+        }
+    }
+
+    /// What it means that so many bytes were written.
+    fn settle(&self, written: io::Result<usize>) -> io::Result<()> {
+        let all = u64::from(self.bytes) + u64::from(HEADER_LEN);
+        if u64::try_from(written?) == Ok(all) { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 }

@@ -1,12 +1,14 @@
 //! Sends the driver's frames, on the device's I/O thread.
 //!
 //! No allocation after warm-up, no copy of a frame: its header is copied and checked, the rest goes to the backend from
-//! where the driver has it. Frames leave in the order in which they came.
+//! where the driver has it. Frames leave in the order in which they came, together as far as they are there together.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use arch::GuestMemory;
 
 use super::counters::{NetQueueCounters, Tally};
 use super::filter::SourceFilter;
@@ -14,6 +16,7 @@ use super::frames::TransmitFrame;
 use super::header::{TransmitRules, checksum_at};
 use super::pair::Retired;
 use super::{Ends, Link, NetCounters, Publishing, publish};
+use crate::backend::burst::BURST_MAX;
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
 use crate::limit::Flow;
@@ -23,9 +26,6 @@ use crate::virtio::queue::{Chain, QueueError, QueueState};
 use crate::virtio::throttle::Throttle;
 use crate::virtio::transport::Interrupt;
 use crate::virtio::worker::{CHAINS_PER_WAKE_MAX, Progress, Source, Worker};
-
-/// Frames after which the driver sees that they have left: each look of its at what we write costs both sides.
-const SHOW_AFTER: u64 = 8;
 
 /// The transmit queue and its way to the backend.
 pub(super) struct TransmitWorker {
@@ -39,7 +39,7 @@ pub(super) struct TransmitWorker {
     publishing: Publishing,
     linger: Linger,
     chain: Chain,
-    frame: TransmitFrame,
+    outgoing: Outgoing,
     waits_for: WaitsFor,
     tally: Tally,
     counters: Arc<NetCounters>,
@@ -47,11 +47,29 @@ pub(super) struct TransmitWorker {
     log: FaultLog,
 }
 
+/// Frames whose chains are popped and which may go, oldest first.
+struct Outgoing {
+    /// Those, and behind them room for more.
+    frames: Box<[TransmitFrame]>,
+    heads: [u16; BURST_MAX],
+    count: usize,
+    /// What became of each when they were sent last.
+    results: Box<[io::Result<()>]>,
+}
+
+/// Where a chain comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Ring,
+    /// It was popped before, and waited for room when the queue was stopped.
+    Kept,
+}
+
 /// What the worker cannot go on without. Nothing is popped meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WaitsFor {
     Frames,
-    /// The chain is popped and its frame loaded, and the backend had no room for it.
+    /// There are frames that the backend had no room for.
     Room,
     /// The frame may not go yet: its chain is back in its ring, and the throttle wakes us.
     Admission,
@@ -69,10 +87,7 @@ impl TransmitWorker {
             publishing: Publishing::new(ends.features),
             linger: Linger::new(),
             chain: Chain::new(),
-            frame: TransmitFrame::new(
-                Arc::clone(queue.ring.memory()),
-                ends.filter.as_ref().map_or(0, |filter| filter.head_bytes()),
-            ),
+            outgoing: Outgoing::new(queue.ring.memory(), ends.filter.as_ref().map_or(0, |filter| filter.head_bytes())),
             waits_for: WaitsFor::Frames,
             tally: Tally::default(),
             counters: Arc::clone(&ends.counters),
@@ -85,19 +100,23 @@ impl TransmitWorker {
     /// Serves at most a wake's worth of chains.
     fn serve(&mut self) -> Result<Progress, QueueError> {
         let mut budget = CHAINS_PER_WAKE_MAX;
-        match self.waits_for {
-            WaitsFor::Room => self.send(),
-            WaitsFor::Frames | WaitsFor::Admission => self.waits_for = WaitsFor::Frames,
-        }
+        self.waits_for = WaitsFor::Frames;
+        self.send();
         loop {
             self.queue.ring.disable_notification();
-            while self.waits_for == WaitsFor::Frames && budget > 0 && self.queue.ring.pop(&mut self.chain)? {
+            while self.waits_for == WaitsFor::Frames && budget > 0 {
+                let origin = if self.queue.ring.is_holding() { Origin::Kept } else { Origin::Ring };
+                if !self.queue.ring.pop(&mut self.chain)? {
+                    break;
+                }
                 budget -= 1;
-                self.begin();
-                if self.tally.frames() >= SHOW_AFTER {
+                self.begin(origin);
+                if self.outgoing.is_full() {
+                    self.send();
                     self.show();
                 }
             }
+            self.send();
             self.publish();
             if self.waits_for != WaitsFor::Frames {
                 // The backend or the throttle wakes us. Until then a doorbell would change nothing.
@@ -113,26 +132,28 @@ impl TransmitWorker {
         }
     }
 
-    /// Checks the popped chain's frame, and sends it.
-    fn begin(&mut self) {
+    /// Checks the popped chain's frame, and adds it to those that go.
+    fn begin(&mut self, origin: Origin) {
         let counters = &self.counters.pairs[self.pair].transmitted;
-        if self.chain.writable_len() > 0 || !self.frame.load(&self.chain) {
+        let head = self.chain.head();
+        let frame = self.outgoing.next();
+        if self.chain.writable_len() > 0 || !frame.load(&self.chain) {
             self.log.report(format_args!("a transmitted chain that holds no frame"));
             counters.count_error();
-            self.queue.ring.add_used(self.chain.head(), 0);
+            self.queue.ring.add_used(head, 0);
             return;
         }
-        let bytes = self.frame.bytes();
-        if let Err(reason) = self.rules.check(self.frame.header(), bytes) {
+        let bytes = frame.bytes();
+        if let Err(reason) = self.rules.check(frame.header(), bytes) {
             self.log.report(format_args!("transmitted {bytes} bytes dropped: {reason}"));
             counters.count_dropped();
-            self.queue.ring.add_used(self.chain.head(), 0);
+            self.queue.ring.add_used(head, 0);
             return;
         }
-        if let Err(reason) = self.filter() {
+        if let Err(reason) = filter(self.filter.as_deref(), frame) {
             self.log.report(format_args!("transmitted {bytes} bytes filtered out: {reason}"));
-            self.queue_counters().filtered.fetch_add(1, Ordering::Relaxed);
-            self.queue.ring.add_used(self.chain.head(), 0);
+            counters.filtered.fetch_add(1, Ordering::Relaxed);
+            self.queue.ring.add_used(head, 0);
             return;
         }
         // What is lost anyway waits for nothing.
@@ -140,56 +161,59 @@ impl TransmitWorker {
             && let Some(throttle) = &mut self.throttle
             && !throttle.admit(Flow::Out, bytes.into())
         {
-            self.queue.ring.unpop(1);
+            match origin {
+                Origin::Ring => self.queue.ring.unpop(1),
+                Origin::Kept => self.queue.ring.hold_first(head),
+            }
             self.waits_for = WaitsFor::Admission;
             return;
         }
         self.tally.begin();
-        self.send();
+        self.outgoing.add(head);
     }
 
-    /// Says why the loaded frame, whose header is checked, may not go.
-    fn filter(&mut self) -> Result<(), &'static str> {
-        let Some(filter) = &self.filter else { return Ok(()) };
-        let checksum_at = checksum_at(self.frame.header());
-        filter.check(self.frame.head(), checksum_at)
-    }
-
-    /// Sends the loaded frame, or finds that it must wait.
+    /// Sends what goes, as far as there is room.
     fn send(&mut self) {
-        self.waits_for = WaitsFor::Frames;
-        if !self.link.is_plugged() {
-            self.tally.forget();
-            self.queue_counters().count_dropped();
-            self.queue.ring.add_used(self.chain.head(), 0);
+        if self.outgoing.count == 0 {
             return;
         }
-        let result = loop {
-            match self.backend.transmit(&mut self.frame) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result,
+        if !self.link.is_plugged() {
+            self.tally.forget();
+            for head in self.outgoing.clear() {
+                self.counters.pairs[self.pair].transmitted.count_dropped();
+                self.queue.ring.add_used(head, 0);
             }
-        };
-        match result {
-            Ok(()) => self.tally.add(self.frame.bytes().into()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Those before it are shown without it, and it has waited since now.
-                self.tally.flush(&self.counters.pairs[self.pair].transmitted);
-                self.tally.begin();
-                self.waits_for = WaitsFor::Room;
-                return;
-            }
-            Err(error) => {
-                self.tally.forget();
-                self.lose(&error);
-            }
+            return;
         }
-        self.queue.ring.add_used(self.chain.head(), 0);
+        self.outgoing.send(&*self.backend);
+        let mut kept = 0;
+        for place in 0..self.outgoing.count {
+            match std::mem::replace(&mut self.outgoing.results[place], Ok(())) {
+                Ok(()) => self.tally.add(self.outgoing.frames[place].bytes().into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.outgoing.keep(place, kept);
+                    kept += 1;
+                    continue;
+                }
+                Err(error) => self.lose(&error, self.outgoing.frames[place].bytes()),
+            }
+            self.queue.ring.add_used(self.outgoing.heads[place], 0);
+        }
+        self.outgoing.count = kept;
+        if self.tally.frames() == 0 {
+            self.tally.forget();
+        }
+        if kept > 0 {
+            // Those before them are shown without them, and they have waited since now.
+            self.tally.flush(&self.counters.pairs[self.pair].transmitted);
+            self.tally.begin();
+            self.waits_for = WaitsFor::Room;
+        }
     }
 
     /// A frame was lost, as on a wire: the driver is not told.
-    fn lose(&mut self, error: &io::Error) {
-        self.log.report(format_args!("cannot transmit {} bytes: {error}", self.frame.bytes()));
+    fn lose(&self, error: &io::Error, bytes: u32) {
+        self.log.report(format_args!("cannot transmit {bytes} bytes: {error}"));
         self.queue_counters().count_error();
         // The interface was deleted.
         if error.raw_os_error() == Some(libc::EBADFD) {
@@ -224,6 +248,53 @@ impl TransmitWorker {
     fn publish(&mut self) {
         self.count();
         publish(&mut self.queue, &self.interrupt);
+    }
+}
+
+/// Says why a frame whose header is checked may not go.
+fn filter(filter: Option<&SourceFilter>, frame: &mut TransmitFrame) -> Result<(), &'static str> {
+    let Some(filter) = filter else { return Ok(()) };
+    let checksum_at = checksum_at(frame.header());
+    filter.check(frame.head(), checksum_at)
+}
+
+impl Outgoing {
+    fn new(memory: &Arc<GuestMemory>, head_bytes: usize) -> Self {
+        let frames = (0..BURST_MAX).map(|_| TransmitFrame::new(Arc::clone(memory), head_bytes)).collect();
+        let results = (0..BURST_MAX).map(|_| Ok(())).collect();
+        Self { frames, heads: [0; BURST_MAX], count: 0, results }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count == BURST_MAX
+    }
+
+    /// Where the next one is loaded.
+    fn next(&mut self) -> &mut TransmitFrame {
+        &mut self.frames[self.count]
+    }
+
+    /// Takes the one that was loaded last.
+    fn add(&mut self, head: u16) {
+        self.heads[self.count] = head;
+        self.count += 1;
+    }
+
+    fn send(&mut self, backend: &dyn NetBackend) {
+        let Self { frames, count, results, .. } = self;
+        backend.transmit_all(&mut frames[..*count], &mut |place, result| results[place] = result);
+    }
+
+    /// Moves one that was not sent to where it is the first, or behind those.
+    fn keep(&mut self, place: usize, to: usize) {
+        self.frames.swap(place, to);
+        self.heads[to] = self.heads[place];
+    }
+
+    /// Forgets all of them.
+    fn clear(&mut self) -> impl Iterator<Item = u16> {
+        let count = std::mem::take(&mut self.count);
+        self.heads.into_iter().take(count)
     }
 }
 
@@ -264,14 +335,15 @@ impl Worker for TransmitWorker {
         self.waits_for == WaitsFor::Room
     }
 
-    /// A frame that waits for room is not waited for: its chain is as if it had never been popped, and it was admitted for
-    /// nothing.
+    /// Frames that wait for room are not waited for: their chains are the first when the queue goes on, and they were admitted
+    /// for nothing.
     fn drain(&mut self) {
-        if self.waits_for == WaitsFor::Room {
-            self.queue.ring.unpop(1);
-            if let Some(throttle) = &self.throttle {
-                throttle.give_back(Flow::Out, self.frame.bytes().into());
-            }
+        if let Some(throttle) = &self.throttle {
+            let bytes = self.outgoing.frames[..self.outgoing.count].iter().map(|frame| u64::from(frame.bytes()));
+            bytes.for_each(|bytes| throttle.give_back(Flow::Out, bytes));
+        }
+        for head in self.outgoing.clear() {
+            self.queue.ring.hold(head);
         }
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {

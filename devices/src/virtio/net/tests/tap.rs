@@ -199,3 +199,33 @@ fn an_interface_that_is_down_loses_frames_until_it_is_up() {
         assert!(bench.receive()[54..] == [2; 50]);
     });
 }
+
+#[test]
+fn frames_that_are_there_together_arrive_in_order_and_what_is_wrong_among_them_is_left_out() {
+    in_network_namespace(|| {
+        let mut bench = TapBench::new(CSUM);
+        let numbers = |count: usize| (0..count).map(|number| vec![u8::try_from(number).unwrap(); 10 + 40 * number]);
+        // The ring has 32 entries: 28 frames, of which three are none.
+        for (number, payload) in numbers(28).enumerate() {
+            let mut frame = bench.udp(0, 0, &payload);
+            if number % 10 == 7 {
+                // A header and nothing behind it.
+                frame.truncate(12);
+            }
+            let place = bench.driver.place(&frame);
+            bench.driver.queues[TX].add(&[Buffer::Readable(place, u32::try_from(frame.len()).unwrap())]);
+        }
+        bench.driver.kick(TX);
+        for (_, payload) in numbers(28).enumerate().filter(|(number, _)| number % 10 != 7) {
+            let mut received = [0; 2000];
+            let len = bench.host.recv(&mut received).unwrap();
+            assert_eq!(received[..len], payload);
+        }
+        for _ in 0..28 {
+            bench.driver.wait_used(TX);
+        }
+        let sent = &bench.counters.pairs[0].transmitted;
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!((count(&sent.frames), count(&sent.dropped) + count(&sent.errors)), (25, 3));
+    });
+}
