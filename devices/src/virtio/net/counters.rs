@@ -94,11 +94,6 @@ impl Tally {
         }
     }
 
-    /// How many there are.
-    pub(super) fn frames(&self) -> u64 {
-        self.frames
-    }
-
     /// Adds all of it to `counters`, and starts anew.
     pub(super) fn flush(&mut self, counters: &NetQueueCounters) {
         if self.frames == 0 {

@@ -200,14 +200,13 @@ impl TransmitWorker {
             self.queue.ring.add_used(self.outgoing.heads[place], 0);
         }
         self.outgoing.count = kept;
-        if self.tally.frames() == 0 {
-            self.tally.forget();
-        }
         if kept > 0 {
-            // Those before them are shown without them, and they have waited since now.
+            // Those before them are shown without them, and they have waited since now, or longer if there were none.
             self.tally.flush(&self.counters.pairs[self.pair].transmitted);
             self.tally.begin();
             self.waits_for = WaitsFor::Room;
+        } else {
+            self.tally.forget();
         }
     }
 
