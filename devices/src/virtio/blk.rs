@@ -277,6 +277,7 @@ impl VirtioDevice for Blk {
         let mut queues = lock(&self.queues);
         queues.interrupt = Some(Arc::clone(&activation.interrupt));
         self.shared.clear_full();
+        self.shared.mend();
         for queue in active {
             let index = usize::from(queue.ring.index());
             if index > 0 && !multi_queue {

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::OnFull;
 use super::counters::DiskQueueCounters;
-use super::slots::QueueSlots;
+use super::slots::{QueueSlots, Undone};
 use crate::backend::block::{BlockBackend, DiskGeometry, SECTOR_BYTES};
 use crate::virtio::DeviceCounters;
 use crate::virtio::transport::Interrupt;
@@ -93,6 +93,8 @@ pub(super) struct Shared {
     on_full: OnFull,
     /// A request is kept for want of space.
     full: AtomicBool,
+    /// Queues have backends that they must not use, until they stop.
+    broken: AtomicBool,
 }
 
 impl DiskControl {
@@ -134,7 +136,7 @@ impl DiskControl {
     /// If there are not as many backends as queues.
     pub fn replace(
         &self,
-        mut backends: Vec<Box<dyn BlockBackend>>,
+        backends: Vec<Box<dyn BlockBackend>>,
         deadline: Instant,
     ) -> Result<Vec<Box<dyn BlockBackend>>, ReplaceError> {
         let (old, new) = (self.shared.geometry, backends[0].geometry());
@@ -150,15 +152,13 @@ impl DiskControl {
         if !queues.quiet(deadline) {
             return Err(ReplaceError::Held);
         }
-        let before = (self.shared.sectors(), self.shared.backing_sectors());
-        let exchanged = queues.exchange(&mut backends, deadline, || {
+        let before = || {
             self.shared.clear_full();
             self.shared.set_sectors(new.sectors, new.sectors);
-        });
-        if let Err(ReplaceError::Attach(_)) = exchanged {
-            self.shared.set_sectors(before.0, before.1);
-        }
-        exchanged.map(|()| backends)
+        };
+        queues.exchange(backends, deadline, before, |undone| {
+            self.shared.broken.store(undone == Undone::AtStop, Ordering::Relaxed);
+        })
     }
 
     /// Whether a request is kept because the backing has no space for it ([`OnFull::Keep`]). Stopping the device and
@@ -190,6 +190,7 @@ impl Shared {
             queue_counters: (0..queues).map(|_| DiskQueueCounters::default()).collect(),
             on_full,
             full: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
         })
     }
 
@@ -216,6 +217,17 @@ impl Shared {
         if let OnFull::Keep(tell) = &self.on_full {
             tell();
         }
+    }
+
+    /// Whether no queue may go on before it was stopped. A queue is told to go on, by its thread's channel, only after this was
+    /// set: Relaxed will do.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// All queues have stopped.
+    pub(super) fn mend(&self) {
+        self.broken.store(false, Ordering::Relaxed);
     }
 
     /// What is kept is tried again.

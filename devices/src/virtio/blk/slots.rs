@@ -23,6 +23,8 @@ pub(super) struct QueueSlots {
 pub(super) struct QueueSlot {
     thread: IoThreadHandle,
     run: Run,
+    /// The backend that it has to have when its worker is off its thread.
+    owed: Option<Box<dyn BlockBackend>>,
 }
 
 enum Run {
@@ -42,7 +44,7 @@ pub(super) struct Idle {
 
 impl QueueSlot {
     pub(super) fn new(thread: IoThreadHandle, idle: Idle) -> Self {
-        Self { thread, run: Run::Stopped(idle) }
+        Self { thread, run: Run::Stopped(idle), owed: None }
     }
 
     /// Begins to serve a stopped queue.
@@ -62,8 +64,9 @@ impl QueueSlot {
         self.halt();
         match std::mem::replace(&mut self.run, Run::Lost) {
             Run::Halted(worker) => {
-                let state = worker.queue_state();
-                self.run = Run::Stopped(worker.into_idle());
+                let (state, mut idle) = (worker.queue_state(), worker.into_idle());
+                idle.backend = self.owed.take().unwrap_or(idle.backend);
+                self.run = Run::Stopped(idle);
                 Some(state)
             }
             other => {
@@ -127,6 +130,16 @@ impl QueueSlot {
     }
 }
 
+/// What became of an exchange that an I/O thread did not let happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Undone {
+    /// All queues are served as before.
+    Yes,
+    /// Some are on their threads with backends that they must not use. They take nothing, and have their old ones when
+    /// they have stopped.
+    AtStop,
+}
+
 impl QueueSlots {
     /// Asks all queues to take nothing new, and waits until nothing is in flight. After the deadline all go on, and it
     /// is false.
@@ -155,34 +168,51 @@ impl QueueSlots {
         })
     }
 
-    /// Gives quiet queues other backends, one each, does `between` while none is served, and lets them go on.
+    /// Gives quiet queues other backends, one each, does `before` it lets them go on, and gives the old ones back. Nothing is
+    /// asked of the others until all queues have theirs.
     ///
     /// # Errors
-    /// An I/O thread does not give its worker away in time, or does not take it back: then each has its old backend again.
+    /// An I/O thread does not give its worker away in time, or does not take it back; `undone` says, before any queue may
+    /// go on, what that means.
     pub(super) fn exchange(
         &mut self,
-        backends: &mut [Box<dyn BlockBackend>],
+        mut backends: Vec<Box<dyn BlockBackend>>,
         deadline: Instant,
-        between: impl FnOnce(),
-    ) -> Result<(), ReplaceError> {
+        before: impl FnOnce(),
+        undone: impl FnOnce(Undone),
+    ) -> Result<Vec<Box<dyn BlockBackend>>, ReplaceError> {
         if !self.halt_by(deadline) {
             self.must(Self::go_on);
             self.release();
             return Err(ReplaceError::Held);
         }
-        self.swap(backends);
-        between();
-        let done = self.go_on();
-        if done.is_err() {
-            self.must(|queues| {
-                if !queues.halt_by(deadline) {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                queues.swap(backends);
-                queues.go_on()
-            });
+        self.swap(&mut backends);
+        if let Err(error) = self.go_on() {
+            if self.halt_by(deadline) {
+                undone(Undone::Yes);
+                self.swap(&mut backends);
+                self.must(Self::go_on);
+                self.release();
+            } else {
+                undone(Undone::AtStop);
+                self.owe(backends);
+                self.must(|_| Err(io::ErrorKind::TimedOut.into()));
+            }
+            return Err(ReplaceError::Attach(error));
         }
-        done.map_err(ReplaceError::Attach)
+        before();
+        self.release();
+        Ok(backends)
+    }
+
+    /// Gives each queue its old backend, or sees to it that it has it when its worker is off its thread.
+    fn owe(&mut self, backends: Vec<Box<dyn BlockBackend>>) {
+        for (slot, mut backend) in self.slots.iter_mut().zip(backends) {
+            match slot.run {
+                Run::Running(_) => slot.owed = Some(backend),
+                Run::Stopped(_) | Run::Halted(_) | Run::Lost => slot.exchange(&mut backend),
+            }
+        }
     }
 
     /// Does what keeps the queues served; without it only a reset helps.

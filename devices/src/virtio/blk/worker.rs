@@ -144,11 +144,11 @@ impl BlkWorker {
         Idle { backend: self.backend, throttle: self.throttle }
     }
 
-    /// Exchanges the queue's backend for another, with nothing in flight. The queue may go on then.
+    /// Exchanges the queue's backend for another, with nothing in flight. The queue takes nothing until it is released.
     pub(super) fn exchange_backend(&mut self, backend: &mut Box<dyn BlockBackend>) {
         assert!(self.is_quiet(), "a backend is exchanged with requests in flight");
         std::mem::swap(&mut self.backend, backend);
-        self.intake = Intake::Open;
+        self.intake = Intake::Held;
     }
 
     /// Serves at most a wake's worth of chains.
@@ -501,7 +501,7 @@ impl Worker for BlkWorker {
     }
 
     fn release(&mut self) {
-        if self.intake == Intake::Held {
+        if self.intake == Intake::Held && !self.shared.is_broken() {
             self.intake = Intake::Open;
         }
     }

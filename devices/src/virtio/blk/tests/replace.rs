@@ -1,8 +1,11 @@
 //! A disk that is given another file while its driver uses it.
 
 use super::*;
-use crate::backend::block::{BlockSize, DiskImageError, Release, try_lock_whole};
+use crate::backend::block::{
+    BlockOperation, BlockSize, Completion, DiskImageError, Release, Submission, Token, try_lock_whole,
+};
 use crate::testing::DEADLINE;
+use crate::virtio::worker::Source;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -116,15 +119,19 @@ fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between
         let mut bench = Bench::over(&Setup { engine, ..Setup::default() }, file.try_clone().unwrap());
         let over = Arc::new(AtomicBool::new(false));
         let (thief_path, thief_over) = (path.clone(), Arc::clone(&over));
+        let at_work = Arc::new(std::sync::Barrier::new(2));
+        let thief_at_work = Arc::clone(&at_work);
         let thief = std::thread::spawn(move || {
-            let mut tries = 0;
-            while !thief_over.load(Ordering::Relaxed) {
+            thief_at_work.wait();
+            loop {
                 let file = File::options().read(true).write(true).open(&thief_path).unwrap();
                 assert!(try_lock_whole(&file, DiskAccess::ReadWrite).is_err(), "the lock was free for a moment");
-                tries += 1;
+                if thief_over.load(Ordering::Relaxed) {
+                    break;
+                }
             }
-            tries
         });
+        at_work.wait();
         let mut image = Arc::clone(&bench.image);
         for round in 1..50 {
             file.set_len((SECTORS + round) * SECTOR_BYTES).unwrap();
@@ -139,7 +146,7 @@ fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between
             assert_eq!(bench.read(SECTORS + round - 1, SECTOR), (OK, 513, vec![0; SECTOR]));
         }
         over.store(true, Ordering::Relaxed);
-        assert!(thief.join().unwrap() > 0);
+        thief.join().unwrap();
         file.set_len(SECTORS * SECTOR_BYTES).unwrap();
     }
 }
@@ -188,4 +195,94 @@ fn a_disk_that_does_not_answer_keeps_its_file_and_its_requests() {
     bench.driver.transport().lock().unwrap().core().pause();
     assert_eq!([bench.status(status), bench.status(second)], [OK, OK]);
     assert_eq!(bench.driver.bytes_at(data, SECTOR), pattern(5), "the drained backend goes backwards");
+}
+
+/// A backend of its own mind about its thread.
+struct Stubborn {
+    inner: FileBackend,
+    /// What wakes it.
+    source: Option<Source>,
+    /// While it is locked, a thread that has come there stands still.
+    gate: Arc<Mutex<()>>,
+    came: Arc<AtomicBool>,
+}
+
+impl BlockBackend for Stubborn {
+    fn geometry(&self) -> DiskGeometry {
+        self.inner.geometry()
+    }
+
+    fn submit(&mut self, token: Token, operation: BlockOperation) -> Submission {
+        self.inner.submit(token, operation)
+    }
+
+    fn poll(&mut self, _completions: &mut Vec<Completion>) {
+        self.came.store(true, Ordering::Relaxed);
+        let _open = self.gate.lock().unwrap();
+    }
+
+    fn drain(&mut self, _completions: &mut Vec<Completion>) {}
+
+    /// One that the thread will not take is told of when another's has come to the gate.
+    fn wake_source(&self) -> Option<Source> {
+        while self.source.is_some() && !self.came.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        self.source
+    }
+}
+
+/// Replaces the file of a disk of two queues by one that the second queue's thread does not take; the first one's stands still
+/// while `gate` is locked. A regular file is nothing that an epoll waits for.
+fn refuse(bench: &Bench, gate: &Arc<Mutex<()>>, path: &Path, deadline: Instant) -> ReplaceError {
+    let image = open(bench, path).unwrap();
+    let (file, came) = (Source::Edge(image.file().as_raw_fd()), Arc::<AtomicBool>::default());
+    let backends = [None, Some(file)].map(|source| -> Box<dyn BlockBackend> {
+        let (inner, gate, came) = (FileBackend::new(Arc::clone(&image)), Arc::clone(gate), Arc::clone(&came));
+        Box::new(Stubborn { inner, source, gate, came })
+    });
+    bench.control.replace(backends.into(), deadline).map(drop).unwrap_err()
+}
+
+fn read_on(bench: &mut Bench, queue: usize) -> Vec<u8> {
+    let (header, status, data) = (bench.header(IN, 3), bench.status_byte(), bench.driver.allocate(512));
+    bench.driver.run(queue, &[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+    assert_eq!(bench.status(status), OK);
+    bench.driver.bytes_at(data, SECTOR)
+}
+
+#[test]
+fn a_disk_that_a_thread_does_not_take_back_goes_on_with_the_file_that_it_had() {
+    let features = FLUSH | 1 << VIRTIO_BLK_F_MQ;
+    let mut bench = Bench::build(&Setup { queues: 2, features, ..Setup::default() });
+    let (_folder, path) = disk_of(0x55, 2 * SECTORS);
+    assert!(matches!(refuse(&bench, &Arc::default(), &path, soon()), ReplaceError::Attach(_)));
+    assert_eq!([0, 1].map(|queue| read_on(&mut bench, queue)), [pattern(3), pattern(3)]);
+    assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS);
+}
+
+#[test]
+fn a_disk_that_can_have_neither_file_serves_none_until_it_is_reset_and_then_the_one_that_it_had() {
+    let features = FLUSH | 1 << VIRTIO_BLK_F_MQ;
+    let mut bench = Bench::build(&Setup { queues: 2, features, ..Setup::default() });
+    let (_folder, path) = disk_of(0x55, 2 * SECTORS);
+    let gate = Arc::<Mutex<()>>::default();
+    let locked = gate.lock().unwrap();
+    let refused = refuse(&bench, &gate, &path, Instant::now() + std::time::Duration::from_millis(200));
+    assert!(matches!(refused, ReplaceError::Attach(_)));
+    bench.driver.wait_needs_reset();
+    drop(locked);
+    // Who lets all of a machine's devices go on does not let these.
+    lock(&bench.driver.transport().clone()).core().release();
+    let statuses = [0, 1].map(|queue| {
+        let (header, status, data) = (bench.header(IN, 3), bench.status_byte(), bench.driver.allocate(512));
+        bench.driver.queues[queue].add(&[header, Buffer::Writable(data, 512), Buffer::Writable(status, 1)]);
+        bench.driver.kick(queue);
+        status
+    });
+    bench.driver.reset();
+    assert_eq!(statuses.map(|status| bench.status(status)), [UNWRITTEN; 2], "nothing was served");
+    bench.driver.initialize(features, &[64, 64]);
+    assert_eq!([0, 1].map(|queue| read_on(&mut bench, queue)), [pattern(3), pattern(3)]);
+    assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS);
 }
