@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::ended::Ended;
@@ -159,6 +160,40 @@ fn a_pool_that_is_too_small_is_refused_with_the_shortfall_unless_the_best_effort
     assert_eq!(report["memory"]["given"]["pages"], "transparent", "{report}");
     assert!(report["differences"][0].as_str().is_some_and(|text| text.contains("32 HugePages of 2M")), "{report}");
     vm.stop();
+}
+
+#[test]
+#[ignore = "the process that the test below kills"]
+fn a_process_that_holds_a_pool() {
+    let _pool = Pool::of_2m(4);
+    println!("HOLDS");
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Of the tests themselves: whatever ends one of them, the host's pool is as it was.
+#[test]
+fn a_pool_is_as_it_was_after_the_process_that_raised_it_is_killed() {
+    let pages = || {
+        let lock = fs::File::create("/run/husk-test-pool.lock").unwrap();
+        lock.lock().unwrap();
+        let file = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+        fs::read_to_string(file).unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = pages();
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "a_process_that_holds_a_pool", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("HOLDS")), "it has raised the pool");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while pages() != before {
+        assert!(Instant::now() < deadline, "the pool had {before} pages and has {}", pages());
+        std::thread::yield_now();
+    }
 }
 
 /// A control group of our own, which is gone with this.
