@@ -181,6 +181,23 @@ fn statistics_are_asked_for_again_and_again_and_the_last_are_told() {
 }
 
 #[test]
+fn statistics_of_any_length_are_read_to_a_bound_and_cost_the_host_nothing_more() {
+    const READ: usize = 32;
+    let mut bench = bench(&BalloonOptions { statistics: Some(Duration::from_millis(5)), ..BalloonOptions::default() });
+    let mut pairs = vec![(4, 1); READ];
+    pairs.push((0, 9));
+    let mut bytes = statistics_of(&pairs);
+    bytes.resize(1 << 20, 0xff);
+    let place = bench.driver.place(&bytes);
+    bench.driver.queues[2].want_interrupt();
+    // All of guest memory would not be too much to name, again and again.
+    bench.driver.queues[2].add(&[Buffer::Readable(place, 1 << 20); 8]);
+    bench.driver.kick(2);
+    bench.driver.wait_used(2);
+    assert_eq!(bench.control.statistics().unwrap().iter().collect::<Vec<_>>(), [("free_memory", 1)]);
+}
+
+#[test]
 fn hinted_pages_go_while_their_run_lasts_and_only_then() {
     let options = BalloonOptions { hinting: true, ..BalloonOptions::default() };
     let mut bench = bench(&options);

@@ -481,3 +481,35 @@ fn a_reset_of_a_disk_during_a_flush() {
         statuses
     });
 }
+
+/// What a guest writes never makes a disk anything but its bytes, nor opens a file that it names.
+#[test]
+fn a_disk_that_a_guest_makes_look_like_an_image_of_a_backing_file_is_its_bytes() {
+    let backing = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    std::fs::write(backing.path(), [0x77; 4 * SECTOR]).unwrap();
+    let name = backing.path().to_str().unwrap().as_bytes();
+    // qcow2, version 3: where its backing file's name is and how long, clusters of 64 KiB, and a size of 1 TiB.
+    let mut qcow2 = b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\x01\0".to_vec();
+    qcow2.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
+    qcow2.extend(16_u32.to_be_bytes());
+    qcow2.extend((1_u64 << 40).to_be_bytes());
+    qcow2.resize(256, 0);
+    qcow2.extend(name);
+    qcow2.resize(SECTOR, 0);
+    for engine in ENGINES {
+        for magic in [&qcow2[..], b"KDMV\x01\0\0\0", b"conectix", b"vhdxfile", b"QED\0"] {
+            let mut bench = Bench::build(&Setup { engine, ..Setup::default() });
+            let mut head = magic.to_vec();
+            head.resize(SECTOR, 0);
+            assert_eq!(bench.write(0, &head).0, OK);
+            let file = bench.file.try_clone().unwrap();
+            drop(bench);
+            // As after a restart of the machine.
+            let mut bench = Bench::over(&Setup { engine, ..Setup::default() }, file);
+            assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS);
+            assert_eq!(bench.read(0, SECTOR), (OK, 513, head));
+            assert_eq!(bench.read(SECTORS - 1, SECTOR), (OK, 513, pattern(SECTORS - 1)));
+            assert_eq!(bench.read(SECTORS, SECTOR).0, IOERR);
+        }
+    }
+}
