@@ -284,8 +284,12 @@ fn transparent_huge_pages_form_where_they_are_asked_for_and_only_there() {
         vm.stop();
         bytes(&memory, "transparent_bytes")
     };
-    // The host may be short of free 2 MiB, but not of all of it.
-    assert!(transparent("transparent") >= 32 * MIB);
+    // The host may be short of 2 MiB in one piece for a moment, and makes some when it is told to.
+    let formed = transparent("transparent");
+    if formed < 32 * MIB {
+        fs::write("/proc/sys/vm/compact_memory", "1").unwrap();
+        assert!(transparent("transparent") >= 32 * MIB, "{formed} at first");
+    }
     assert_eq!(transparent("none"), 0);
 }
 
