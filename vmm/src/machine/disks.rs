@@ -17,6 +17,7 @@ use super::devices::{DeviceError, DiskChangeError, lock};
 use super::pool::IoPool;
 use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskTuning, LimiterConfig, OnEnospc};
 use crate::control::{EventSender, GuestEvent};
+use crate::placement::leave_inherited_place;
 pub use questions::{BackingSize, FileQuestion, OpenedFile, SizeQuestion};
 
 /// A disk of a machine, for what is done to it while it is in use.
@@ -93,7 +94,10 @@ impl Disk {
 
 /// Gives a file and its engines up. The last to close it waits for its host, which may not answer: a thread of its own does.
 fn close(engines: Vec<Box<dyn BlockBackend>>, image: Arc<DiskImage>) {
-    let close = move || drop((engines, image));
+    let close = move || {
+        leave_inherited_place();
+        drop((engines, image));
+    };
     if let Err(error) = Builder::new().name("husk-job-file".to_owned()).spawn(close) {
         log::warn!("a file is closed where others wait for it: there is no thread: {error}");
     }
