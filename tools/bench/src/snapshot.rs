@@ -1,6 +1,7 @@
 //! `tools/dev bench snapshot`.
 
 mod lazy;
+mod logged;
 mod machine;
 mod qemu;
 
@@ -48,6 +49,9 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Vec<Row>, BenchError> {
     }
     if wanted.has("snapshot-pause-running-1g") {
         rows.push(running(&artifacts, &place)?);
+    }
+    if wanted.has("dirty-log-writes") {
+        rows.push(logged::writes(&artifacts, &place)?);
     }
     for (name, mib) in [("restore-map-128m", 128), ("restore-map-1g", 1024), ("restore-map-6g", 6144)] {
         if wanted.has(name) {

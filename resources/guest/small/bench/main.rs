@@ -15,6 +15,7 @@
 mod access;
 mod disk;
 mod doorbell;
+mod fill;
 mod latency;
 mod net;
 mod spin;
@@ -56,6 +57,7 @@ fn guest_main(boot: &'static Boot) -> ! {
             Kind::Doorbell => doorbell::run(&machine, &work),
             Kind::Spin => spin::run(&work),
             Kind::Touch => touch::run(&work),
+            Kind::Fill => fill::run(&work),
             Kind::Access => access::run(&work),
         });
         if let Err(reason) = result {

@@ -4,6 +4,7 @@
 //! [`SEQUENTIAL_BYTES_MIN`], else one after the other. `blk-flush`: a write of `size` bytes and a flush, again and again.
 //! `net-tx`, `net-rx`: frames of `size` bytes. `notify`: doorbells of a queue in which there is nothing.
 //! `spin`: steps of a computation. `touch`: pages round an area of `size` bytes, one each `us` microseconds.
+//! `fill`: an area of `size` bytes, a byte a page, for each byte that comes by the serial port, for ever.
 //! `access`: loads at random places of an area of `size` bytes that has been written, each waiting for the one before.
 //!
 //! `ms=` or `count=` says how long; `wait=poll|sleep` how the guest waits for answers: it turns on the used ring, so that
@@ -27,6 +28,7 @@ pub(crate) enum Kind {
     Doorbell,
     Spin,
     Touch,
+    Fill,
     Access,
 }
 
@@ -73,6 +75,7 @@ impl Work {
             "notify" => Kind::Doorbell,
             "spin" => Kind::Spin,
             "touch" => Kind::Touch,
+            "fill" => Kind::Fill,
             "access" => Kind::Access,
             _ => return Err("there is no such run"),
         };

@@ -60,6 +60,11 @@ impl Machine {
         Ok(Self { socket, process: Process::Spawned(child) })
     }
 
+    /// One that has begun already.
+    pub(super) fn of(child: Child, socket: PathBuf) -> Self {
+        Self { socket, process: Process::Spawned(child) }
+    }
+
     pub(super) fn wait_until_paused(&mut self) -> Result<(), BenchError> {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -97,6 +102,10 @@ impl Machine {
 
     pub(super) fn pause(&mut self) -> Result<(), BenchError> {
         self.ask("PATCH", "/vm", &json!({ "state": "Paused" })).map(|_| ())
+    }
+
+    pub(super) fn resume(&mut self) -> Result<(), BenchError> {
+        self.ask("PATCH", "/vm", &json!({ "state": "Resumed" })).map(|_| ())
     }
 
     /// Makes a point, and waits until it is durable.
