@@ -33,6 +33,7 @@ pub mod placement;
 pub mod plan;
 mod random;
 pub mod snapshot;
+mod time;
 pub mod vcpu;
 
 pub use error::describe;

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::State;
 use super::jobs::JobReport;
+use crate::time::unix_ms;
 
 /// Events that are kept for those who come late.
 const KEPT_MAX: usize = 256;
@@ -103,8 +103,7 @@ impl EventLog {
     }
 
     pub(super) fn tell(&self, kind: EventKind) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let unix_ms = unix_ms();
         {
             let mut kept = self.kept();
             kept.last_seq += 1;

@@ -10,6 +10,7 @@ use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::{Action, State};
 use crate::config::ConfigState;
 use crate::snapshot::{MadePoint, Maker, MakerEvent, Mode, Order, SnapshotError, SnapshotRequest};
+use crate::time::microseconds;
 
 /// A snapshot that is being made.
 pub(super) struct Snapshot {
@@ -222,7 +223,7 @@ impl ControlLoop<'_> {
         let (end, reply) = match result {
             Ok(MadePoint { last, report, mut figures }) => {
                 self.plane.has_point(report);
-                figures.pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+                figures.pause_us = microseconds(pause);
                 self.machine.keep_tracking(log, Some(last));
                 (JobEnd::Done(Some(figures)), Ok(Reply::Done))
             }

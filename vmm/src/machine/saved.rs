@@ -21,7 +21,7 @@ use crate::config::{
     SaveConfigError, VmConfig,
 };
 use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
-use crate::snapshot::unix_ms;
+use crate::time::unix_ms;
 
 /// The version of every section's type so far.
 const V1: u16 = 1;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use devices::virtio::blk::DiskOperation;
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ use super::{DeviceFigures, FlowFigures, Snapshot};
 use crate::config::firecracker::bodies::Metrics;
 use crate::line_file;
 use crate::machine::DeviceKind;
+use crate::time::unix_ms;
 use crate::vcpu::ExitKind;
 
 /// How often a line is written without being asked for.
@@ -88,9 +89,7 @@ impl FirecrackerFile {
             self.missed += 1;
             return;
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let utc_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        self.rest = format!("{}\n", line(utc_ms, &now, &self.last, self.missed, &self.extra)).into_bytes();
+        self.rest = format!("{}\n", line(unix_ms(), &now, &self.last, self.missed, &self.extra)).into_bytes();
         if self.push_rest() > 0 {
             (self.last, self.missed) = (now, 0);
         } else {

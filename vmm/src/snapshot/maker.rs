@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -24,6 +24,7 @@ use crate::epoch::{
     SectionError, StateHeader,
 };
 use crate::machine::{MachineSaveError, MemorySlots, PluggableMemory, SavedMachine};
+use crate::time::microseconds;
 
 /// What keeps a point from being made.
 #[derive(Debug, Error)]
@@ -294,8 +295,8 @@ impl Worker {
             }
         };
         log.iter_mut().for_each(DirtyLog::acknowledge);
-        self.figures.sync_us = microseconds(copied);
-        self.figures.total_us = microseconds(self.started);
+        self.figures.sync_us = microseconds(copied.elapsed());
+        self.figures.total_us = microseconds(self.started.elapsed());
         let files = self.request.files.clone();
         // The point is there, whether or not it can be opened now: its next increment opens it again, and says why not.
         let point = is_tracked.then(|| Point::open(&files.memory, &header).map(Arc::new)).and_then(Result::ok);
@@ -403,14 +404,4 @@ fn stopped(log: Option<DirtyLog>) -> Option<DirtyLog> {
         log::warn!("pages are still tracked, which costs the guest time: {}", crate::describe(&error));
     }
     None
-}
-
-fn microseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Now, in milliseconds since 1970 (UTC).
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ mod rounds;
 mod source;
 
 pub use crate::epoch::PointFiles;
-pub(crate) use maker::{Ground, LastPoint, MadePoint, Maker, Mode, Order, unix_ms};
+pub(crate) use maker::{Ground, LastPoint, MadePoint, Maker, Mode, Order};
 pub use maker::{MakerEvent, SnapshotError};
 pub use report::{PointReport, Relation};
 pub use request::{MemoryMode, MemorySource, Overrides, PointKind, RestoreRequest, SnapshotFigures, SnapshotRequest};

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{DiskFigures, FIGURE_TIME, Quantiles};
+use crate::time::microseconds;
 
 const READ_BYTES: usize = 4096;
 /// Requests under way at once.
@@ -32,7 +33,7 @@ pub(super) fn measure(path: &Path) -> io::Result<DiskFigures> {
             Ok::<_, io::Error>(sum + thread.join().expect("a measurement does not panic")?.len() as u64)
         })
     })?;
-    let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let took_us = microseconds(began.elapsed());
     Ok(DiskFigures { latency, reads_s: reads.saturating_mul(1_000_000) / took_us.max(1) })
 }
 
