@@ -1,5 +1,4 @@
 //! Disks and networks of a machine that goes on from a point: those of then, or others, and those that are not what they were.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
 
