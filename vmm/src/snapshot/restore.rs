@@ -263,3 +263,48 @@ fn change(config: &mut VmConfig, overrides: Overrides) -> Result<(), RestoreErro
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::firecracker::blank;
+    use crate::epoch::{Described, Digest, Encoded, LayerWriter, PAGE_BYTES};
+
+    const PAGE: [u8; 4096] = [7; 4096];
+
+    /// An increment of so many runs, on a point of one page.
+    fn chain(runs: u64) -> (tempfile::TempDir, Point) {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let memory_bytes = (2 * MAPPED_RUNS_MAX + 512) * PAGE_BYTES;
+        let publish = |name: &str, parent: Option<Point>, pages: &mut dyn Iterator<Item = u64>| {
+            let files = PointFiles::in_folder(&folder.path().join(name));
+            let writer = LayerWriter::create(&files, memory_bytes, parent.map(Arc::new)).unwrap();
+            let mut pen = writer.pen();
+            pages.for_each(|page| pen.write_bytes(page, &PAGE).unwrap());
+            drop(pen);
+            let described = Described { created_ms: 1, cpu: Encoded::of(1, &0).unwrap(), config: Digest::of(b"") };
+            let header = writer.finish().unwrap().publish(&described, &[]).unwrap();
+            Point::open(&files.memory, &header).unwrap()
+        };
+        let base = publish("base", None, &mut [0].into_iter());
+        let point = publish("point", Some(base), &mut (1..runs).map(|run| 2 * run));
+        (folder, point)
+    }
+
+    #[test]
+    fn a_chain_of_too_many_runs_is_not_mapped_and_how_many_there_are_is_told() {
+        let config = blank();
+        let settle =
+            |asked, point: &Point, parts| settle_mode(asked, &config, point, parts).map_err(|error| error.to_string());
+        let (_most, most) = chain(MAPPED_RUNS_MAX);
+        assert_eq!(most.run_count(), MAPPED_RUNS_MAX);
+        assert_eq!(settle(None, &most, 0), Ok(MemoryMode::Map));
+        // A part that is plugged is a mapping as well.
+        let refused = settle(Some(MemoryMode::Map), &most, 1).unwrap_err();
+        let why = "memory cannot be mapped from the snapshot: its chain has 8193 runs of pages, more than 8192: use lazy or copy";
+        assert_eq!((refused.as_str(), settle(None, &most, 1)), (why, Ok(MemoryMode::Lazy)));
+        let (_more, more) = chain(MAPPED_RUNS_MAX + 1);
+        assert_eq!(settle(Some(MemoryMode::Map), &more, 0).unwrap_err(), why);
+        assert_eq!(settle(Some(MemoryMode::Copy), &more, 0), Ok(MemoryMode::Copy));
+    }
+}
