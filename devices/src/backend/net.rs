@@ -83,6 +83,12 @@ pub trait NetBackend: Send + Sync {
     /// or still there.
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize>;
 
+    /// Reads up to `count` frames by one call ([`ReceiveRoom::read_several_from`]), of as many as the room has said. False if it
+    /// cannot, for now or ever: [`Self::receive`] does it then.
+    fn receive_several(&self, _room: &mut ReceiveRoom, _count: usize) -> bool {
+        false
+    }
+
     /// Sends a frame.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{NetBackend, Offloads};
+use crate::backend::burst::LazyBurst;
 use crate::bus::lock;
 use crate::testing::DEADLINE;
 use crate::virtio::net::{ReceiveRoom, TransmitFrame};
@@ -29,6 +30,7 @@ pub struct NetFault {
 pub struct FakeNet {
     socket: UnixDatagram,
     transmit: UnixDatagram,
+    burst: Mutex<LazyBurst>,
     able: Offloads,
     shared: Arc<Shared>,
 }
@@ -59,7 +61,7 @@ impl FakeNet {
         let transmit = ours.try_clone().expect("a test has descriptors");
         let shared = Arc::<Shared>::default();
         let wire = Wire { socket: wire, shared: Arc::clone(&shared) };
-        (Self { socket: ours, transmit, able, shared }, wire)
+        (Self { socket: ours, transmit, burst: Mutex::default(), able, shared }, wire)
     }
 }
 
@@ -155,6 +157,13 @@ impl NetBackend for FakeNet {
         }
         fail(fault)?;
         room.read_from(self.socket.as_fd())
+    }
+
+    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> bool {
+        let mut burst = lock(&self.burst);
+        let Some(burst) = burst.get().filter(|_| lock(&self.shared.fault).receive.is_none()) else { return false };
+        room.read_several_from(self.socket.as_fd(), burst, count);
+        true
     }
 
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()> {

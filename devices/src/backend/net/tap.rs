@@ -104,7 +104,7 @@ pub struct Tap {
     transmit: OwnedFd,
     offloads: Offloads,
     mtu: Option<u32>,
-    /// Of the one thread that transmits.
+    /// Of the one thread that receives and transmits.
     burst: Mutex<LazyBurst>,
     order: Order,
 }
@@ -261,6 +261,13 @@ impl NetBackend for Tap {
 
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize> {
         room.read_from(self.fd.as_fd())
+    }
+
+    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> bool {
+        let mut burst = lock(&self.burst);
+        let Some(burst) = burst.get() else { return false };
+        room.read_several_from(self.fd.as_fd(), burst, count);
+        true
     }
 
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()> {

@@ -15,7 +15,7 @@ use vm_memory::GuestAddress;
 
 use super::filter::HEAD_BYTES_MAX;
 use super::header::{FRAME_BYTES_MIN, HEADER_BYTES, HEADER_LEN};
-use crate::backend::burst::{Burst, Transfer};
+use crate::backend::burst::{BURST_MAX, Burst, Transfer};
 use crate::virtio::buffers::{iovec, mark_written, read_at, write_at};
 use crate::virtio::queue::{Chain, Segment};
 
@@ -26,6 +26,10 @@ const VECTORS_MAX: usize = 1024;
 /// an Ethernet header with a VLAN tag.
 const SPILL_BYTES: usize = 66 << 10;
 const _: () = assert!(SPILL_BYTES > HEADER_BYTES + 14 + 4 + 65536);
+
+/// Frames that are read at once, if there are as many.
+pub(super) const SEVERAL_MAX: usize = 16;
+const _: () = assert!(SEVERAL_MAX <= BURST_MAX);
 
 /// Frames after which little is left of the expectation of a larger one.
 const EXPECTATION_FADES: usize = 16;
@@ -53,6 +57,20 @@ pub struct ReceiveRoom {
     offered: usize,
     spill: Box<[u8]>,
     spilled: Option<Spilled>,
+    several: Several,
+}
+
+/// What reads of several frames at once need beside the chains.
+#[derive(Default)]
+struct Several {
+    /// A spill for each. What is never written to takes no memory.
+    spills: Vec<u8>,
+    /// For each the room of a chain, and its spill.
+    vectors: Vec<libc::iovec>,
+    results: Vec<io::Result<usize>>,
+    /// Frames that have been read and must wait for those before them, copied, oldest first.
+    aside: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Copy)]
@@ -84,8 +102,8 @@ pub(super) enum Fit {
     Never,
 }
 
-// SAFETY: an iovec is not Send because of its pointer. All of ours point into `memory`, which is Send and travels
-// along, and nothing is reached through them except by `read_from`, which takes guest memory as it is.
+// SAFETY: an iovec is not Send because of its pointer. Ours point into `memory` and into spills, which are Send and travel
+// along, and nothing is reached through them except by `read_from` and `read_several_from`, which take guest memory as it is.
 unsafe impl Send for ReceiveRoom {}
 
 impl ReceiveRoom {
@@ -102,6 +120,7 @@ impl ReceiveRoom {
             offered: 0,
             spill: vec![0; SPILL_BYTES].into_boxed_slice(),
             spilled: None,
+            several: Several::default(),
         }
     }
 
@@ -161,6 +180,91 @@ impl ReceiveRoom {
         // Whatever becomes of the frame, it is in the chains now.
         self.mark(len.min(self.offered));
         Ok(len)
+    }
+
+    /// For how many frames at once there is room, up to `wanted`, if they are no larger than is expected: a chain of one piece
+    /// for each. None while frames wait that have been read.
+    pub(super) fn room_for(&self, wanted: usize) -> usize {
+        if self.holds_frames() {
+            return 0;
+        }
+        let suits = |chain: &&RoomChain| chain.pieces == 1 && chain.bytes >= self.expected;
+        self.chains.iter().take(wanted.min(SEVERAL_MAX)).take_while(suits).count()
+    }
+
+    /// Whether a frame that has been read waits for chains, or for those before it.
+    pub(super) fn holds_frames(&self) -> bool {
+        self.spilled.is_some() || !self.several.aside.is_empty()
+    }
+
+    /// Reads up to `count` frames from `fd` by one system call, each into a chain of its own, of as many as
+    /// [`Self::room_for`] has said. [`Self::result`] tells what came of each.
+    pub(crate) fn read_several_from(&mut self, fd: BorrowedFd<'_>, burst: &mut Burst, count: usize) {
+        let Several { spills, vectors, results, .. } = &mut self.several;
+        spills.resize(SEVERAL_MAX * SPILL_BYTES, 0);
+        vectors.clear();
+        for (chain, spill) in self.vectors[self.start..][..count].iter().zip(spills.chunks_mut(SPILL_BYTES)) {
+            vectors.push(*chain);
+            vectors.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+        }
+        results.clear();
+        results.extend((0..count).map(|_| Ok(0)));
+        let reads = vectors.chunks(2).map(|vectors| Transfer::Read { vectors, offset: 0 });
+        // SAFETY: what the vectors describe may be written until the call returns = pieces of guest memory that `memory` keeps
+        // mapped and nobody holds a reference to, and the spills, which are ours alone.
+        unsafe { burst.run(fd, reads, |place, result| results[place] = result) };
+        let pieces = &self.pieces[self.start..];
+        let written = results.iter().zip(pieces).filter_map(|(result, piece)| {
+            let len = *result.as_ref().ok()?;
+            piece.part(0, u32::try_from(len).expect("a read is below 2 GiB"))
+        });
+        mark_written(&self.memory, written);
+    }
+
+    /// What came of the read in that place, once.
+    pub(super) fn result(&mut self, place: usize) -> io::Result<usize> {
+        std::mem::replace(&mut self.several.results[place], Err(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// Puts the frame of `len` bytes that was read in that place, into the chain that is now the first, where [`Self::settle`]
+    /// expects one that was read alone. True if it has an end in the spill.
+    pub(super) fn bring_forward(&mut self, place: usize, len: usize) -> bool {
+        self.offered = self.chains[0].bytes;
+        let beyond = len.saturating_sub(self.offered).min(SPILL_BYTES);
+        self.spill[..beyond].copy_from_slice(&self.several.spills[place * SPILL_BYTES..][..beyond]);
+        beyond > 0
+    }
+
+    /// Copies such a frame, whose chain, now `at` places behind the first, is as if nothing had been read into it. It is the
+    /// last one for [`Self::take_aside`].
+    pub(super) fn put_aside(&mut self, place: usize, at: usize, len: usize) {
+        let piece = self.pieces[self.start + at];
+        let mut frame = self.several.spare.pop().unwrap_or_default();
+        frame.clear();
+        frame.resize(len.min(self.chains[at].bytes), 0);
+        read_at(&self.memory, piece.address(), &mut frame);
+        let beyond = len - frame.len();
+        frame.extend_from_slice(&self.several.spills[place * SPILL_BYTES..][..beyond]);
+        self.several.aside.push_back(frame);
+    }
+
+    /// Reads the oldest frame that was put aside, as [`Self::read_from`] does the next one.
+    pub(super) fn take_aside(&mut self) -> Option<usize> {
+        let frame = self.several.aside.pop_front()?;
+        self.offer();
+        let (here, beyond) = frame.split_at(frame.len().min(self.offered));
+        self.write(0, here);
+        self.spill[..beyond.len()].copy_from_slice(beyond);
+        let len = frame.len();
+        self.several.spare.push(frame);
+        Some(len)
+    }
+
+    /// Forgets the frames that were put aside. Returns how many there were.
+    pub(super) fn forget_aside(&mut self) -> usize {
+        let count = self.several.aside.len();
+        self.several.spare.extend(self.several.aside.drain(..));
+        count
     }
 
     /// Says how a frame of `len` bytes, just read, fits.

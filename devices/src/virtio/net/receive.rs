@@ -12,7 +12,7 @@ use std::time::Duration;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::counters::{NetQueueCounters, Tally};
-use super::frames::{Fit, ReceiveRoom};
+use super::frames::{Fit, ReceiveRoom, SEVERAL_MAX};
 use super::header::{
     ETHERNET_BYTES, FLAGS, FRAME_BYTES_MAX, GSO_TYPE, HEADER_BYTES, HEADER_LEN, NUM_BUFFERS, VLAN_TAG_BYTES,
     VLAN_TAGS_MAX, VLAN_TYPES,
@@ -20,6 +20,7 @@ use super::header::{
 use super::pair::Retired;
 use super::steering::{Seat, Steering};
 use super::{Ends, Link, NetCounters, Publishing, features, publish};
+use crate::backend::burst::WORTH_A_RING;
 use crate::backend::net::NetBackend;
 use crate::fault::FaultLog;
 use crate::limit::Flow;
@@ -57,6 +58,8 @@ pub(super) struct ReceiveWorker {
     publishing: Publishing,
     /// Room to gather before a read, in bytes.
     gather_bytes: usize,
+    /// Frames that may be there the next time.
+    expected: usize,
     chain: Chain,
     room: ReceiveRoom,
     room_order: RoomOrder,
@@ -66,6 +69,12 @@ pub(super) struct ReceiveWorker {
     tally: Tally,
     counters: Arc<NetCounters>,
     log: FaultLog,
+}
+
+/// What came of a call for several frames.
+struct Several {
+    asked: usize,
+    came: usize,
 }
 
 /// How many chains a frame may be spread over.
@@ -115,6 +124,7 @@ impl ReceiveWorker {
             buffers: if merges { BuffersPerFrame::Any } else { BuffersPerFrame::One },
             publishing: Publishing::new(ends.features),
             gather_bytes: if large { LARGE_FRAME_BYTES } else { SMALL_FRAME_BYTES },
+            expected: 1,
             chain: Chain::new(),
             room: ReceiveRoom::new(Arc::clone(queue.ring.memory())),
             room_order: RoomOrder::Newest,
@@ -138,7 +148,9 @@ impl ReceiveWorker {
         if let WaitsFor::Admission(len) = std::mem::replace(&mut self.waits_for, WaitsFor::Frames) {
             self.ask(len);
         }
-        for turn in 1..=CHAINS_PER_WAKE_MAX {
+        let (mut turn, mut frames) = (0, 0);
+        while turn < CHAINS_PER_WAKE_MAX {
+            turn += 1;
             if self.waits_for != WaitsFor::Frames {
                 return Ok(Progress::Idle);
             }
@@ -157,16 +169,41 @@ impl ReceiveWorker {
                 }
                 continue;
             }
+            if let Some(Several { asked, came }) = self.receive_several() {
+                frames += came;
+                turn += u16::try_from(came).expect("at most SEVERAL_MAX");
+                let is_all = came < asked && !self.room.holds_frames();
+                self.expect(if is_all { frames } else { SEVERAL_MAX });
+                if is_all {
+                    return Ok(Progress::Idle);
+                }
+                if self.publishing == Publishing::Early {
+                    self.publish();
+                }
+                continue;
+            }
             match self.receive() {
-                // Soon at first, for those that come alone, and then less and less often.
-                Ok(()) if self.publishing == Publishing::Early && turn.is_power_of_two() => self.publish(),
-                Ok(()) => {}
+                Ok(()) => {
+                    frames += 1;
+                    // Soon at first, for those that come alone, and then less and less often.
+                    if self.publishing == Publishing::Early && turn.is_power_of_two() {
+                        self.publish();
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Idle),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.expect(frames);
+                    return Ok(Progress::Idle);
+                }
                 Err(error) => self.fail(&error),
             }
         }
         Ok(if self.waits_for == WaitsFor::Frames { Progress::More } else { Progress::Idle })
+    }
+
+    /// How many frames there may be the next time: one more is asked for, to find out that there is none.
+    fn expect(&mut self, frames: usize) {
+        self.expected = (frames + 1).min(SEVERAL_MAX);
     }
 
     /// The pair takes no part: what is the driver's goes back to it, before anybody says so.
@@ -183,6 +220,7 @@ impl ReceiveWorker {
         if self.room.spilled().is_some() || matches!(self.waits_for, WaitsFor::Admission(_)) {
             self.queue_counters().count_dropped();
         }
+        self.drop_aside();
         self.give_chains_back();
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {
@@ -229,7 +267,11 @@ impl ReceiveWorker {
         match self.buffers {
             BuffersPerFrame::One => self.room.chains() == 0,
             BuffersPerFrame::Any => {
-                self.room.bytes() < wanted && !(self.room.is_crowded() && self.room.spilled().is_none())
+                let lacks_bytes = self.room.bytes() < wanted;
+                if self.room.spilled().is_some() {
+                    return lacks_bytes;
+                }
+                (lacks_bytes || self.room.chains() < self.expected) && !self.room.is_crowded()
             }
         }
     }
@@ -243,9 +285,60 @@ impl ReceiveWorker {
         self.room.chains() == 0 || self.room.spilled().is_some()
     }
 
+    /// Reads the frames that there are, if as many as are worth it came the last time, and delivers those that fit.
+    fn receive_several(&mut self) -> Option<Several> {
+        // A frame that does not fit is spread over several chains, or is dropped; here each has one.
+        let asked = self.room.room_for(self.expected);
+        let suits = asked >= WORTH_A_RING && self.buffers == BuffersPerFrame::Any;
+        if !suits || !self.backend.receive_several(&mut self.room, asked) {
+            return None;
+        }
+        let (mut came, mut taken) = (0, 0);
+        for place in 0..asked {
+            let len = match self.room.result(place) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.failures = 0;
+                    continue;
+                }
+                Err(error) => {
+                    self.fail(&error);
+                    continue;
+                }
+            };
+            came += 1;
+            self.failures = 0;
+            // Above 0 where a read before found nothing, or no frame: chains are given back in the order of their pops.
+            let at = place - taken;
+            if at > 0 || self.waits_for != WaitsFor::Frames || self.room.holds_frames() {
+                self.room.put_aside(place, at, len);
+                continue;
+            }
+            if self.room.bring_forward(place, len) {
+                // The next chains are wanted for its end.
+                for later in place + 1..asked {
+                    if let Ok(len) = self.room.result(later) {
+                        came += 1;
+                        self.room.put_aside(later, later - taken, len);
+                    }
+                }
+            }
+            let before = self.room.chains();
+            self.place(len);
+            taken += before - self.room.chains();
+        }
+        Some(Several { asked, came })
+    }
+
     /// Reads a frame into the room that there is, and delivers it if it fits.
     fn receive(&mut self) -> io::Result<()> {
         let len = self.read()?;
+        self.place(len);
+        Ok(())
+    }
+
+    /// Delivers the frame of `len` bytes that was just read, if it fits.
+    fn place(&mut self, len: usize) {
         match self.room.settle(len) {
             Fit::Whole => self.admit(len),
             Fit::Partial if self.room.unspill() => self.admit(len),
@@ -256,16 +349,24 @@ impl ReceiveWorker {
                 self.queue_counters().count_dropped();
             }
         }
-        Ok(())
     }
 
     fn read(&mut self) -> io::Result<usize> {
+        if let Some(len) = self.room.take_aside() {
+            return Ok(len);
+        }
         let read = self.backend.receive(&mut self.room);
         // A tap without frames has lost those that it could not give.
         if read.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
             self.failures = 0;
         }
         read
+    }
+
+    fn drop_aside(&mut self) {
+        for _ in 0..self.room.forget_aside() {
+            self.queue_counters().count_dropped();
+        }
     }
 
     fn drop_spilled(&mut self) {
@@ -412,6 +513,7 @@ impl Worker for ReceiveWorker {
             _ if self.room.spilled().is_some() => self.queue_counters().count_dropped(),
             _ => {}
         }
+        self.drop_aside();
         self.waits_for = WaitsFor::Frames;
         self.give_chains_back();
         if let Some(throttle) = &mut self.throttle {

@@ -323,10 +323,10 @@ fn pairs_come_and_go_while_frames_fly() {
     assert_eq!(pairs.set_pairs(3), OK);
     for (pair, coming) in coming.into_iter().enumerate() {
         for sent in coming {
-            let room = rooms[pair].pop_front().unwrap();
-            pairs.expect(pair, room, &sent);
             let room = pairs.post(pair);
             rooms[pair].push_back(room);
+            let room = rooms[pair].pop_front().unwrap();
+            pairs.expect(pair, room, &sent);
         }
     }
 }

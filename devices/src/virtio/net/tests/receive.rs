@@ -176,3 +176,40 @@ fn without_buffers_nothing_is_read_and_nothing_is_lost() {
         (8, 0)
     );
 }
+
+#[test]
+fn frames_that_are_there_together_come_in_order_whatever_their_sizes() {
+    const SMALL: [usize; 8] = [60, 100, 14, 90, 60, 61, 62, 63];
+    const MIXED: [[usize; 8]; 2] = [[60, 60, 3000, 60, 60, 20_000, 70, 60], [14, 5000, 5001, 60, 60, 5002, 60, 60]];
+    // Larger ones come when they are no longer expected.
+    let rounds = MIXED.into_iter().flat_map(|mixed| [SMALL; 12].into_iter().chain([mixed, SMALL]));
+    for wanted in [MERGE, MERGE | EVENT_IDX, ALL] {
+        let mut bench = Bench::new(wanted);
+        bench.driver.initialize(wanted, &[256, 32]);
+        bench.driver.queues[RX].want_interrupt();
+        let mut posted = std::collections::VecDeque::new();
+        for sizes in rounds.clone() {
+            let frames: Vec<_> = sizes.into_iter().zip(0..).map(|(len, seed)| frame(len, seed)).collect();
+            bench.pause();
+            frames.iter().for_each(|sent| bench.wire.send(sent));
+            while bench.driver.queues[RX].free() > 0 {
+                posted.push_back(bench.add_room(600));
+            }
+            bench.resume();
+            bench.driver.kick(RX);
+            for sent in frames {
+                let buffers = sent.len().div_ceil(600);
+                let mut got = Vec::new();
+                for _ in 0..buffers {
+                    let used = bench.driver.wait_used(RX);
+                    let written = usize::try_from(used.written).unwrap();
+                    got.extend(bench.driver.bytes_at(posted.pop_front().unwrap(), written));
+                }
+                assert_eq!(got, delivered(&sent, u16::try_from(buffers).unwrap()));
+            }
+        }
+        let received = &bench.counters.pairs[0].received;
+        assert_eq!(received.frames.load(Ordering::Relaxed), 2 * 14 * 8);
+        assert_eq!(received.dropped.load(Ordering::Relaxed) + received.errors.load(Ordering::Relaxed), 0);
+    }
+}
