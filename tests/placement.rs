@@ -196,25 +196,44 @@ fn a_pool_is_as_it_was_after_the_process_that_raised_it_is_killed() {
     }
 }
 
+/// Where the host has its control groups of version 2, and of version 1 those of a controller, if it has them.
+fn control_groups(controller: Option<&str>) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = lines.find(|line| match controller {
+        None => line[2] == "cgroup2",
+        Some(controller) => line[2] == "cgroup" && line[3].split(',').any(|option| option == controller),
+    });
+    found.map(|line| PathBuf::from(line[1]))
+}
+
 /// A control group of our own, which is gone with this.
-struct Group(PathBuf);
+struct Group {
+    folder: PathBuf,
+    /// A controller that groups have since then, where it is said that they have, and must be said again when it is no longer.
+    given: Option<(PathBuf, String)>,
+}
 
 impl Group {
-    /// Below a mount, with one limit.
-    fn limited(mount: &str, limit: &str, value: u64) -> Self {
-        // Of version 2: groups have a controller only where that is said above them. It stays said.
-        if let Some((controller, _)) = limit.split_once(".2MB") {
-            fs::write(Path::new(mount).join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
-        }
-        let group = Self(Path::new(mount).join(format!("husk-test-{}", std::process::id())));
-        fs::create_dir_all(&group.0).unwrap();
-        fs::write(group.0.join(limit), value.to_string()).unwrap();
+    /// With one limit.
+    fn limited(mount: &Path, limit: &str, value: u64) -> Self {
+        // Of version 2, groups have a controller only where that is said above them.
+        let given = mount.join("cgroup.subtree_control");
+        let controller = limit.split('.').next().unwrap();
+        let lacks = fs::read_to_string(&given).is_ok_and(|has| !has.split_whitespace().any(|name| name == controller));
+        let given = lacks.then(|| {
+            fs::write(&given, format!("+{controller}")).unwrap();
+            (given, format!("-{controller}"))
+        });
+        let group = Self { folder: mount.join(format!("husk-test-{}", std::process::id())), given };
+        fs::create_dir_all(&group.folder).unwrap();
+        fs::write(group.folder.join(limit), value.to_string()).unwrap();
         group
     }
 
     fn run(&self, memory: &str) -> Ended {
         let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", memory];
-        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.0.display());
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.folder.display());
         through_shell(&script, &husk(run)).end()
     }
 }
@@ -223,8 +242,12 @@ impl Drop for Group {
     fn drop(&mut self) {
         // The kernel goes on taking a process apart after it has been reaped.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+        while fs::remove_dir(&self.folder).is_err() && Instant::now() < deadline {
             std::thread::yield_now();
+        }
+        if let Some((given, no_longer)) = &self.given {
+            // Somebody else's groups may have it by now.
+            let _ = fs::write(given, no_longer);
         }
     }
 }
@@ -233,10 +256,15 @@ impl Drop for Group {
 fn a_control_group_that_is_too_small_is_refused_with_the_command_that_does() {
     let pool = Pool::of_2m(32);
     let free = pool.free();
+    let unified = control_groups(None).expect("control groups of version 2");
+    let (memory_groups, memory_limit) = match control_groups(Some("memory")) {
+        Some(mount) => (mount, "memory.limit_in_bytes"),
+        None => (unified.clone(), "memory.max"),
+    };
     let limits = [
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "64M,prefault", "husk's control group may have 32 MiB"),
-        ("/sys/fs/cgroup/unified", "hugetlb.2MB.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
-        ("/sys/fs/cgroup/unified", "hugetlb.2MB.rsvd.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
+        (&memory_groups, memory_limit, "64M,prefault", "husk's control group may have 32 MiB"),
+        (&unified, "hugetlb.2MB.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
+        (&unified, "hugetlb.2MB.rsvd.max", "64M,pages=2M", "may have 32 MiB of HugePages of 2M"),
     ];
     for (mount, limit, memory, part) in limits {
         let group = Group::limited(mount, limit, 32 * MIB);
