@@ -83,7 +83,7 @@ pub trait NetBackend: Send + Sync {
     /// or still there.
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize>;
 
-    /// Reads up to `count` frames by one call ([`ReceiveRoom::read_several_from`]), of as many as the room has said. False if it
+    /// Reads up to `count` frames by one call, each into a chain of its own, of as many as the room has said. False if it
     /// cannot, for now or ever: [`Self::receive`] does it then.
     fn receive_several(&self, _room: &mut ReceiveRoom, _count: usize) -> bool {
         false
@@ -95,7 +95,7 @@ pub trait NetBackend: Send + Sync {
     /// `WouldBlock` if there is no room now, and nothing was sent; anything else means that this frame is lost.
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()>;
 
-    /// Sends frames, at most [`BURST_MAX`](super::burst::BURST_MAX), in this order, and passes on with each one's place what
+    /// Sends frames, at most 32, in this order, and passes on with each one's place what
     /// [`Self::transmit`] would have said. Those behind one that finds no room have none either.
     fn transmit_all(&self, frames: &mut [TransmitFrame], sent: &mut dyn FnMut(usize, io::Result<()>)) {
         transmit_in_turn(self, frames, sent);

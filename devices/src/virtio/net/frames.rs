@@ -483,7 +483,7 @@ impl TransmitFrame {
     /// place.
     ///
     /// # Panics
-    /// If there are more than [`BURST_MAX`](crate::backend::burst::BURST_MAX).
+    /// If there are more than [`BURST_MAX`].
     pub(crate) fn write_all_to(
         frames: &mut [Self],
         fd: BorrowedFd<'_>,
