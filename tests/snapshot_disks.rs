@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::folder::Folder;
-use common::guest::PROBE;
+use common::guest::{PROBE, noise, probe};
 use common::http::Connection;
 use common::husk;
+use common::network::{Echo, in_network_namespace, ip, tap};
 use common::vm::Vm;
 use serde_json::json;
 
@@ -33,7 +34,7 @@ fn a_disk_that_was_written_to_since_is_told_of_or_refused_and_one_of_another_siz
     };
     // As it was it is nobody's concern.
     let clone = Vm::restored(&point, &["--strict-disks"]);
-    clone.husk.wait_for("TICK 3 ");
+    clone.husk.wait_for("TICK ");
     assert!(!clone.stop().stderr.contains("written to"), "nobody has");
 
     let then = fs::metadata(&data).unwrap().modified().unwrap();
@@ -45,7 +46,7 @@ fn a_disk_that_was_written_to_since_is_told_of_or_refused_and_one_of_another_siz
     let strict = refusal(&["--strict-disks"]);
     assert!(strict.contains("disk `data`") && strict.contains("has been written to since the snapshot"), "{strict}");
     let mut clone = Vm::restored(&point, &[]);
-    clone.husk.wait_for("TICK 3 ");
+    clone.husk.wait_for("TICK ");
     clone.client.send(common::http::request("GET", "/husk/v1/events", "").as_bytes());
     let events = clone.client.wait_for("disk_changed_since");
     assert!(!events.is_empty());
@@ -59,4 +60,42 @@ fn a_disk_that_was_written_to_since_is_told_of_or_refused_and_one_of_another_siz
     assert!(unknown.contains("the machine in the snapshot has no disk `nosuch`"), "{unknown}");
     let unknown = refusal(&["--net", "nosuch=tap0"]);
     assert!(unknown.contains("the machine in the snapshot has no network `nosuch`"), "{unknown}");
+}
+
+#[test]
+fn a_clone_goes_on_with_another_tap() {
+    in_network_namespace(|| {
+        tap("tap7");
+        let folder = Folder::new();
+        let socket = folder.at("s");
+        let launch = probe("check=netecho end=poweroff");
+        let saved = launch.args(["--net", "tap=tap7,id=lan", "--memory", "64M", "--api-sock", &socket]).start();
+        saved.wait_for("NETECHO WAIT");
+        let client = Connection::open(&socket);
+        let mut vm = Vm { folder, husk: saved, client };
+        let answers = |seed| {
+            let (echo, sent) = (Echo::new(), noise(seed, 1000));
+            echo.send(&sent);
+            assert!(echo.receive() == sent);
+            echo
+        };
+        drop(answers(1));
+        let point = vm.folder.path().join("point");
+        assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": point }))["state"], "done");
+        drop(vm.husk);
+        ip("link delete tap7");
+        let gone = husk(["restore", point.to_str().unwrap()]).end();
+        assert!(gone.code() == Some(1) && gone.stderr.contains("tap tap7 does not exist"), "{gone}");
+
+        tap("tap8");
+        let mut clone = Vm::restored(&point, &["--net", "lan=tap8"]);
+        // Before, the tap has no carrier, and the host drops what it sends.
+        while clone.state() != "Running" {
+            std::thread::yield_now();
+        }
+        let echo = answers(2);
+        echo.send(b"end");
+        assert_eq!(echo.receive(), b"end");
+        assert_eq!(clone.husk.end().went_well().check("netecho").number("frames"), 3);
+    });
 }
