@@ -457,6 +457,7 @@ impl BlkWorker {
 
     /// The driver broke its ring: nothing is popped any more, and what is in flight completes as ever.
     fn retire(&mut self, error: QueueError) {
+        self.commit();
         self.publish();
         DeviceCounters::add(&self.shared.counters().retired_queues, 1);
         self.log.report(format_args!("queue retired: {error}"));

@@ -201,7 +201,9 @@ impl ReceiveRoom {
     /// [`Self::room_for`] has said. [`Self::result`] tells what came of each.
     pub(crate) fn read_several_from(&mut self, fd: BorrowedFd<'_>, burst: &mut Burst, count: usize) {
         let Several { spills, vectors, results, .. } = &mut self.several;
-        spills.resize(SEVERAL_MAX * SPILL_BYTES, 0);
+        if spills.is_empty() {
+            *spills = vec![0; SEVERAL_MAX * SPILL_BYTES];
+        }
         vectors.clear();
         for (chain, spill) in self.vectors[self.start..][..count].iter().zip(spills.chunks_mut(SPILL_BYTES)) {
             vectors.push(*chain);
@@ -254,7 +256,8 @@ impl ReceiveRoom {
         self.offer();
         let (here, beyond) = frame.split_at(frame.len().min(self.offered));
         self.write(0, here);
-        self.spill[..beyond.len()].copy_from_slice(beyond);
+        let spilled = beyond.len().min(SPILL_BYTES);
+        self.spill[..spilled].copy_from_slice(&beyond[..spilled]);
         let len = frame.len();
         self.several.spare.push(frame);
         Some(len)

@@ -287,9 +287,10 @@ impl ReceiveWorker {
 
     /// Reads the frames that there are, if as many as are worth it came the last time, and delivers those that fit.
     fn receive_several(&mut self) -> Option<Several> {
-        // A frame that does not fit is spread over several chains, or is dropped; here each has one.
+        // A frame that does not fit is spread over several chains, or is dropped; here each has one. A queue that is limited
+        // would have to keep those that may not be delivered yet, and lose them in a pause.
         let asked = self.room.room_for(self.expected);
-        let suits = asked >= WORTH_A_RING && self.buffers == BuffersPerFrame::Any;
+        let suits = asked >= WORTH_A_RING && self.buffers == BuffersPerFrame::Any && self.throttle.is_none();
         if !suits || !self.backend.receive_several(&mut self.room, asked) {
             return None;
         }
@@ -317,9 +318,13 @@ impl ReceiveWorker {
             if self.room.bring_forward(place, len) {
                 // The next chains are wanted for its end.
                 for later in place + 1..asked {
-                    if let Ok(len) = self.room.result(later) {
-                        came += 1;
-                        self.room.put_aside(later, later - taken, len);
+                    match self.room.result(later) {
+                        Ok(len) => {
+                            came += 1;
+                            self.room.put_aside(later, later - taken, len);
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => self.fail(&error),
                     }
                 }
             }

@@ -291,7 +291,7 @@ impl Outgoing {
     }
 
     /// Forgets all of them.
-    fn clear(&mut self) -> impl Iterator<Item = u16> {
+    fn clear(&mut self) -> impl DoubleEndedIterator<Item = u16> {
         let count = std::mem::take(&mut self.count);
         self.heads.into_iter().take(count)
     }
@@ -316,6 +316,8 @@ impl Worker for TransmitWorker {
         }
         self.count();
         served.unwrap_or_else(|error| {
+            // What was popped before the ring broke.
+            self.send();
             self.publish();
             super::retire(&self.counters, &self.log, &self.interrupt, error);
             Progress::Idle
@@ -341,8 +343,9 @@ impl Worker for TransmitWorker {
             let bytes = self.outgoing.frames[..self.outgoing.count].iter().map(|frame| u64::from(frame.bytes()));
             bytes.for_each(|bytes| throttle.give_back(Flow::Out, bytes));
         }
-        for head in self.outgoing.clear() {
-            self.queue.ring.hold(head);
+        // What was held before and not popped yet is younger.
+        for head in self.outgoing.clear().rev() {
+            self.queue.ring.hold_first(head);
         }
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {
