@@ -57,6 +57,9 @@ pub enum ReplaceError {
     /// The driver is resetting the device at this moment.
     #[error("the guest is resetting the disk just now: try again")]
     Busy,
+    /// A replace before this one could not be taken back.
+    #[error("a replace before it could not be taken back: the disk has its own file again when the guest has reset it")]
+    Broken,
     /// Requests in flight do not complete.
     #[error("the old file or device does not answer: requests in flight did not complete in time")]
     Held,
@@ -148,6 +151,9 @@ impl DiskControl {
         }
         // A vCPU that resets the device holds this for as long as its requests take: nobody waits for a vCPU here.
         let Ok(mut queues) = self.queues.try_lock() else { return Err(ReplaceError::Busy) };
+        if self.shared.is_broken() {
+            return Err(ReplaceError::Broken);
+        }
         assert_eq!(backends.len(), queues.slots.len(), "a backend for each queue");
         if !queues.quiet(deadline) {
             return Err(ReplaceError::Held);

@@ -272,6 +272,11 @@ fn a_disk_that_can_have_neither_file_serves_none_until_it_is_reset_and_then_the_
     assert!(matches!(refused, ReplaceError::Attach(_)));
     bench.driver.wait_needs_reset();
     drop(locked);
+    // Nor does another file, by which one queue would have another than its sister.
+    let (_other_folder, other) = disk_of(0x77, SECTORS);
+    let image = open(&bench, &other).unwrap();
+    let again = bench.control.replace(engines(Engine::Sync, &image, 2), soon()).map(drop).unwrap_err();
+    assert!(matches!(again, ReplaceError::Broken), "{again}");
     // Who lets all of a machine's devices go on does not let these.
     lock(&bench.driver.transport().clone()).core().release();
     let statuses = [0, 1].map(|queue| {
