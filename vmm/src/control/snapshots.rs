@@ -209,10 +209,23 @@ impl ControlLoop<'_> {
         snapshot.held = None;
         let deferred = std::mem::take(&mut snapshot.deferred);
         snapshot.maker.give_up();
+        if self.machine.is_abandoned() {
+            self.leave_snapshot();
+        }
         // Its maker may wait for a page that nobody brings any more. What it still reads is in no point.
         self.machine.let_go_of_memory();
         deferred.into_iter().for_each(|request| self.obey(request));
         self.end_snapshot();
+    }
+
+    /// Its maker may wait for what other threads wait for that were left to the end of the process, and is left to it with them.
+    fn leave_snapshot(&mut self) {
+        let Some(Snapshot { job, maker, waiter, .. }) = self.snapshot.take() else { return };
+        std::mem::forget(maker);
+        self.plane.end(job, JobEnd::Cancelled);
+        if let Some(waiter) = waiter {
+            waiter(Err(CommandError::Snapshot(Box::new(SnapshotError::Cancelled))));
+        }
     }
 
     /// Waits for the maker, and tells what came of it.

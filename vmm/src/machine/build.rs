@@ -267,6 +267,7 @@ impl Machine {
             placement,
             state: State::NotStarted,
             ended: None,
+            abandoned: false,
         })
     }
 }

@@ -85,6 +85,8 @@ pub struct Machine {
     placement: PlacementSource,
     state: State,
     ended: Option<Instant>,
+    /// Threads of it were left to the end of the process.
+    abandoned: bool,
 }
 
 /// What a machine cannot do.
@@ -338,7 +340,12 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuHandle::ask_run);
     }
 
-    /// The machine has ended: who waits for a page of its memory waits no more, and gets zeros.
+    /// Whether threads that touch its memory may outlive it.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
+
+    /// The machine has ended: who waits for a page of its memory waits no more, and gets zeros. Whoever was abandoned waits on.
     pub(crate) fn let_go_of_memory(&mut self) {
         self.memory_thread = None;
     }
@@ -383,6 +390,9 @@ impl Machine {
                 std::mem::take(&mut self.vcpus).into_iter().for_each(std::mem::forget);
             }
             self.devices.abandon();
+            // What waits for a page may not go on with zeros, which it would write to a disk.
+            std::mem::forget(self.memory_thread.take());
+            self.abandoned = true;
         }
         self.ended = Some(Instant::now());
         self.devices.finish(SERIAL_DRAIN_DEADLINE);
