@@ -28,6 +28,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use control::ControlWorker;
+use counters::Tally;
 pub use counters::{NetCounters, NetQueueCounters, PairCounters};
 pub use filter::SourceFilter;
 pub use frames::{ReceiveRoom, TransmitFrame};
@@ -308,6 +309,14 @@ impl Publishing {
     fn new(features: u64) -> Self {
         if features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0 { Self::Early } else { Self::Late }
     }
+}
+
+/// Counts a batch and what its queue waited for, before the driver can see it: who hears from it of a frame finds that counted.
+fn count(counters: &NetQueueCounters, tally: &mut Tally, throttle: &mut Option<Throttle>) {
+    if let Some(throttle) = throttle {
+        throttle.count_waits(&counters.throttled_ns);
+    }
+    tally.flush(counters);
 }
 
 /// Shows the driver what was used, and interrupts if it wants that.

@@ -448,13 +448,8 @@ impl ReceiveWorker {
         &self.counters.pairs[self.pair].received
     }
 
-    /// Before the driver can see them: who hears from it of a frame finds that counted.
     fn count(&mut self) {
-        let counters = &self.counters.pairs[self.pair].received;
-        if let Some(throttle) = &mut self.throttle {
-            throttle.count_waits(&counters.throttled_ns);
-        }
-        self.tally.flush(counters);
+        super::count(&self.counters.pairs[self.pair].received, &mut self.tally, &mut self.throttle);
     }
 
     fn publish(&mut self) {

@@ -235,13 +235,8 @@ impl TransmitWorker {
         &self.counters.pairs[self.pair].transmitted
     }
 
-    /// Before the driver can see them: who hears from it that a frame has left finds that counted.
     fn count(&mut self) {
-        let counters = &self.counters.pairs[self.pair].transmitted;
-        if let Some(throttle) = &mut self.throttle {
-            throttle.count_waits(&counters.throttled_ns);
-        }
-        self.tally.flush(counters);
+        super::count(&self.counters.pairs[self.pair].transmitted, &mut self.tally, &mut self.throttle);
     }
 
     fn publish(&mut self) {
