@@ -187,10 +187,15 @@ impl Limiter {
 }
 
 impl Member {
+    /// Whether there is a limit now. There may be one, or none any more, at any time.
+    pub fn is_limited(&self) -> bool {
+        self.limiter.limited.load(Ordering::Relaxed)
+    }
+
     /// Asks for a request of so many bytes. After anything but [`Admission::Granted`] the member is in line, until it
     /// is granted a request or gives up.
     pub fn admit(&self, flow: Flow, bytes: u64) -> Admission {
-        if !self.limiter.limited.load(Ordering::Relaxed) {
+        if !self.is_limited() {
             return Admission::Granted;
         }
         let mut state = lock(&self.limiter.state);

@@ -34,6 +34,11 @@ impl Throttle {
         [Source::Edge(self.timer.as_raw_fd()), Source::Edge(self.member.wake_fd())]
     }
 
+    /// Whether there is a limit now.
+    pub(super) fn is_limited(&self) -> bool {
+        self.member.is_limited()
+    }
+
     /// Whether a request may begin now. If not, a source fires when it is worth asking again.
     pub(super) fn admit(&mut self, flow: Flow, bytes: u64) -> bool {
         self.asked = true;

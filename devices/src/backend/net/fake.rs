@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{NetBackend, Offloads};
@@ -46,6 +46,8 @@ struct Shared {
     fault: Mutex<NetFault>,
     offloads: Mutex<Offloads>,
     detached: AtomicBool,
+    /// Calls for several frames.
+    several: AtomicUsize,
 }
 
 impl FakeNet {
@@ -118,6 +120,11 @@ impl Wire {
         !self.shared.detached.load(Ordering::SeqCst)
     }
 
+    /// How often the device has read several frames at once.
+    pub fn reads_of_several(&self) -> usize {
+        self.shared.several.load(Ordering::SeqCst)
+    }
+
     /// What the device set last.
     pub fn offloads(&self) -> Offloads {
         *lock(&self.shared.offloads)
@@ -163,6 +170,7 @@ impl NetBackend for FakeNet {
         let mut burst = lock(&self.burst);
         let Some(burst) = burst.get().filter(|_| lock(&self.shared.fault).receive.is_none()) else { return false };
         room.read_several_from(self.socket.as_fd(), burst, count);
+        self.shared.several.fetch_add(1, Ordering::SeqCst);
         true
     }
 

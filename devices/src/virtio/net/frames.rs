@@ -228,17 +228,15 @@ impl ReceiveRoom {
         std::mem::replace(&mut self.several.results[place], Err(io::ErrorKind::WouldBlock.into()))
     }
 
-    /// Puts the frame of `len` bytes that was read in that place, into the chain that is now the first, where [`Self::settle`]
-    /// expects one that was read alone. True if it has an end in the spill.
-    pub(super) fn bring_forward(&mut self, place: usize, len: usize) -> bool {
+    /// Has [`Self::settle`] take a frame of `len` bytes that was read into the chain that is now the first. False if it has an end
+    /// that is not there.
+    pub(super) fn has_in_first(&mut self, len: usize) -> bool {
         self.offered = self.chains[0].bytes;
-        let beyond = len.saturating_sub(self.offered).min(SPILL_BYTES);
-        self.spill[..beyond].copy_from_slice(&self.several.spills[place * SPILL_BYTES..][..beyond]);
-        beyond > 0
+        len <= self.offered
     }
 
-    /// Copies such a frame, whose chain, now `at` places behind the first, is as if nothing had been read into it. It is the
-    /// last one for [`Self::take_aside`].
+    /// Copies the frame of `len` bytes that was read in that place, into the chain that is now `at` places behind the first and is
+    /// then as if nothing had been. It is the last one for [`Self::take_aside`].
     pub(super) fn put_aside(&mut self, place: usize, at: usize, len: usize) {
         let piece = self.pieces[self.start + at];
         let mut frame = self.several.spare.pop().unwrap_or_default();

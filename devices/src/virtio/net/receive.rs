@@ -148,7 +148,16 @@ impl ReceiveWorker {
         if let WaitsFor::Admission(len) = std::mem::replace(&mut self.waits_for, WaitsFor::Frames) {
             self.ask(len);
         }
-        let (mut turn, mut frames) = (0, 0);
+        let mut frames = 0;
+        let served = self.serve_frames(&mut frames);
+        // One more is asked for, to find out that there is none.
+        self.expected = (frames + 1).min(SEVERAL_MAX);
+        served
+    }
+
+    /// As [`Self::serve`], while there may be some. Counts those that came.
+    fn serve_frames(&mut self, frames: &mut usize) -> Result<Progress, QueueError> {
+        let mut turn = 0;
         while turn < CHAINS_PER_WAKE_MAX {
             turn += 1;
             if self.waits_for != WaitsFor::Frames {
@@ -170,13 +179,12 @@ impl ReceiveWorker {
                 continue;
             }
             if let Some(Several { asked, came }) = self.receive_several() {
-                frames += came;
+                *frames += came;
                 turn += u16::try_from(came).expect("at most SEVERAL_MAX");
-                let is_all = came < asked && !self.room.holds_frames();
-                self.expect(if is_all { frames } else { SEVERAL_MAX });
-                if is_all {
+                if came < asked && !self.room.holds_frames() {
                     return Ok(Progress::Idle);
                 }
+                self.expected = SEVERAL_MAX;
                 if self.publishing == Publishing::Early {
                     self.publish();
                 }
@@ -184,26 +192,18 @@ impl ReceiveWorker {
             }
             match self.receive() {
                 Ok(()) => {
-                    frames += 1;
+                    *frames += 1;
                     // Soon at first, for those that come alone, and then less and less often.
                     if self.publishing == Publishing::Early && turn.is_power_of_two() {
                         self.publish();
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.expect(frames);
-                    return Ok(Progress::Idle);
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Idle),
                 Err(error) => self.fail(&error),
             }
         }
         Ok(if self.waits_for == WaitsFor::Frames { Progress::More } else { Progress::Idle })
-    }
-
-    /// How many frames there may be the next time: one more is asked for, to find out that there is none.
-    fn expect(&mut self, frames: usize) {
-        self.expected = (frames + 1).min(SEVERAL_MAX);
     }
 
     /// The pair takes no part: what is the driver's goes back to it, before anybody says so.
@@ -271,7 +271,7 @@ impl ReceiveWorker {
                 if self.room.spilled().is_some() {
                     return lacks_bytes;
                 }
-                (lacks_bytes || self.room.chains() < self.expected) && !self.room.is_crowded()
+                (lacks_bytes || self.room.chains() < self.at_once()) && !self.room.is_crowded()
             }
         }
     }
@@ -285,13 +285,17 @@ impl ReceiveWorker {
         self.room.chains() == 0 || self.room.spilled().is_some()
     }
 
+    /// How many frames to read at once. One that does not fit its chain is spread over several, or dropped where that cannot be;
+    /// and of a queue that is limited, those that may not be delivered yet would have to be kept, and were lost in a pause.
+    fn at_once(&self) -> usize {
+        let is_limited = self.throttle.as_ref().is_some_and(Throttle::is_limited);
+        if self.buffers == BuffersPerFrame::Any && !is_limited { self.expected } else { 1 }
+    }
+
     /// Reads the frames that there are, if as many as are worth it came the last time, and delivers those that fit.
     fn receive_several(&mut self) -> Option<Several> {
-        // A frame that does not fit is spread over several chains, or is dropped; here each has one. A queue that is limited
-        // would have to keep those that may not be delivered yet, and lose them in a pause.
-        let asked = self.room.room_for(self.expected);
-        let suits = asked >= WORTH_A_RING && self.buffers == BuffersPerFrame::Any && self.throttle.is_none();
-        if !suits || !self.backend.receive_several(&mut self.room, asked) {
+        let asked = self.room.room_for(self.at_once());
+        if asked < WORTH_A_RING || !self.backend.receive_several(&mut self.room, asked) {
             return None;
         }
         let (mut came, mut taken) = (0, 0);
@@ -311,22 +315,10 @@ impl ReceiveWorker {
             self.failures = 0;
             // Above 0 where a read before found nothing, or no frame: chains are given back in the order of their pops.
             let at = place - taken;
-            if at > 0 || self.waits_for != WaitsFor::Frames || self.room.holds_frames() {
+            let is_next = at == 0 && self.waits_for == WaitsFor::Frames && !self.room.holds_frames();
+            if !is_next || !self.room.has_in_first(len) {
                 self.room.put_aside(place, at, len);
                 continue;
-            }
-            if self.room.bring_forward(place, len) {
-                // The next chains are wanted for its end.
-                for later in place + 1..asked {
-                    match self.room.result(later) {
-                        Ok(len) => {
-                            came += 1;
-                            self.room.put_aside(later, later - taken, len);
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => self.fail(&error),
-                    }
-                }
             }
             let before = self.room.chains();
             self.place(len);

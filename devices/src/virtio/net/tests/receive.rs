@@ -1,4 +1,5 @@
 use super::*;
+use crate::limit::{LimiterConfig, Limits, Rate};
 
 #[test]
 fn a_frame_comes_into_the_first_buffer_and_only_there() {
@@ -183,19 +184,25 @@ fn frames_that_are_there_together_come_in_order_whatever_their_sizes() {
     const MIXED: [[usize; 8]; 2] = [[60, 60, 3000, 60, 60, 20_000, 70, 60], [14, 5000, 5001, 60, 60, 5002, 60, 60]];
     // Larger ones come when they are no longer expected.
     let rounds = MIXED.into_iter().flat_map(|mixed| [SMALL; 12].into_iter().chain([mixed, SMALL]));
-    for wanted in [MERGE, MERGE | EVENT_IDX, ALL] {
-        let mut bench = Bench::new(wanted);
+    let none = LimiterConfig::default();
+    let roomy = Limits { operations: Rate::per_second(1 << 20), bytes: None };
+    let roomy = LimiterConfig { total: roomy, ..none };
+    // Every machine's card has a limiter, whose limits may come at any time.
+    for (wanted, limits, at_once) in
+        [(MERGE, None, true), (MERGE | EVENT_IDX, Some(none), true), (ALL, Some(none), true), (ALL, Some(roomy), false)]
+    {
+        let limiter = limits.map(Limiter::new);
+        let mut bench = Bench::with_options(wanted, NetOptions { limiter, ..NetOptions::default() });
         bench.driver.initialize(wanted, &[256, 32]);
         bench.driver.queues[RX].want_interrupt();
         let mut posted = std::collections::VecDeque::new();
         for sizes in rounds.clone() {
             let frames: Vec<_> = sizes.into_iter().zip(0..).map(|(len, seed)| frame(len, seed)).collect();
-            bench.pause();
+            // Without buffers the device leaves them where they are.
             frames.iter().for_each(|sent| bench.wire.send(sent));
-            while bench.driver.queues[RX].free() > 0 {
+            for _ in 0..frames.iter().map(|sent| sent.len().div_ceil(600)).sum() {
                 posted.push_back(bench.add_room(600));
             }
-            bench.resume();
             bench.driver.kick(RX);
             for sent in frames {
                 let buffers = sent.len().div_ceil(600);
@@ -210,6 +217,7 @@ fn frames_that_are_there_together_come_in_order_whatever_their_sizes() {
         }
         let received = &bench.counters.pairs[0].received;
         assert_eq!(received.frames.load(Ordering::Relaxed), 2 * 14 * 8);
+        assert_eq!(bench.wire.reads_of_several() > 0, at_once);
         assert_eq!(received.dropped.load(Ordering::Relaxed) + received.errors.load(Ordering::Relaxed), 0);
     }
 }
