@@ -90,33 +90,40 @@ impl Burst {
         drop(submission);
         let mut want = 0;
         while left > 0 {
-            self.enter(want);
+            hand_over(&mut self.ring, want).expect("our own ring takes our entries");
             for completion in self.ring.completion() {
                 let index = usize::try_from(completion.user_data()).expect("a completion names its transfer");
-                let moved = usize::try_from(completion.result());
-                done(index, moved.map_err(|_| io::Error::from_raw_os_error(-completion.result())));
+                done(index, moved(completion.result()));
                 left -= 1;
             }
             // A kernel that has to wait all the same.
             want = left;
         }
     }
+}
 
-    /// Hands all entries over, and waits for `want` completions.
-    fn enter(&mut self, want: usize) {
-        loop {
-            #[cfg(test)]
-            super::block::calls::count_enter();
-            match self.ring.submitter().submit_and_wait(want) {
-                Ok(_) if self.ring.submission().is_empty() => return,
-                Ok(_) => {}
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    // The kernel is short of memory for the moment.
-                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
-                    _ => panic!("our own ring takes our entries: {error}"),
-                },
-            }
+/// What a completion says.
+pub(super) fn moved(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// Hands all entries of a ring to the kernel, and waits for `want` completions.
+///
+/// # Errors
+/// The kernel does not take them.
+pub(super) fn hand_over(ring: &mut IoUring, want: usize) -> io::Result<()> {
+    loop {
+        #[cfg(test)]
+        super::block::calls::count_enter();
+        match ring.submitter().submit_and_wait(want) {
+            Ok(_) if ring.submission().is_empty() => return Ok(()),
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // The kernel is short of memory for the moment.
+                Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                _ => return Err(error),
+            },
         }
     }
 }

@@ -65,15 +65,16 @@ impl CachedReads {
         self.waiting.push((token, operation));
     }
 
-    /// Reads them all, each in whole or without a result. Those that the cache had not are passed to `missed`.
+    /// Reads them all, each in whole or without a result. Those that the cache had not are in `missed` then.
     pub(super) fn attempt(
         &mut self,
         image: &DiskImage,
         done: &mut Vec<Completion>,
-        mut missed: impl FnMut(Token, BlockOperation),
+        missed: &mut Vec<(Token, BlockOperation)>,
     ) {
         let Self { waiting, answers, .. } = self;
-        match self.burst.get().filter(|_| waiting.len() >= WORTH_A_RING) {
+        let burst = if waiting.len() >= WORTH_A_RING { self.burst.get() } else { None };
+        match burst {
             Some(burst) => {
                 let reads = waiting.iter().map(|(_, operation)| Transfer::Read {
                     vectors: operation.buffers.iovecs(),
@@ -105,7 +106,7 @@ impl CachedReads {
                 // Who takes its time finds out what it was.
                 Ok(_) | Err(_) => self.odds.lost(),
             }
-            missed(token, operation);
+            missed.push((token, operation));
         }
     }
 }

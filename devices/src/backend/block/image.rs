@@ -144,7 +144,7 @@ impl DiskImage {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn again(&self, path: &Path, options: DiskOptions) -> Result<Self, DiskImageError> {
+    pub(crate) fn again(&self, path: &Path, options: DiskOptions) -> Result<Self, DiskImageError> {
         let file = self.file.try_clone().map_err(host(path, "open"))?;
         let kind = kind(&file, path)?;
         let image = Self::describe(file, kind, path, self.geometry.access, options)?;

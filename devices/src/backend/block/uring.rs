@@ -29,6 +29,7 @@ use super::syncs::Doubt;
 use super::{
     BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
 };
+use crate::backend::burst;
 use crate::virtio::worker::Source;
 
 /// Operations in the kernel at once: what one guest queue may keep busy.
@@ -204,7 +205,7 @@ impl UringBackend {
             return;
         }
         let mut missed = std::mem::take(&mut self.missed);
-        self.cached.attempt(&self.image, completions, |token, operation| missed.push((token, operation)));
+        self.cached.attempt(&self.image, completions, &mut missed);
         for (token, operation) in missed.drain(..) {
             match self.begin(token, operation) {
                 Submission::Done(completion) => completions.push(completion),
@@ -299,20 +300,7 @@ impl UringBackend {
             ring.submitter().register_enable_rings()?;
             self.life = Life::Enabled;
         }
-        loop {
-            #[cfg(test)]
-            super::calls::count_enter();
-            match ring.submitter().submit_and_wait(want) {
-                Ok(_) if ring.submission().is_empty() => return Ok(()),
-                Ok(_) => {}
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    // The kernel is short of memory for the moment.
-                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
-                    _ => return Err(error),
-                },
-            }
-        }
+        burst::hand_over(ring, want)
     }
 
     fn enter_own(&mut self, want: usize) {
@@ -378,8 +366,7 @@ impl UringBackend {
     fn next_answer(&mut self) -> Option<(u32, io::Result<usize>)> {
         let completion = self.ring.as_mut()?.completion().next()?;
         let slot = u32::try_from(completion.user_data()).expect("a completion names its slot");
-        let result = completion.result();
-        Some((slot, usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))))
+        Some((slot, burst::moved(completion.result())))
     }
 
     /// Discards on a block device without the ring where the kernel has no such command yet (it came with 6.12).
