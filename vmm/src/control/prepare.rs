@@ -169,9 +169,10 @@ impl ControlPlane {
         };
         let refuse = |action| Step::GoOn(State::NotStarted.accepts(action).map(|_| Reply::Done).map_err(Into::into));
         match command {
+            Command::Configure(change) if change.of_host().is_empty() => Step::GoOn(self.configure(change, config)),
+            // Whether the host has it is asked of what keeps every limit.
             Command::Configure(change) => match change.clone().apply(&mut config.clone(), HostFacts::read()) {
                 Err(error) => Step::GoOn(Err(error.into())),
-                Ok(()) if change.of_host().is_empty() => Step::GoOn(self.configure(change, config)),
                 Ok(()) => Step::Ask(change),
             },
             Command::Answered(Answered(answer)) => match *answer {
