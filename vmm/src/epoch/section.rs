@@ -262,6 +262,19 @@ impl Sections {
         }
     }
 
+    /// As [`Self::take`], of a section that a machine need not have.
+    ///
+    /// # Errors
+    /// As for [`Self::take`], but that it is missing.
+    pub fn take_if_any<T: DeserializeOwned>(
+        &mut self,
+        kind: SectionKind,
+        id: &str,
+        version: u16,
+    ) -> Result<Option<T>, SectionError> {
+        self.version(kind, id).map(|_| self.take(kind, id, version)).transpose()
+    }
+
     /// The version of a section that has not been taken.
     pub fn version(&self, kind: SectionKind, id: &str) -> Option<u16> {
         self.0.get(&(kind, id.to_owned())).map(|payload| payload.version)

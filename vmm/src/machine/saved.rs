@@ -96,15 +96,13 @@ impl Machine {
     pub(crate) fn save(&self, config: &VmConfig) -> Result<SavedMachine, MachineSaveError> {
         let CpuStates { vcpus, vm } = self.save_cpus()?;
         let DevicesState { transports, serial, keyboard, rtc } = self.devices.save();
-        let (configured, hotplug) = (ConfigState::save(config)?, config.hotplug.as_ref().map(HotplugState::save));
-        let nearness = NearnessState::save(config);
-        // What has no section of its own has no part in it.
-        let digest = match (&hotplug, &nearness) {
-            (None, None) => Encoded::of(V1, &configured),
-            (Some(hotplug), None) => Encoded::of(V1, &(&configured, hotplug)),
-            (hotplug, Some(nearness)) => Encoded::of(V1, &(&configured, hotplug, nearness)),
-        };
-        let digest = Digest::of(digest.map_err(no_form)?.bytes());
+        let (configured, beside) = (ConfigState::save(config)?, configured_beside(config)?);
+        let mut all = Encoded::of(V1, &configured).map_err(no_form)?.bytes().to_vec();
+        for section in &beside {
+            all.extend((section.kind as u16).to_le_bytes());
+            all.extend(section.payload.bytes());
+        }
+        let digest = Digest::of(&all);
         let cpu = CpuIdentity::of(&vcpus.first().map(VcpuState::cpuid).unwrap_or_default());
         let described =
             Described { created_ms: unix_ms(), cpu: Encoded::of(V1, &cpu).map_err(no_form)?, config: digest };
@@ -115,15 +113,7 @@ impl Machine {
             Section::of(SectionKind::I8042, "", V1, &keyboard)?,
             Section::of(SectionKind::Rtc, "", V1, &rtc)?,
         ];
-        if let Some(hotplug) = hotplug {
-            sections.push(Section::of(SectionKind::Hotplug, "", V1, &hotplug)?);
-        }
-        if let Some(blocks) = DiskBlocksState::save(config) {
-            sections.push(Section::of(SectionKind::DiskBlocks, "", V1, &blocks)?);
-        }
-        if let Some(nearness) = nearness {
-            sections.push(Section::of(SectionKind::Nearness, "", V1, &nearness)?);
-        }
+        sections.extend(beside);
         for (index, vcpu) in vcpus.iter().enumerate() {
             sections.push(Section::of(SectionKind::Vcpu, &index.to_string(), V1, vcpu)?);
         }
@@ -132,6 +122,15 @@ impl Machine {
         }
         Ok(SavedMachine { described, sections })
     }
+}
+
+/// What version 1 of the configuration has no place for, as far as a machine has it.
+fn configured_beside(config: &VmConfig) -> Result<Vec<Section>, SectionError> {
+    let hotplug = config.hotplug.as_ref().map(HotplugState::save);
+    let hotplug = hotplug.map(|state| Section::of(SectionKind::Hotplug, "", V1, &state));
+    let blocks = DiskBlocksState::save(config).map(|state| Section::of(SectionKind::DiskBlocks, "", V1, &state));
+    let nearness = NearnessState::save(config).map(|state| Section::of(SectionKind::Nearness, "", V1, &state));
+    [hotplug, blocks, nearness].into_iter().flatten().collect()
 }
 
 /// The CPU that the header of a point names.
@@ -154,16 +153,12 @@ impl MachineState {
     pub(crate) fn take(mut sections: Sections) -> Result<(VmConfig, Self), MachineStateError> {
         let (config, stamps): (ConfigState, _) = sections.take(SectionKind::Config, "", V1)?;
         let mut config = config.restore()?;
-        if sections.version(SectionKind::Hotplug, "").is_some() {
-            config.hotplug = Some(sections.take::<HotplugState>(SectionKind::Hotplug, "", V1)?.restore());
-        }
-        if sections.version(SectionKind::DiskBlocks, "").is_some() {
-            let blocks: DiskBlocksState = sections.take(SectionKind::DiskBlocks, "", V1)?;
-            blocks.restore(&mut config).map_err(MachineStateError::NoSuchDisk)?;
-        }
-        if sections.version(SectionKind::Nearness, "").is_some()
-            && !sections.take::<NearnessState>(SectionKind::Nearness, "", V1)?.restore(&mut config)
-        {
+        let hotplug: Option<HotplugState> = sections.take_if_any(SectionKind::Hotplug, "", V1)?;
+        config.hotplug = hotplug.map(HotplugState::restore);
+        let blocks: Option<DiskBlocksState> = sections.take_if_any(SectionKind::DiskBlocks, "", V1)?;
+        blocks.map_or(Ok(()), |blocks| blocks.restore(&mut config)).map_err(MachineStateError::NoSuchDisk)?;
+        let nearness: Option<NearnessState> = sections.take_if_any(SectionKind::Nearness, "", V1)?;
+        if nearness.is_some_and(|nearness| !nearness.restore(&mut config)) {
             return Err(MachineStateError::Nearness);
         }
         let count = VcpuCount::new(config.cpus).map_err(|_| MachineStateError::Vcpus(config.cpus))?;
