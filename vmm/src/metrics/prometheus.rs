@@ -4,10 +4,7 @@ use std::fmt::{Display, Write};
 
 use devices::virtio::blk::DiskOperation;
 
-use super::{
-    ConsoleFigures, DeviceFigures, DiskQueueFigures, FlowFigures, LatencyFigures, NetQueueFigures, ProcessFigures,
-    RouteFigures, Snapshot,
-};
+use super::{ConsoleFigures, DeviceFigures, LatencyFigures, ProcessFigures, RouteFigures, Snapshot};
 use crate::control::State;
 use crate::machine::DeviceKind;
 use crate::vcpu::ExitKind;
@@ -74,110 +71,84 @@ fn vcpus(page: &mut Page, machine: &Snapshot) {
 }
 
 fn devices(page: &mut Page, devices: &[DeviceFigures]) {
-    type Figure = fn(&FlowFigures) -> u64;
-    let metrics: [(&str, &str, Figure); 5] = [
-        ("husk_device_operations_total", "Requests or frames that a device completed.", |flow| flow.operations),
-        ("husk_device_bytes_total", "Bytes of data that a device moved.", |flow| flow.bytes),
-        ("husk_device_errors_total", "Requests or frames that failed.", |flow| flow.errors),
-        ("husk_device_dropped_total", "Frames that were dropped.", |flow| flow.dropped),
-        ("husk_device_filtered_total", "Frames that the source filter refused.", |flow| flow.filtered),
-    ];
-    for (name, help, figure) in metrics {
-        page.metric(name, "counter", help);
-        for device in devices {
-            for flow in &device.flows {
-                let labels =
-                    [("device", device.id.as_str()), ("kind", kind(device.kind)), ("direction", flow.direction)];
-                page.sample(name, &labels, figure(flow));
-            }
-        }
-    }
-    page.metric("husk_device_retired_queues_total", "counter", "Queues that a driver broke.");
+    let (mut all, mut flows) = (Series::new(), Series::new());
     for device in devices {
-        let labels = [("device", device.id.as_str()), ("kind", kind(device.kind))];
-        page.sample("husk_device_retired_queues_total", &labels, device.retired_queues);
+        let labels = vec![("device", device.id.clone()), ("kind", kind(device.kind).to_owned())];
+        for flow in &device.flows {
+            flows.push((with(&labels, "direction", flow.direction), flow));
+        }
+        all.push((labels, device));
     }
+    let operations = "Requests or frames that a device completed.";
+    page.counters("husk_device_operations_total", operations, &flows, |flow| flow.operations);
+    page.counters("husk_device_bytes_total", "Bytes of data that a device moved.", &flows, |flow| flow.bytes);
+    page.counters("husk_device_errors_total", "Requests or frames that failed.", &flows, |flow| flow.errors);
+    page.counters("husk_device_dropped_total", "Frames that were dropped.", &flows, |flow| flow.dropped);
+    let filtered = "Frames that the source filter refused.";
+    page.counters("husk_device_filtered_total", filtered, &flows, |flow| flow.filtered);
+    page.counters("husk_device_retired_queues_total", "Queues that a driver broke.", &all, |all| all.retired_queues);
 }
 
 fn disk_queues(page: &mut Page, devices: &[DeviceFigures]) {
-    let queues: Vec<(&str, String, &DiskQueueFigures)> = devices
-        .iter()
-        .flat_map(|device| {
-            let numbered = device.queues.iter().enumerate();
-            numbered.map(|(index, queue)| (device.id.as_str(), index.to_string(), queue))
-        })
-        .collect();
-    type Figure = fn(&(u64, u64)) -> u64;
-    let metrics: [(&str, &str, Figure); 2] = [
-        ("husk_disk_queue_requests_total", "Requests that a disk's queue answered.", |(requests, _)| *requests),
-        ("husk_disk_queue_bytes_total", "Bytes of data that they moved.", |(_, bytes)| *bytes),
-    ];
-    for (name, help, figure) in metrics {
-        page.metric(name, "counter", help);
-        for (device, index, queue) in &queues {
+    let (mut queues, mut operations) = (Series::new(), Series::new());
+    for device in devices {
+        for (index, queue) in device.queues.iter().enumerate() {
+            let labels = of_queue(device, index);
             for ((_, operation), figures) in DiskOperation::ALL.iter().zip(&queue.operations) {
-                let labels = [("device", *device), ("queue", index), ("operation", operation)];
-                page.sample(name, &labels, figure(figures));
+                operations.push((with(&labels, "operation", operation), figures));
             }
+            queues.push((labels, queue));
         }
     }
-    let errors = "husk_disk_queue_errors_total";
-    page.metric(errors, "counter", "Requests that were answered with an error.");
-    for (device, index, queue) in &queues {
-        page.sample(errors, &[("device", device), ("queue", index)], queue.errors);
-    }
-    page.metric("husk_disk_queue_batches_total", "counter", "How often answers were shown to the driver together.");
-    for (device, index, queue) in &queues {
-        page.sample("husk_disk_queue_batches_total", &[("device", device), ("queue", index)], queue.batches);
-    }
-    let throttled = "husk_disk_queue_throttled_seconds_total";
-    page.metric(throttled, "counter", "Time that a disk's queue waited for its limiter.");
-    for (device, index, queue) in &queues {
-        page.sample(throttled, &[("device", device), ("queue", index)], queue.throttled.as_secs_f64());
-    }
-    let latency = "husk_disk_queue_latency_seconds";
-    page.metric(latency, "histogram", "Time from the notice of a disk's request until its answer could be seen.");
-    for (device, index, queue) in &queues {
-        page.histogram(latency, &[("device", device), ("queue", index)], &queue.latency);
-    }
+    let requests = "Requests that a disk's queue answered.";
+    page.counters("husk_disk_queue_requests_total", requests, &operations, |(requests, _)| *requests);
+    page.counters("husk_disk_queue_bytes_total", "Bytes of data that they moved.", &operations, |(_, bytes)| *bytes);
+    let errors = "Requests that were answered with an error.";
+    page.counters("husk_disk_queue_errors_total", errors, &queues, |queue| queue.errors);
+    let batches = "How often answers were shown to the driver together.";
+    page.counters("husk_disk_queue_batches_total", batches, &queues, |queue| queue.batches);
+    let throttled = "Time that a disk's queue waited for its limiter.";
+    page.counters("husk_disk_queue_throttled_seconds_total", throttled, &queues, |queue| queue.throttled.as_secs_f64());
+    let latency = "Time from the notice of a disk's request until its answer could be seen.";
+    page.histograms("husk_disk_queue_latency_seconds", latency, &queues, |queue| &queue.latency);
 }
 
 fn net_queues(page: &mut Page, devices: &[DeviceFigures]) {
-    let mut queues = Vec::new();
+    let mut queues = Series::new();
     for device in devices {
         for (index, pair) in device.net_queues.iter().enumerate() {
             for (direction, queue) in ["receive", "transmit"].into_iter().zip(pair) {
-                let labels =
-                    [("device", device.id.clone()), ("queue", index.to_string()), ("direction", direction.to_owned())];
-                queues.push((labels, queue));
+                queues.push((with(&of_queue(device, index), "direction", direction), queue));
             }
         }
     }
-    type Figure = fn(&NetQueueFigures) -> u64;
-    let metrics: [(&str, &str, Figure); 6] = [
-        ("husk_net_queue_frames_total", "Frames that went through a network's queue.", |queue| queue.frames),
-        ("husk_net_queue_bytes_total", "Bytes of those frames.", |queue| queue.bytes),
-        ("husk_net_queue_errors_total", "Buffers that were none, and failures of the host.", |queue| queue.errors),
-        ("husk_net_queue_dropped_total", "Frames that were dropped.", |queue| queue.dropped),
-        ("husk_net_queue_filtered_total", "Frames that the source filter refused.", |queue| queue.filtered),
-        ("husk_net_queue_batches_total", "How often frames were shown to the driver together.", |queue| queue.batches),
-    ];
-    for (name, help, figure) in metrics {
-        page.metric(name, "counter", help);
-        for (labels, queue) in &queues {
-            page.sample(name, &borrowed(labels), figure(queue));
-        }
-    }
-    let throttled = "husk_net_queue_throttled_seconds_total";
-    page.metric(throttled, "counter", "Time that a network's queue waited for its limiter.");
-    for (labels, queue) in &queues {
-        page.sample(throttled, &borrowed(labels), queue.throttled.as_secs_f64());
-    }
-    let latency = "husk_net_queue_latency_seconds";
-    page.metric(latency, "histogram", "Time from the beginning of a frame's batch until the driver could see it.");
-    for (labels, queue) in &queues {
-        page.histogram(latency, &borrowed(labels), &queue.latency);
-    }
+    let frames = "Frames that went through a network's queue.";
+    page.counters("husk_net_queue_frames_total", frames, &queues, |queue| queue.frames);
+    page.counters("husk_net_queue_bytes_total", "Bytes of those frames.", &queues, |queue| queue.bytes);
+    let errors = "Buffers that were none, and failures of the host.";
+    page.counters("husk_net_queue_errors_total", errors, &queues, |queue| queue.errors);
+    page.counters("husk_net_queue_dropped_total", "Frames that were dropped.", &queues, |queue| queue.dropped);
+    let filtered = "Frames that the source filter refused.";
+    page.counters("husk_net_queue_filtered_total", filtered, &queues, |queue| queue.filtered);
+    let batches = "How often frames were shown to the driver together.";
+    page.counters("husk_net_queue_batches_total", batches, &queues, |queue| queue.batches);
+    let throttled = "Time that a network's queue waited for its limiter.";
+    page.counters("husk_net_queue_throttled_seconds_total", throttled, &queues, |queue| queue.throttled.as_secs_f64());
+    let latency = "Time from the beginning of a frame's batch until the driver could see it.";
+    page.histograms("husk_net_queue_latency_seconds", latency, &queues, |queue| &queue.latency);
+}
+
+/// The labels of one of a series.
+type Labels = Vec<(&'static str, String)>;
+/// What all of one kind have counted, each under its labels.
+type Series<'a, T> = Vec<(Labels, &'a T)>;
+
+fn of_queue(device: &DeviceFigures, index: usize) -> Labels {
+    vec![("device", device.id.clone()), ("queue", index.to_string())]
+}
+
+fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
+    labels.iter().cloned().chain([(name, value.to_owned())]).collect()
 }
 
 fn kind(kind: DeviceKind) -> &'static str {
@@ -210,6 +181,22 @@ impl Page {
         writeln!(self.text, "{name}{labels} {value}").expect("a String takes every write");
     }
 
+    /// A counter of each of a series.
+    fn counters<T, V: Display>(&mut self, name: &str, help: &str, series: &Series<'_, T>, value: impl Fn(&T) -> V) {
+        self.metric(name, "counter", help);
+        for (labels, of) in series {
+            self.sample(name, &borrowed(labels), value(of));
+        }
+    }
+
+    /// A histogram of each of a series.
+    fn histograms<T>(&mut self, name: &str, help: &str, series: &Series<'_, T>, value: impl Fn(&T) -> &LatencyFigures) {
+        self.metric(name, "histogram", help);
+        for (labels, of) in series {
+            self.histogram(name, &borrowed(labels), value(of));
+        }
+    }
+
     fn histogram(&mut self, name: &str, labels: &[(&str, &str)], figures: &LatencyFigures) {
         for (bound, count) in figures.cumulative() {
             let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
@@ -228,7 +215,7 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Latency, VcpuFigures};
+    use crate::metrics::{DiskQueueFigures, FlowFigures, Latency, NetQueueFigures, VcpuFigures};
     use std::collections::BTreeSet;
     use std::time::Duration;
 

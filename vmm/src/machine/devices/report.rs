@@ -8,7 +8,7 @@ use devices::virtio::DeviceCounters;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::blk::{DiskControl, DiskOperation, DiskQueueCounters};
 use devices::virtio::mem::MemoryDeviceControl;
-use devices::virtio::net::{LinkState, NetCounters, NetQueueCounters, PairCounters};
+use devices::virtio::net::{LinkState, NetCounters, NetQueueCounters};
 use devices::virtio::transport;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -223,8 +223,12 @@ impl VirtioSlot {
             dropped: 0,
             filtered: 0,
         };
+        let (mut queues, mut net_queues) = (Vec::new(), Vec::new());
         let (flows, retired) = match &self.counters {
-            Counters::Disk(disk) => (vec![requests(disk.counters())], &disk.counters().retired_queues),
+            Counters::Disk(disk) => {
+                queues.extend(disk.queue_counters().iter().map(disk_queue));
+                (vec![requests(disk.counters())], &disk.counters().retired_queues)
+            }
             Counters::Requests(counters) => (vec![requests(counters)], &counters.retired_queues),
             Counters::Pages(balloon) => {
                 let counters = balloon.counters();
@@ -262,31 +266,23 @@ impl VirtioSlot {
                 (flows, &counters.retired_queues)
             }
             Counters::Frames(counters) => {
-                let flow = |direction, queue: fn(&PairCounters) -> &NetQueueCounters| {
-                    let sum = |counter: fn(&NetQueueCounters) -> &AtomicU64| {
-                        counters.pairs.iter().map(|pair| read(counter(queue(pair)))).sum()
+                net_queues.extend(counters.pairs.iter().map(|pair| [&pair.received, &pair.transmitted].map(net_queue)));
+                let flow = |direction, of_pair: usize| {
+                    let sum = |figure: fn(&NetQueueFigures) -> u64| {
+                        net_queues.iter().map(|pair: &[NetQueueFigures; 2]| figure(&pair[of_pair])).sum()
                     };
                     FlowFigures {
                         direction,
-                        operations: sum(|queue| &queue.frames),
-                        bytes: sum(|queue| &queue.bytes),
-                        errors: sum(|queue| &queue.errors),
-                        dropped: sum(|queue| &queue.dropped),
-                        filtered: sum(|queue| &queue.filtered),
+                        operations: sum(|queue| queue.frames),
+                        bytes: sum(|queue| queue.bytes),
+                        errors: sum(|queue| queue.errors),
+                        dropped: sum(|queue| queue.dropped),
+                        filtered: sum(|queue| queue.filtered),
                     }
                 };
-                let flows = vec![flow("receive", |pair| &pair.received), flow("transmit", |pair| &pair.transmitted)];
-                (flows, &counters.retired_queues)
+                (vec![flow("receive", 0), flow("transmit", 1)], &counters.retired_queues)
             }
         };
-        let (mut queues, mut net_queues) = (Vec::new(), Vec::new());
-        match &self.counters {
-            Counters::Disk(disk) => queues.extend(disk.queue_counters().iter().map(disk_queue)),
-            Counters::Frames(counters) => {
-                net_queues.extend(counters.pairs.iter().map(|pair| [&pair.received, &pair.transmitted].map(net_queue)))
-            }
-            Counters::Requests(_) | Counters::Pages(_) | Counters::Blocks(_) => {}
-        }
         let retired_queues = read(retired);
         DeviceFigures { id: self.id.clone(), kind: self.kind, flows, queues, net_queues, retired_queues }
     }
