@@ -121,7 +121,7 @@ impl RunArgs {
                 entry: self.boot_entry,
             }),
             tables: self.acpi,
-            disks: disks(self.disk)?,
+            disks: disks(self.disk),
             nets: nets.collect::<Result<_, _>>()?,
             entropy: self.rng,
             entropy_limits: LimiterConfig::default(),
@@ -137,16 +137,12 @@ impl RunArgs {
 }
 
 /// The disks, and first the one that holds the root file system: as a whole it is `/dev/vda`.
-fn disks(given: Vec<DiskArg>) -> Result<Vec<DiskConfig>, ConfigError> {
+fn disks(given: Vec<DiskArg>) -> Vec<DiskConfig> {
     let mut disks: Vec<_> = given.into_iter().enumerate().map(|(index, disk)| disk.into_config(index)).collect();
-    let mut roots = disks.iter().filter(|disk| disk.root != RootDevice::No);
-    if let (Some(first), Some(second)) = (roots.next(), roots.next()) {
-        return Err(ConfigError::TwoRoots { first: first.id.clone(), second: second.id.clone() });
-    }
     if let Some(root) = disks.iter().position(|disk| disk.root != RootDevice::No) {
         disks[..=root].rotate_right(1);
     }
-    Ok(disks)
+    disks
 }
 
 fn parse_entropy(text: &str) -> Result<Entropy, &'static str> {

@@ -361,6 +361,10 @@ impl VmConfig {
     /// As for [`Self::validate`].
     pub fn validate_parts(&self, host: HostFacts) -> Result<(), ConfigError> {
         self.validate_restored(host)?;
+        let mut roots = self.disks.iter().filter(|disk| disk.root != RootDevice::No);
+        if let (Some(first), Some(second)) = (roots.next(), roots.next()) {
+            return Err(ConfigError::TwoRoots { first: first.id.clone(), second: second.id.clone() });
+        }
         numa::validate_shape(&self.numa, self.cpus, self.threads_per_core, self.memory.placement.pages)
             .map_err(ConfigError::Numa)?;
         let disks = self.disks.iter().map(|disk| (disk.tuning.poll_us, &disk.tuning.threads));
