@@ -22,7 +22,7 @@ pub(crate) trait HostMemory {
     }
 
     /// The nodes that this process may use (its cpuset's).
-    fn allowed_nodes(&self) -> Option<IdList>;
+    fn allowed_nodes(&self) -> Option<&IdList>;
 
     /// The pool of the whole host with pages of this size.
     fn pool(&self, page_bytes: u64) -> Option<PoolFacts>;
@@ -57,6 +57,7 @@ pub(crate) trait HostMemory {
 pub(crate) struct MemoryFiles {
     tree: Tree,
     nodes: OnceCell<Vec<NodeFacts>>,
+    allowed_nodes: OnceCell<Option<IdList>>,
 }
 
 impl MemoryFiles {
@@ -66,7 +67,7 @@ impl MemoryFiles {
     }
 
     fn of(tree: Tree) -> Self {
-        Self { tree, nodes: OnceCell::new() }
+        Self { tree, nodes: OnceCell::new(), allowed_nodes: OnceCell::new() }
     }
 
     /// Those of a recorded host.
@@ -81,8 +82,8 @@ impl HostMemory for MemoryFiles {
         self.nodes.get_or_init(|| topology::nodes(&self.tree))
     }
 
-    fn allowed_nodes(&self) -> Option<IdList> {
-        LimitFacts::mems_allowed(&self.tree)
+    fn allowed_nodes(&self) -> Option<&IdList> {
+        self.allowed_nodes.get_or_init(|| LimitFacts::mems_allowed(&self.tree)).as_ref()
     }
 
     fn pool(&self, page_bytes: u64) -> Option<PoolFacts> {
@@ -170,8 +171,8 @@ impl HostMemory for KnownMemory {
         &self.nodes
     }
 
-    fn allowed_nodes(&self) -> Option<IdList> {
-        self.allowed_nodes.clone()
+    fn allowed_nodes(&self) -> Option<&IdList> {
+        self.allowed_nodes.as_ref()
     }
 
     fn pool(&self, page_bytes: u64) -> Option<PoolFacts> {

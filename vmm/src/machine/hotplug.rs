@@ -18,7 +18,7 @@ use super::pool::IoPool;
 use super::slots::{MemorySlots, Slot};
 use crate::config::{HOTPLUG_ID, HotplugConfig, MemoryConfig, MemoryPlacement};
 use crate::control::{EventSender, GuestEvent};
-use crate::epoch::{PAGE_BYTES, PageRun, PageSet};
+use crate::epoch::{PAGE_BYTES, PageRun, PageSet, file_order};
 use crate::pager::UserFault;
 use crate::placement;
 
@@ -188,7 +188,7 @@ impl PluggableMemory {
     /// That of `memory`.
     pub(super) fn new(memory: &MachineMemory, pluggable: &Pluggable, hotplug: &HotplugConfig) -> Self {
         let Pluggable { start, slot_bytes, arrival, ref plugged, ref origin } = *pluggable;
-        let ram_bytes: u64 = memory.ram.iter().map(GuestMemoryRegion::len).sum();
+        let ram_bytes = file_order::bytes(&memory.ram);
         let blocks = PageSet::new(hotplug.total_bytes / hotplug.block_bytes);
         let slots = usize::try_from(hotplug.slots()).expect("validate() bounds it");
         let mut blocks = Blocks { by_slot: vec![0; slots].into(), plugged: blocks.clone(), original: blocks };

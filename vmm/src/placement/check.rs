@@ -84,8 +84,11 @@ impl Settled {
 
     /// The host's nodes that memory comes from which can be plugged.
     pub(crate) fn hotplug_nodes(&self) -> Option<&HostNodes> {
-        let node = self.placement.hotplug_node.unwrap_or(0);
-        self.parts.get(usize::from(node)).and_then(|part| part.nodes.as_ref())
+        self.parts.get(self.hotplug_part()).and_then(|part| part.nodes.as_ref())
+    }
+
+    fn hotplug_part(&self) -> usize {
+        self.placement.hotplug_node.unwrap_or(0).into()
     }
 
     /// All that the guest can have soon after its start.
@@ -111,8 +114,7 @@ impl Settled {
     fn part_of(&self, address: u64) -> usize {
         let bytes: Vec<u64> = self.parts.iter().map(|part| part.bytes).collect();
         let has = |ranges: &Vec<(GuestAddress, u64)>| ranges.iter().any(|(start, _)| start.0 == address);
-        let plugged = || self.placement.hotplug_node.unwrap_or(0).into();
-        layout::node_ranges(&bytes).iter().position(has).unwrap_or_else(plugged)
+        layout::node_ranges(&bytes).iter().position(has).unwrap_or_else(|| self.hotplug_part())
     }
 
     /// The host's nodes that a region at a guest address comes from.
@@ -264,8 +266,8 @@ fn check_nodes(asked: &HostNodes, host: &impl HostMemory) -> Result<(), Placemen
         }
     }
     let Some(allowed) = host.allowed_nodes() else { return Ok(()) };
-    match asked.nodes.without(&allowed).iter().next() {
-        Some(node) => Err(PlacementError::NodeForbidden { node, allowed }),
+    match asked.nodes.without(allowed).iter().next() {
+        Some(node) => Err(PlacementError::NodeForbidden { node, allowed: allowed.clone() }),
         None => Ok(()),
     }
 }
