@@ -17,15 +17,10 @@ use serde_json::{Value, json};
 
 /// The thread that brings memory in, as soon as it is there, so that it does not end before it is released.
 fn hold_memory_thread(husk: &Husk) -> Held {
-    let folder = format!("/proc/{}/task", husk.pid());
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        for task in fs::read_dir(&folder).unwrap().map_while(Result::ok) {
-            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-            // A thread's name in the kernel has 15 bytes.
-            if name.trim_end() == "husk-job-memory" {
-                return Held::hold_thread(task.file_name().to_str().unwrap().parse().unwrap());
-            }
+        if let Some(thread) = husk.threads("husk-job-memory").first() {
+            return Held::hold_thread(*thread);
         }
         assert!(Instant::now() < deadline, "no thread brings memory in");
     }

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::folder::Folder;
-use common::sys::Terminal;
+use common::sys::{Terminal, read_until};
 use common::{Launch, husk};
 use serde_json::{Value, json};
 
@@ -38,16 +37,6 @@ fn job(kind: &str, state: &str, progress: f64) -> Value {
 
 fn ctl(folder: &Folder, words: &[&str]) -> Launch {
     husk(["ctl", "--api-sock", &folder.at("s")]).args(words)
-}
-
-fn read_until(master: &mut File, text: &str) -> String {
-    let mut seen = String::new();
-    let mut chunk = [0; 256];
-    while !seen.contains(text) {
-        let count = master.read(&mut chunk).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
-    }
-    seen
 }
 
 #[test]

@@ -32,11 +32,7 @@ fn replace_by(client: &mut Connection, path: &str) {
 /// Waits until so many threads wait for the host.
 fn wait_until_asked(husk: &Husk, threads: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let asked = || {
-        let tasks = fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().flatten();
-        let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
-        names.filter(|name| name.trim_end() == "husk-job-file").count()
-    };
+    let asked = || husk.threads("husk-job-file").len();
     while asked() < threads {
         assert!(Instant::now() < deadline, "{} threads are asked", asked());
         std::thread::yield_now();

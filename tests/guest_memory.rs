@@ -40,13 +40,6 @@ fn take_memory_away(husk: &Husk, image: &str) {
         .unwrap();
 }
 
-/// The thread of a machine's first vCPU.
-fn first_vcpu(husk: &Husk) -> i32 {
-    let tasks = fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().map(|entry| entry.unwrap());
-    let mut vcpus = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap().trim() == "husk-vcpu0");
-    vcpus.next().unwrap().file_name().to_str().unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_signal() {
     let folder = Folder::new();
@@ -65,7 +58,7 @@ fn a_ring_in_memory_that_is_gone_ends_as_a_crash_with_its_address_and_by_no_sign
     std::thread::sleep(Duration::from_millis(100));
     // The guest itself would be told by KVM. It is held, and only the disk's thread looks at the ring again, when the
     // limiter lets that request through.
-    let vcpu = Held::hold_thread(first_vcpu(&husk));
+    let vcpu = Held::hold_thread(husk.threads("husk-vcpu0")[0]);
     take_memory_away(&husk, PROBE);
     husk.wait_for_error("guest memory");
     vcpu.release();

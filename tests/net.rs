@@ -4,14 +4,13 @@
 mod common;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
 
 use common::folder::Folder;
 use common::guest::{PROBE, READY, noise, probe};
 use common::network::{Echo, in_network_namespace, ip, tap};
 use common::refusal::{refused, with};
 use common::vm::Vm;
-use common::{Launch, husk, sys, through_shell};
+use common::{Husk, Launch, husk, sys, through_shell};
 use serde_json::json;
 
 const MAC: &str = "02:00:00:00:00:07";
@@ -220,10 +219,9 @@ fn a_killed_machine_leaves_its_tap_to_the_next() {
 }
 
 /// What the I/O thread of the first card has used of a CPU.
-fn io_thread_ns(pid: u32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
-    let named = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "husk-io-net0\n");
-    let stat = fs::read_to_string(tasks.into_iter().find(named).unwrap().join("schedstat")).unwrap();
+fn io_thread_ns(husk: &Husk) -> u64 {
+    let thread = husk.threads("husk-io-net0")[0];
+    let stat = fs::read_to_string(format!("/proc/{}/task/{thread}/schedstat", husk.pid())).unwrap();
     stat.split(' ').next().unwrap().parse().unwrap()
 }
 
@@ -236,9 +234,9 @@ fn a_tap_that_is_deleted_takes_the_link_and_not_the_machine() {
         ip("link delete tap7");
         husk.wait_for_error("net0: cannot receive");
         // A descriptor with an error is always ready: nobody may be woken by it over and over.
-        let before = io_thread_ns(husk.pid());
+        let before = io_thread_ns(&husk);
         probe("end=poweroff").end().went_well();
-        let busy = io_thread_ns(husk.pid()) - before;
+        let busy = io_thread_ns(&husk) - before;
         assert!(busy < 5_000_000, "{busy} ns of work for a tap that is gone");
         husk.signal(libc::SIGTERM);
         assert_eq!(husk.end().code(), Some(0));

@@ -4,14 +4,15 @@
 
 mod common;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 
 use common::ended::Ended;
 use common::folder::Folder;
 use common::guest::{PROBE, READY, probe};
 use common::husk;
+use common::sys::read_until;
 
 /// A file of the shape that Firecracker's users have, for the probe.
 fn config_file(folder: &Folder, boot_args: &str, drives: &str, more: &str) -> String {
@@ -216,15 +217,4 @@ fn a_crash_is_no_reboot() {
     let ended = probe("end=triple").args(["--on-reboot", "restart"]).end();
     assert_eq!(ended.code(), Some(3), "{ended}");
     assert_eq!(ended.lines(READY).len(), 1);
-}
-
-/// What is read from a terminal until `text` has come; the harness's deadline for the process bounds it.
-fn read_until(pty: &mut File, text: &str) -> String {
-    let mut seen = String::new();
-    let mut chunk = [0; 256];
-    while !seen.contains(text) {
-        let count = pty.read(&mut chunk).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
-    }
-    seen
 }

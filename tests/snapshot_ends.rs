@@ -20,14 +20,6 @@ use common::sys::Held;
 use common::vm::Vm;
 use serde_json::json;
 
-/// The thread that makes a snapshot, if there is one now.
-fn maker(husk: &Husk) -> Option<libc::pid_t> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().map_while(Result::ok);
-    let named = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-    let found = tasks.into_iter().find(|task| named(task).trim_end() == "husk-job-snap")?;
-    Some(found.file_name().to_str().unwrap().parse().unwrap())
-}
-
 /// A running machine that is held for a snapshot, whose maker does not get on before it is released.
 fn held_by_its_maker(point: &Path) -> (Vm, Held) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -42,8 +34,8 @@ fn held_by_its_maker(point: &Path) -> (Vm, Held) {
             if vm.state() != "Paused" {
                 continue;
             }
-            let Some(thread) = maker(&vm.husk) else { continue };
-            let held = Held::hold_thread(thread);
+            let Some(maker) = vm.husk.threads("husk-job-snap").first().copied() else { continue };
+            let held = Held::hold_thread(maker);
             // Now it cannot say that the last page is copied, if it has not.
             if vm.state() == "Paused" {
                 return (vm, held);

@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -15,6 +15,17 @@ use std::os::unix::net::UnixStream;
 pub(crate) struct Terminal {
     master: File,
     slave: OwnedFd,
+}
+
+/// What is read from a terminal until `text` has come; the harness's deadline for the process bounds it.
+pub(crate) fn read_until(terminal: &mut File, text: &str) -> String {
+    let mut seen = String::new();
+    let mut chunk = [0; 256];
+    while !seen.contains(text) {
+        let count = terminal.read(&mut chunk).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
+    }
+    seen
 }
 
 /// A terminal's settings.
