@@ -1,6 +1,8 @@
 //! What a network device saves. Frames are not in it: those that the host has queued stay with its interface, and those
 //! in the driver's rings are in guest memory.
 
+use std::num::NonZero;
+
 use serde::{Deserialize, Serialize};
 
 use super::{LinkState, MAC_BYTES, Net, NetOptions};
@@ -14,7 +16,7 @@ use crate::virtio::voice::News;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
     pub(crate) mac: Option<[u8; MAC_BYTES]>,
-    pub(crate) mtu: Option<u16>,
+    pub(crate) mtu: Option<NonZero<u16>>,
     pub(crate) plugged: bool,
     pub(crate) news: News,
     /// Pairs of queues that take part.
@@ -33,7 +35,7 @@ impl SaveState for Net {
         let NetOptions { mac, mtu, filter: _, limiter } = options;
         NetState {
             mac: *mac,
-            mtu: *mtu,
+            mtu: mtu.and_then(NonZero::new),
             plugged: link.is_plugged(),
             news: link.news(),
             active_pairs: u16::try_from(steering.active()).expect("at most PAIRS_MAX pairs"),
@@ -47,7 +49,7 @@ impl SaveState for Net {
             return Err(RestoreError::Mac { saved: mac, here: self.options.mac });
         }
         // 0 is no MTU.
-        same("an MTU of", mtu.unwrap_or(0).into(), self.options.mtu.unwrap_or(0).into())?;
+        same("an MTU of", mtu.map_or(0, NonZero::get).into(), self.options.mtu.unwrap_or(0).into())?;
         let active = usize::from(active_pairs);
         if !(1..=self.pairs.len()).contains(&active) {
             return Err(RestoreError::Impossible("more pairs of queues take part than there are, or none"));

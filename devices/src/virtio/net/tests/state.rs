@@ -5,6 +5,7 @@ use super::*;
 use crate::limit::{LimiterConfig, Limits, Rate};
 use crate::state::SaveState;
 use crate::virtio::transport::MmioState;
+use crate::virtio::voice::News;
 
 impl Bench {
     /// Moves the driver to another device on another wire, which has the state of this one. It does not go on yet. Returns
@@ -141,6 +142,16 @@ fn a_device_that_differs_says_in_what() {
     let fewer = Pairs::new(0).driver.save();
     let error = refusal(&fewer, Offloads::ALL, with_mac());
     assert_eq!(error, "the guest was told a number of queues of 7, and here it is 2");
+}
+
+#[test]
+fn an_mtu_of_0_is_in_no_state() {
+    let state = |mtu| {
+        let (mac, news, limiter) = (None::<[u8; 6]>, News::None, None::<()>);
+        postcard::to_allocvec(&(mac, mtu, true, news, 1_u16, limiter)).unwrap()
+    };
+    assert_eq!(postcard::from_bytes::<NetState>(&state(Some(1500_u16))).unwrap().mtu.map(u16::from), Some(1500));
+    postcard::from_bytes::<NetState>(&state(Some(0))).unwrap_err();
 }
 
 #[test]
