@@ -172,47 +172,120 @@ fn done(result: libc::c_int) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::block::{BlockAction, DiskAccess, DiskOptions};
-    use crate::testing::memory_with_hole;
+    use crate::backend::block::{BlockAction, DiskAccess, DiskOptions, Space};
+    use crate::testing::{Buffer, DriverRing, memory_with_hole};
     use crate::virtio::GuestBuffers;
+    use crate::virtio::queue::{Chain, QueueState};
     use std::path::Path;
     use std::sync::mpsc::channel;
     use std::time::Duration;
+    use vm_memory::GuestAddress;
 
-    fn flush(image: &DiskImage, sync: impl FnMut(Step) -> io::Result<usize>) -> io::Result<()> {
-        let buffers = GuestBuffers::new(memory_with_hole(1 << 16));
-        let operation = BlockOperation { action: BlockAction::Flush, offset: 0, buffers };
-        match complete(image, &mut BouncePool::new(1, 1), Token(0), operation, sync) {
+    fn image() -> DiskImage {
+        let file = tempfile::tempfile_in("/tmp").unwrap();
+        file.set_len(4096).unwrap();
+        let options = DiskOptions::default();
+        DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap()
+    }
+
+    fn perform_by(
+        action: BlockAction,
+        image: &DiskImage,
+        host: impl FnMut(Step) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let memory = memory_with_hole(1 << 16);
+        let mut buffers = GuestBuffers::new(memory.clone());
+        if let BlockAction::Write(_) = action {
+            let mut driver = DriverRing::new(memory.clone(), GuestAddress(0x1000), 8, false);
+            driver.add(&[Buffer::Readable(GuestAddress(0x4000), 512)]);
+            let mut queue = driver.config(0, 8).validate(&memory, 0, QueueState::default()).unwrap();
+            let mut chain = Chain::new();
+            assert_eq!(queue.pop(&mut chain), Ok(true));
+            assert!(buffers.fill(chain.readable(), 0, 512));
+        }
+        let operation = BlockOperation { action, offset: 0, buffers };
+        match complete(image, &mut BouncePool::new(1, 1), Token(0), operation, host) {
             Submission::Done(completion) => completion.result,
             other => panic!("{other:?}"),
         }
     }
 
+    fn flush(image: &DiskImage, host: impl FnMut(Step) -> io::Result<usize>) -> io::Result<()> {
+        perform_by(BlockAction::Flush, image, host)
+    }
+
+    fn write(image: &DiskImage, host: impl FnMut(Step) -> io::Result<usize>) -> io::Result<()> {
+        perform_by(BlockAction::Write(Durability::Durable), image, host)
+    }
+
+    fn zero(image: &DiskImage, host: impl FnMut(Step) -> io::Result<usize>) -> io::Result<()> {
+        let durability = Durability::Durable;
+        perform_by(BlockAction::WriteZeroes { len: 512, space: Space::Keep, durability }, image, host)
+    }
+
+    /// A host that takes all, and says of a sync what `sync` does.
+    fn host(mut sync: impl FnMut() -> io::Result<usize>) -> impl FnMut(Step) -> io::Result<usize> {
+        move |step| match step {
+            Step::Sync | Step::Write(_, _, Durability::Durable) => sync().map(|_| 512),
+            _ => Ok(512),
+        }
+    }
+
+    fn errno(number: i32) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(number))
+    }
+
     /// The kernel tells the first of the error, and then the second that all is well, before the first has said so.
     #[test]
-    fn of_two_flushes_at_once_neither_is_believed_if_one_fails() {
-        let file = tempfile::tempfile_in("/tmp").unwrap();
-        file.set_len(4096).unwrap();
-        let options = DiskOptions::default();
-        let image = DiskImage::from_file(file, Path::new("scratch"), DiskAccess::ReadWrite, options).unwrap();
-        let (begun, first_begun) = channel();
-        let (fail, first_fails) = channel::<()>();
-        let (end, second_ended) = channel();
-        std::thread::scope(|scope| {
-            let image = &image;
-            let first = scope.spawn(move || {
-                flush(image, |_| {
-                    begun.send(()).unwrap();
-                    first_fails.recv().unwrap();
-                    Err(io::Error::from_raw_os_error(libc::EIO))
-                })
+    fn of_two_syncs_at_once_neither_is_believed_if_one_fails() {
+        type Sync = fn(&DiskImage, &mut dyn FnMut(Step) -> io::Result<usize>) -> io::Result<()>;
+        let syncs: [Sync; 3] =
+            [|image, by| flush(image, by), |image, by| write(image, by), |image, by| zero(image, by)];
+        for (one, other) in syncs.iter().flat_map(|one| syncs.iter().map(move |other| (one, other))) {
+            let image = &image();
+            let (begun, first_begun) = channel();
+            let (fail, first_fails) = channel::<()>();
+            let (end, second_ended) = channel();
+            std::thread::scope(|scope| {
+                let first = scope.spawn(move || {
+                    let sync = move || {
+                        begun.send(()).unwrap();
+                        first_fails.recv().unwrap();
+                        errno(libc::EIO)
+                    };
+                    one(image, &mut host(sync))
+                });
+                first_begun.recv().unwrap();
+                scope.spawn(move || end.send(other(image, &mut host(|| Ok(0)))));
+                assert!(second_ended.recv_timeout(Duration::from_millis(20)).is_err(), "it waits for the first");
+                fail.send(()).unwrap();
+                assert!(first.join().unwrap().is_err() && second_ended.recv().unwrap().is_err());
             });
-            first_begun.recv().unwrap();
-            scope.spawn(move || end.send(flush(image, |_| Ok(0))));
-            assert!(second_ended.recv_timeout(Duration::from_millis(20)).is_err(), "it waits for the first");
-            fail.send(()).unwrap();
-            assert!(first.join().unwrap().is_err() && second_ended.recv().unwrap().is_err());
+            assert!(flush(image, host(|| Ok(0))).is_err(), "nor is any later flush");
+            assert!(write(image, host(|| Ok(0))).is_ok(), "a later write brings its bytes along");
+        }
+    }
+
+    /// What the other sync lost, and was told of, may be what was written here before.
+    #[test]
+    fn a_durable_write_is_not_believed_if_another_sync_fails_between_it_and_its_own() {
+        let image = image();
+        let failing = || assert!(flush(&image, host(|| errno(libc::ENOSPC))).is_err());
+        let mut then = Some(failing);
+        let written = write(&image, |step| {
+            if matches!(step, Step::Write(..)) {
+                then.take().into_iter().for_each(|failing| failing());
+                return Ok(512);
+            }
+            Ok(0)
         });
-        assert!(flush(&image, |_| Ok(0)).is_err(), "nor is any later one");
+        assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn a_durable_write_that_fails_before_its_sync_has_lost_nothing() {
+        let image = image();
+        assert!(write(&image, |_| errno(libc::ENOSPC)).is_err());
+        assert!(flush(&image, host(|| Ok(0))).is_ok());
     }
 }

@@ -241,8 +241,8 @@ impl DiskImage {
     /// Of a job whose next step is about to be done. What is past the page cache is durable or not by itself: only syncs through
     /// the cache are watched.
     pub(super) fn watch(&self, job: &mut Job) {
-        if job.is_syncing() && self.direct.is_none() && job.ticket.is_none() {
-            job.ticket = Some(self.syncs.begin());
+        if self.direct.is_none() && job.ticket.is_none() {
+            job.ticket = job.scope().map(|scope| self.syncs.begin(scope));
         }
     }
 
@@ -252,7 +252,11 @@ impl DiskImage {
     /// It cannot be said before other syncs have ended.
     pub(super) fn settle(&self, job: &mut Job, result: io::Result<()>) -> Result<io::Result<()>, Doubt> {
         match job.ticket.take() {
-            Some(ticket) => self.syncs.end(ticket, result),
+            Some(ticket) if job.is_syncing() => self.syncs.end(ticket, result),
+            Some(ticket) => {
+                self.syncs.withdraw(&ticket);
+                Ok(result)
+            }
             None => Ok(result),
         }
     }

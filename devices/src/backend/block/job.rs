@@ -9,7 +9,7 @@ use std::io;
 use std::sync::LazyLock;
 
 use super::bounce::{BounceBuffer, BouncePool};
-use super::syncs::SyncTicket;
+use super::syncs::{Scope, SyncTicket};
 use super::{BlockAction, BlockOperation, Completion, Durability, Space, Token};
 use crate::virtio::GuestBuffers;
 
@@ -100,8 +100,19 @@ pub(super) struct Job {
     skip: usize,
     bounce: Option<BounceBuffer>,
     repeats: u8,
+    route: Route,
     /// That of its sync, if that is watched.
     pub(super) ticket: Option<SyncTicket>,
+}
+
+/// Which way bytes take to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// Those of a durable write are synced by a call of its own: of one that does both, nobody could say whether it was the
+    /// write that failed, and has lost nothing, or the sync.
+    Cached,
+    /// A durable write is durable by itself.
+    Direct,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +154,8 @@ impl Job {
             },
             _ => None,
         };
-        Ok(Self { token, operation, stage, done: 0, piece: 0, skip: 0, bounce, repeats: 0, ticket: None })
+        let route = if direct.is_some() { Route::Direct } else { Route::Cached };
+        Ok(Self { token, operation, stage, done: 0, piece: 0, skip: 0, bounce, repeats: 0, route, ticket: None })
     }
 
     pub(super) fn action(&self) -> BlockAction {
@@ -155,12 +167,28 @@ impl Job {
         self.stage == Stage::Sync
     }
 
+    /// What it answers for if it makes something durable.
+    pub(super) fn scope(&self) -> Option<Scope> {
+        match self.operation.action {
+            BlockAction::Flush => Some(Scope::File),
+            BlockAction::Write(Durability::Durable)
+            | BlockAction::WriteZeroes { durability: Durability::Durable, .. } => Some(Scope::Own),
+            BlockAction::Read
+            | BlockAction::Write(Durability::Cached)
+            | BlockAction::WriteZeroes { durability: Durability::Cached, .. }
+            | BlockAction::Discard { .. } => None,
+        }
+    }
+
     /// What to ask the host for. `is_device` says that the disk is a block device.
     pub(super) fn next(&mut self, is_device: bool) -> Step {
         let offset = self.operation.offset + self.done;
         let left = self.len() - self.done;
         match (self.stage, self.operation.action) {
-            (Stage::Transfer, BlockAction::Write(durability)) => Step::Write(self.pieces(left), offset, durability),
+            (Stage::Transfer, BlockAction::Write(durability)) => {
+                let durability = if self.route == Route::Cached { Durability::Cached } else { durability };
+                Step::Write(self.pieces(left), offset, durability)
+            }
             (Stage::Transfer, _) => Step::Read(self.pieces(left), offset),
             (Stage::Sync, _) => Step::Sync,
             (Stage::Discard, _) if is_device => Step::DeviceDiscard(offset, left),
@@ -239,7 +267,7 @@ impl Job {
                     self.operation.buffers.copy_in(self.done, &bounce.bytes()[..moved]);
                 }
                 self.move_on(moved);
-                if self.done == self.len() { Verdict::End(Ok(())) } else { Verdict::Again }
+                if self.done == self.len() { self.transferred() } else { Verdict::Again }
             }
             Stage::Zero(ZeroBy::Writing) => {
                 self.done += u64::try_from(moved).expect("64 bits fit");
@@ -260,14 +288,23 @@ impl Job {
         }
     }
 
-    fn zeroed(&mut self) -> Verdict {
-        match self.operation.action {
-            BlockAction::WriteZeroes { durability: Durability::Durable, .. } => {
-                self.stage = Stage::Sync;
-                Verdict::Again
-            }
+    fn transferred(&mut self) -> Verdict {
+        match (self.operation.action, self.route) {
+            (BlockAction::Write(Durability::Durable), Route::Cached) => self.sync(),
             _ => Verdict::End(Ok(())),
         }
+    }
+
+    fn zeroed(&mut self) -> Verdict {
+        match self.operation.action {
+            BlockAction::WriteZeroes { durability: Durability::Durable, .. } => self.sync(),
+            _ => Verdict::End(Ok(())),
+        }
+    }
+
+    fn sync(&mut self) -> Verdict {
+        self.stage = Stage::Sync;
+        Verdict::Again
     }
 
     fn fail(&mut self, error: io::Error) -> Verdict {

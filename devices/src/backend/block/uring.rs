@@ -26,9 +26,7 @@ use super::file::{Waiting, durability_flag, perform};
 use super::image::Kind;
 use super::job::{Job, Pieces, Step, Verdict};
 use super::syncs::Doubt;
-use super::{
-    BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Durability, Submission, Token,
-};
+use super::{BlockAction, BlockBackend, BlockOperation, Completion, DiskGeometry, DiskImage, Submission, Token};
 use crate::backend::burst;
 use crate::virtio::worker::Source;
 
@@ -155,27 +153,24 @@ impl UringBackend {
         })
     }
 
-    /// Whether the job is done without the ring.
+    /// Whether the next step of the job is done without the ring.
     ///
     /// A write goes into the page cache here, as with the synchronous backend: no file system of ours takes it without
     /// the right to wait, and the ring would hand it to a kernel thread, for several times the cost.
-    fn is_done_here(&self, action: BlockAction) -> bool {
+    fn is_done_here(&self, job: &Job) -> bool {
         let kind = self.image.kind();
-        match action {
+        match job.action() {
             _ if kind == Kind::MemoryFile || self.ring.is_none() => true,
-            BlockAction::Write(Durability::Cached) => self.image.direct().is_none(),
+            BlockAction::Write(_) => self.image.direct().is_none() && !job.is_syncing(),
             BlockAction::Discard { .. } => kind == Kind::Device && self.device_discard == Route::Call,
             BlockAction::Flush => self.lone_flush == Route::Call && self.is_alone(),
             _ => false,
         }
     }
 
-    /// Does the job here, if it is one of those.
+    /// Does the steps of the job here that are. Its result if those are all.
     fn do_here(&mut self, job: &mut Job) -> Option<io::Result<()>> {
-        if !self.is_done_here(job.action()) {
-            return None;
-        }
-        loop {
+        while self.is_done_here(job) {
             self.image.watch(job);
             let answer = perform(self.image.file(), self.step(job), Waiting::Allowed);
             if let Verdict::End(result) = job.advance(answer) {
@@ -183,6 +178,7 @@ impl UringBackend {
                 return Some(result);
             }
         }
+        None
     }
 
     /// Remembers how quick a flush was.

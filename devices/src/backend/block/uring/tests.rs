@@ -1,7 +1,7 @@
 use super::*;
 use crate::backend::block::calls::{self, Calls};
-use crate::backend::block::syncs::SyncTicket;
-use crate::backend::block::{CacheMode, DiskAccess, DiskOptions, try_lock_whole};
+use crate::backend::block::syncs::{Scope, SyncTicket};
+use crate::backend::block::{CacheMode, DiskAccess, DiskOptions, Durability, try_lock_whole};
 use crate::testing::{Buffer, DEADLINE, DriverRing, memory_with_hole};
 use crate::virtio::GuestBuffers;
 use crate::virtio::queue::{Chain, QueueState};
@@ -201,6 +201,11 @@ fn a_flush_is_done_at_once_if_it_is_alone_and_the_last_one_was_quick() {
 
 /// A read of the `number`th block of 4 KiB.
 fn read(number: u64) -> BlockOperation {
+    transfer(BlockAction::Read, number)
+}
+
+/// A transfer of the `number`th block of 4 KiB.
+fn transfer(action: BlockAction, number: u64) -> BlockOperation {
     const BLOCK: u32 = 4096;
     let memory = memory_with_hole(1 << 16);
     let mut driver = DriverRing::new(memory.clone(), GuestAddress(0x1000), 8, false);
@@ -210,7 +215,7 @@ fn read(number: u64) -> BlockOperation {
     assert_eq!(queue.pop(&mut chain), Ok(true));
     let mut buffers = GuestBuffers::new(memory);
     assert!(buffers.fill(chain.writable(), 0, BLOCK));
-    BlockOperation { action: BlockAction::Read, offset: number * u64::from(BLOCK), buffers }
+    BlockOperation { action, offset: number * u64::from(BLOCK), buffers }
 }
 
 #[test]
@@ -290,7 +295,7 @@ fn reads_that_the_cache_does_not_have_are_hardly_tried_there() {
 
 /// A flush that the kernel has answered well while a sync of another queue was open, and that one's ticket.
 fn doubted_flush(backend: &mut UringBackend, way: Route) -> SyncTicket {
-    let other = backend.image.syncs().begin();
+    let other = backend.image.syncs().begin(Scope::File);
     backend.lone_flush = way;
     assert!(matches!(backend.submit(Token(0), operation(BlockAction::Flush)), Submission::Pending));
     if way == Route::Ring {
@@ -337,4 +342,26 @@ fn a_flush_in_doubt_does_not_hold_up_a_stop_and_is_not_believed() {
     backend.submit(Token(0), operation(BlockAction::Flush));
     backend.drain(&mut back);
     assert!(back[1..].iter().all(|completion| completion.result.is_ok()));
+}
+
+#[test]
+fn a_durable_write_is_written_here_synced_in_the_ring_and_worth_what_other_queues_syncs_are() {
+    let failure = || io::Error::from_raw_os_error(libc::EIO);
+    for (told, believed) in [(Ok(()), true), (Err(failure()), false)] {
+        let (_folder, path) = disk();
+        let image = image(&path, CacheMode::Writethrough);
+        let mut backend = UringBackend::new(Arc::clone(&image)).unwrap();
+        let other = image.syncs().begin(Scope::Own);
+        calls::take();
+        let write = transfer(BlockAction::Write(Durability::Durable), 0);
+        assert!(matches!(backend.submit(Token(0), write), Submission::Pending));
+        assert_eq!(calls::take(), Calls { steps: 1, enters: 0 });
+        backend.enter_own(1);
+        let mut back = Vec::new();
+        backend.poll(&mut back);
+        assert_eq!((back.len(), backend.doubted.len()), (0, 1), "it is done, and in doubt");
+        let _told = image.syncs().end(other, told);
+        backend.poll(&mut back);
+        assert_eq!(back.iter().map(|done| done.result.is_ok()).collect::<Vec<_>>(), [believed]);
+    }
 }
