@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -18,21 +19,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A file system that stands still until this goes.
 struct Frozen {
-    pid: u32,
-    folder: String,
+    /// Open: it leads there when husk's main thread, and with it the way through its namespace, is gone.
+    folder: File,
 }
 
 impl Frozen {
     fn new(husk: &Husk, folder: String) -> Self {
-        let frozen = Self { pid: husk.pid(), folder };
+        let frozen = Self { folder: File::open(format!("/proc/{}/root{folder}", husk.pid())).unwrap() };
         let output = frozen.fsfreeze("--freeze");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         frozen
     }
 
     fn fsfreeze(&self, what: &str) -> Output {
-        let target = self.pid.to_string();
-        Command::new("nsenter").args(["--target", &target, "--mount", "fsfreeze", what, &self.folder]).output().unwrap()
+        let folder = format!("/proc/{}/fd/{}", std::process::id(), self.folder.as_raw_fd());
+        Command::new("fsfreeze").args([what, &folder]).output().unwrap()
     }
 }
 
