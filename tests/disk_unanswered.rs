@@ -71,6 +71,25 @@ fn a_disk_that_is_to_have_a_file_nobody_answers_for_keeps_its_own_and_delays_nob
 }
 
 #[test]
+fn a_guest_that_resets_itself_has_its_disk_again_while_a_question_about_another_is_open() {
+    let folder = Folder::new();
+    folder.sparse("disk", 1 << 20);
+    let launch = probe("check=serial end=i8042").args(["--on-reboot", "restart"]);
+    let mut husk = beside_the_dead(&folder, launch.args(["--disk", "disk,id=disk0", "--api-sock", "s"]));
+    husk.wait_for("SERIAL WAIT");
+    let mut client = Connection::open(folder.at("s"));
+    replace_by(&mut client, "dead/disk");
+    wait_until_asked(&husk, 1);
+    husk.type_in(b"end\n");
+    husk.wait_for_times("SERIAL WAIT", 2);
+    assert_eq!(husk.threads("husk-job-file").len(), 1, "it is open still");
+    client.answer().refused(&["cannot open dead/disk", "no answer within 5 s"]);
+    husk.signal(libc::SIGTERM);
+    let ended = husk.end();
+    assert_eq!(ended.code(), Some(0), "{ended}");
+}
+
+#[test]
 fn a_drive_that_is_described_by_such_a_file_delays_neither_the_next_request_nor_the_end() {
     let folder = Folder::new();
     let husk = beside_the_dead(&folder, husk(["--api-sock", "s"]));

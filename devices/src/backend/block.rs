@@ -16,6 +16,7 @@ mod job;
 mod probe;
 #[cfg(any(test, feature = "testing"))]
 mod scripted;
+mod successor;
 mod syncs;
 mod uring;
 
@@ -30,6 +31,7 @@ pub use image::{BlockSize, DiskImage, DiskOptions, FileIdentity};
 pub use image_error::DiskImageError;
 #[cfg(any(test, feature = "testing"))]
 pub use scripted::{Answer, Script, ScriptedBackend, Told};
+pub use successor::{Predecessor, Successor};
 pub use uring::{RingError, UringBackend};
 
 use crate::virtio::GuestBuffers;

@@ -8,7 +8,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use devices::backend::block::{
-    BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, RingError, UringBackend,
+    BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, Predecessor, RingError, UringBackend,
 };
 use devices::limit::Limiter;
 use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull};
@@ -47,12 +47,12 @@ impl Disk {
     pub(super) fn size_question(&self) -> SizeQuestion {
         let Backing { image, path } = &*lock(&self.backing);
         let path = path.clone().unwrap_or_else(|| OPEN_FILE.into());
-        SizeQuestion { id: self.id.clone(), image: Arc::clone(image), path }
+        SizeQuestion { id: self.id.clone(), image: Arc::downgrade(image), path }
     }
 
     /// Gives it another size, which what it has must have.
     pub(super) fn resize(&self, found: &BackingSize, bytes: u64) -> Result<(), DiskChangeError> {
-        if !Arc::ptr_eq(&lock(&self.backing).image, &found.image) {
+        if !found.is_of(&lock(&self.backing).image) {
             return Err(DiskChangeError::Replaced(self.id.clone()));
         }
         let resized = self.control.resize(found.sectors, bytes);
@@ -66,14 +66,17 @@ impl Disk {
 
     /// What has to be known before it gets another file or device.
     pub(super) fn file_question(&self, path: &Path) -> FileQuestion {
-        let current = Arc::clone(&lock(&self.backing).image);
+        let current = Predecessor::of(&lock(&self.backing).image);
         FileQuestion { id: self.id.clone(), current, path: path.to_owned() }
     }
 
     /// Puts another file or device behind the disk.
-    pub(super) fn replace(&self, OpenedFile { image, path }: OpenedFile) -> Result<(), DiskChangeError> {
+    pub(super) fn replace(&self, OpenedFile { file, path }: OpenedFile) -> Result<(), DiskChangeError> {
         let id = || self.id.clone();
-        let image = Arc::new(image);
+        let image = file
+            .succeed(&lock(&self.backing).image, &path)
+            .map_err(|source| DiskChangeError::Open { id: id(), source })?
+            .ok_or_else(|| DiskChangeError::Replaced(id()))?;
         let engines = engines(&self.id, &self.tuning, &image)
             .map_err(|source| DiskChangeError::Engine { id: id(), source: Box::new(source) })?;
         let replaced = self.control.replace(engines, Instant::now() + REPLACE_PATIENCE);

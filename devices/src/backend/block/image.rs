@@ -121,34 +121,11 @@ impl DiskImage {
         Self::from_file(open_file(path, access)?, path, access, options)
     }
 
-    /// As [`Self::open`], for a disk that is to take the place of `current`. If it is the same file, by device and inode,
-    /// its open file description goes on and with it its lock, which is never free in between.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn open_in_place_of(
-        current: &Self,
-        path: &Path,
-        access: DiskAccess,
-        options: DiskOptions,
-    ) -> Result<Self, DiskImageError> {
-        let file = open_file(path, access)?;
-        let identity = FileIdentity::of(&file).map_err(host(path, "examine"))?;
-        if identity == current.identity && access == current.geometry.access {
-            return current.again(path, options);
-        }
-        Self::from_file(file, path, access, options)
-    }
-
-    /// The same open file again, with the size that it has now.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub(crate) fn again(&self, path: &Path, options: DiskOptions) -> Result<Self, DiskImageError> {
-        let file = self.file.try_clone().map_err(host(path, "open"))?;
-        let kind = kind(&file, path)?;
-        let image = Self::describe(file, kind, path, self.geometry.access, options)?;
-        Ok(Self { syncs: Arc::clone(&self.syncs), ..image })
+    /// The same open file again, as it was found to be now.
+    pub(super) fn again(&self, geometry: DiskGeometry) -> io::Result<Self> {
+        let Self { file, identity, kind, direct, syncs, .. } = self;
+        let (file, syncs) = (file.try_clone()?, Arc::clone(syncs));
+        Ok(Self { file, identity: *identity, geometry, kind: *kind, direct: *direct, syncs })
     }
 
     /// Which file it is, by what was found when it was opened: its host may not answer any more.
@@ -175,7 +152,17 @@ impl DiskImage {
         Self::describe(file, kind, path, access, options)
     }
 
-    /// An image of a file that is locked.
+    /// As [`Self::from_file`], without a lock: it is of use only to look at what another image has locked.
+    pub(super) fn from_unlocked(
+        file: File,
+        path: &Path,
+        access: DiskAccess,
+        options: DiskOptions,
+    ) -> Result<Self, DiskImageError> {
+        let kind = kind(&file, path)?;
+        Self::describe(file, kind, path, access, options)
+    }
+
     fn describe(
         file: File,
         kind: Kind,
@@ -287,7 +274,7 @@ impl DiskImage {
 }
 
 /// Opens what may be a disk, without a lock.
-fn open_file(path: &Path, access: DiskAccess) -> Result<File, DiskImageError> {
+pub(super) fn open_file(path: &Path, access: DiskAccess) -> Result<File, DiskImageError> {
     let file = OpenOptions::new()
         .read(true)
         .write(access == DiskAccess::ReadWrite)
@@ -316,7 +303,7 @@ fn open_error(path: &Path, access: DiskAccess, source: io::Error) -> DiskImageEr
     }
 }
 
-fn host(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> DiskImageError {
+pub(super) fn host(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> DiskImageError {
     move |source| DiskImageError::Host { path: path.to_owned(), attempt, source }
 }
 

@@ -2,9 +2,9 @@
 //! changes disks has no time for that.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use devices::backend::block::{BlockSize, DiskImage, DiskOptions};
+use devices::backend::block::{DiskImage, Predecessor, Successor};
 use devices::virtio::blk::ResizeError;
 
 use super::super::devices::DiskChangeError;
@@ -13,7 +13,7 @@ use super::super::devices::DiskChangeError;
 #[derive(Debug)]
 pub struct SizeQuestion {
     pub(super) id: String,
-    pub(super) image: Arc<DiskImage>,
+    pub(super) image: Weak<DiskImage>,
     /// For messages.
     pub(super) path: PathBuf,
 }
@@ -21,7 +21,7 @@ pub struct SizeQuestion {
 /// So large it is.
 #[derive(Debug)]
 pub struct BackingSize {
-    pub(super) image: Arc<DiskImage>,
+    image: Weak<DiskImage>,
     pub(super) sectors: u64,
 }
 
@@ -29,14 +29,14 @@ pub struct BackingSize {
 #[derive(Debug)]
 pub struct FileQuestion {
     pub(super) id: String,
-    pub(super) current: Arc<DiskImage>,
+    pub(super) current: Predecessor,
     pub(super) path: PathBuf,
 }
 
-/// It can: it is open, and locked.
+/// It can: it is open.
 #[derive(Debug)]
 pub struct OpenedFile {
-    pub(super) image: DiskImage,
+    pub(super) file: Successor,
     pub(super) path: PathBuf,
 }
 
@@ -50,13 +50,21 @@ impl SizeQuestion {
     /// Waits for the host's answer.
     ///
     /// # Errors
-    /// The host does not say.
+    /// The host does not say, or the disk has the file no more.
     pub fn ask(self) -> Result<BackingSize, DiskChangeError> {
         let Self { id, image, .. } = self;
-        match image.current_sectors() {
+        let sectors = image.upgrade().map(|image| image.current_sectors());
+        match sectors.ok_or_else(|| DiskChangeError::Replaced(id.clone()))? {
             Ok(sectors) => Ok(BackingSize { image, sectors }),
             Err(source) => Err(DiskChangeError::Resize { id, source: ResizeError::Host(source) }),
         }
+    }
+}
+
+impl BackingSize {
+    /// Whether it is that of `image`.
+    pub(super) fn is_of(&self, image: &Arc<DiskImage>) -> bool {
+        self.image.as_ptr() == Arc::as_ptr(image)
     }
 }
 
@@ -75,14 +83,8 @@ impl FileQuestion {
     /// It is no disk, or no disk like the present one.
     pub fn ask(self) -> Result<OpenedFile, DiskChangeError> {
         let Self { id, current, path } = self;
-        let geometry = current.geometry();
-        let options = DiskOptions {
-            cache: geometry.cache,
-            block: BlockSize::of_bytes(geometry.logical_block_bytes),
-            ..DiskOptions::default()
-        };
-        match DiskImage::open_in_place_of(&current, &path, geometry.access, options) {
-            Ok(image) => Ok(OpenedFile { image, path }),
+        match current.succeeded_by(&path) {
+            Ok(file) => Ok(OpenedFile { file, path }),
             Err(source) => Err(DiskChangeError::Open { id, source }),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::block::{
-    BlockOperation, BlockSize, Completion, DiskImageError, Release, Submission, Token, try_lock_whole,
+    BlockOperation, BlockSize, Completion, DiskImageError, Predecessor, Release, Submission, Token, try_lock_whole,
 };
 use crate::testing::DEADLINE;
 use crate::virtio::worker::Source;
@@ -34,8 +34,7 @@ fn engines(engine: Engine, image: &Arc<DiskImage>, count: usize) -> Vec<Box<dyn 
 }
 
 fn open(bench: &Bench, path: &Path) -> Result<Arc<DiskImage>, DiskImageError> {
-    let options = DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512), ..DiskOptions::default() };
-    DiskImage::open_in_place_of(&bench.image, path, DiskAccess::ReadWrite, options).map(Arc::new)
+    Ok(Predecessor::of(&bench.image).succeeded_by(path)?.succeed(&bench.image, path)?.expect("it is the current one"))
 }
 
 #[test]
@@ -71,7 +70,8 @@ fn a_stopped_or_paused_disk_is_replaced_for_when_it_goes_on() {
     transport.lock().unwrap().core().resume();
     assert_eq!(bench.read(7, SECTOR), (OK, 513, vec![0x78; SECTOR]));
     bench.driver.reset();
-    let again = Arc::new(image.again(&path, DiskOptions::default()).unwrap());
+    bench.image = image;
+    let again = open(&bench, &path).unwrap();
     bench.control.replace(engines(Engine::Uring, &again, 1), soon()).unwrap();
     bench.driver.initialize(FLUSH, &[16]);
     assert_eq!(bench.read(7, SECTOR), (OK, 513, vec![0x78; SECTOR]));
@@ -132,14 +132,9 @@ fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between
             }
         });
         at_work.wait();
-        let mut image = Arc::clone(&bench.image);
         for round in 1..50 {
             file.set_len((SECTORS + round) * SECTOR_BYTES).unwrap();
-            image = {
-                let options =
-                    DiskOptions { cache: CacheMode::Writeback, block: Some(BlockSize::B512), ..DiskOptions::default() };
-                Arc::new(DiskImage::open_in_place_of(&image, &path, DiskAccess::ReadWrite, options).unwrap())
-            };
+            let image = open(&bench, &path).unwrap();
             bench.image = Arc::clone(&image);
             bench.control.replace(engines(engine, &image, 1), soon()).unwrap();
             assert_eq!(u64::from_le_bytes(bench.driver.config(0)), SECTORS + round);
@@ -149,6 +144,23 @@ fn the_same_file_again_has_its_new_size_and_nobody_else_gets_its_lock_in_between
         thief.join().unwrap();
         file.set_len(SECTORS * SECTOR_BYTES).unwrap();
     }
+}
+
+#[test]
+fn whoever_looks_for_another_file_holds_neither_the_disks_own_nor_its_lock() {
+    let (_folder, path) = disk_of(1, SECTORS);
+    let open_own = || Arc::new(DiskImage::open(&path, DiskAccess::ReadWrite, DiskOptions::default()).unwrap());
+    let image = open_own();
+    let predecessor = Predecessor::of(&image);
+    drop(image);
+    let image = open_own();
+    // It is the same file as that of the one before, whose lock is gone with its machine.
+    let successor = predecessor.succeeded_by(&path).unwrap();
+    assert!(successor.succeed(&image, &path).unwrap().is_none());
+    let successor = Predecessor::of(&image).succeeded_by(&path).unwrap();
+    drop(image);
+    let image = open_own();
+    assert!(successor.succeed(&image, &path).unwrap().is_none());
 }
 
 #[test]
