@@ -146,20 +146,30 @@ fn a_pool_that_somebody_else_empties_ends_in_a_refusal_and_never_in_a_signal() {
 fn a_pool_that_is_too_small_is_refused_with_the_shortfall_unless_the_best_effort_is_enough() {
     let pool = Pool::of_2m(8);
     let short = 32 - pool.free();
-    let mut vm = Vm::new();
-    vm.describe("check=serial end=poweroff");
-    vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" } })).done();
     let start = json!({ "action_type": "InstanceStart" });
-    let mend = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
-    vm.put("/actions", &start).refused(&["32 HugePages of 2M are needed on node 0", &format!("{short} short"), mend]);
-    assert_eq!(vm.state(), "Not started");
-    vm.put("/husk/v1/placement", &json!({ "memory": { "pages": "2M", "nodes": "0" }, "best_effort": true })).done();
-    vm.put("/actions", &start).done();
-    vm.husk.wait_for("SERIAL WAIT");
-    let report = vm.get("/husk/v1/placement");
-    assert_eq!(report["memory"]["given"]["pages"], "transparent", "{report}");
-    assert!(report["differences"][0].as_str().is_some_and(|text| text.contains("32 HugePages of 2M")), "{report}");
-    vm.stop();
+    // Counted before the mapping, and after it has failed.
+    for (memory, place, mend) in [
+        (json!({ "pages": "2M", "nodes": "0" }), "node 0", "/sys/devices/system/node/node0/hugepages/hugepages-2048kB"),
+        (json!({ "pages": "2M" }), "any node", "/sys/kernel/mm/hugepages/hugepages-2048kB"),
+    ] {
+        let mut vm = Vm::new();
+        vm.describe("check=serial end=poweroff");
+        vm.put("/husk/v1/placement", &json!({ "memory": memory })).done();
+        let needed = format!("32 HugePages of 2M are needed on {place} and");
+        vm.put("/actions", &start).refused(&[
+            &needed,
+            &format!("{short} short: echo "),
+            &format!("{mend}/nr_hugepages"),
+        ]);
+        assert_eq!(vm.state(), "Not started");
+        vm.put("/husk/v1/placement", &json!({ "memory": memory, "best_effort": true })).done();
+        vm.put("/actions", &start).done();
+        vm.husk.wait_for("SERIAL WAIT");
+        let report = vm.get("/husk/v1/placement");
+        assert_eq!(report["memory"]["given"]["pages"], "transparent", "{report}");
+        assert!(report["differences"][0].as_str().is_some_and(|text| text.contains(&needed)), "{report}");
+        vm.stop();
+    }
 }
 
 /// Of the tests themselves: whatever ends one of them, the host's pool is as it was. The one that is killed is a process that

@@ -126,11 +126,14 @@ impl LimitFacts {
         Groups::read(tree).memory()
     }
 
-    /// Theirs on what it may have of a pool, and on what it may reserve.
-    pub(super) fn of_pool(tree: &Tree, page_bytes: u64) -> Vec<Limit> {
-        let groups = Groups::read(tree);
-        let kinds = ["", ".rsvd"].into_iter().flat_map(|kind| groups.hugetlb(&[page_bytes], kind));
-        kinds.map(|limit| limit.limit).collect()
+    /// Theirs on what it may have of a pool.
+    pub(super) fn pool(tree: &Tree, page_bytes: u64) -> Option<Limit> {
+        Groups::of(tree, "hugetlb").pool(page_bytes, "")
+    }
+
+    /// Theirs on what it may reserve of one.
+    pub(super) fn pool_reservation(tree: &Tree, page_bytes: u64) -> Option<Limit> {
+        Groups::of(tree, "hugetlb").pool(page_bytes, ".rsvd")
     }
 }
 
@@ -159,6 +162,9 @@ fn memlock(tree: &Tree) -> Option<u64> {
     let text = tree.text("proc/self/limits")?;
     text.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().next()?.parse().ok())
 }
+
+/// Where the unified hierarchy is: alone, and beside those of version 1.
+const UNIFIED: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// Where husk's control groups are.
 struct Groups<'a> {
@@ -189,6 +195,24 @@ impl<'a> Groups<'a> {
             Some((controllers, folders(mount, path)))
         };
         Self { tree, hierarchies: own.lines().filter_map(hierarchy).collect() }
+    }
+
+    /// As [`Self::read`], of one controller. A machine waits for it, and the list of all mounts takes the kernel longer than all
+    /// else here: where the unified hierarchy is in a usual place, it says itself what it has.
+    fn of(tree: &'a Tree, controller: &str) -> Self {
+        let names = |mount: &str, file: &str| tree.text(&format!("{mount}/{file}")).unwrap_or_default();
+        let has = |mount: &str, file: &str| names(mount, file).split_whitespace().any(|name| name == controller);
+        let Some(mount) = UNIFIED.into_iter().find(|mount| has(mount, "cgroup.controllers")) else {
+            return Self::read(tree);
+        };
+        // What the group at the mount does not give to those below it, none of them limits.
+        let folders = if has(mount, "cgroup.subtree_control") {
+            let own = tree.text("proc/self/cgroup").unwrap_or_default();
+            folders(mount, own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default())
+        } else {
+            vec![mount.to_owned()]
+        };
+        Self { tree, hierarchies: vec![(Vec::new(), folders)] }
     }
 
     /// The folders of a controller and the name of the file in its version.
@@ -228,19 +252,20 @@ impl<'a> Groups<'a> {
         self.least("memory", "memory.max", "memory.limit_in_bytes", |_, text| number(text))
     }
 
-    /// `kind` is between the size and the limit in the file's name.
     fn hugetlb(&self, page_sizes: &[u64], kind: &str) -> Vec<HugetlbLimit> {
-        let of_size = |&page_bytes: &u64| {
-            let size = match page_bytes {
-                large if large.is_multiple_of(1 << 30) => format!("{}GB", large >> 30),
-                large if large.is_multiple_of(1 << 20) => format!("{}MB", large >> 20),
-                small => format!("{}KB", small >> 10),
-            };
-            let (v2, v1) = (format!("hugetlb.{size}{kind}.max"), format!("hugetlb.{size}{kind}.limit_in_bytes"));
-            let limit = self.least("hugetlb", &v2, &v1, |_, text| number(text))?;
-            Some(HugetlbLimit { page_bytes, limit })
-        };
+        let of_size = |&page_bytes: &u64| Some(HugetlbLimit { page_bytes, limit: self.pool(page_bytes, kind)? });
         page_sizes.iter().filter_map(of_size).collect()
+    }
+
+    /// `kind` is between the size and the limit in the file's name.
+    fn pool(&self, page_bytes: u64, kind: &str) -> Option<Limit> {
+        let size = match page_bytes {
+            large if large.is_multiple_of(1 << 30) => format!("{}GB", large >> 30),
+            large if large.is_multiple_of(1 << 20) => format!("{}MB", large >> 20),
+            small => format!("{}KB", small >> 10),
+        };
+        let (v2, v1) = (format!("hugetlb.{size}{kind}.max"), format!("hugetlb.{size}{kind}.limit_in_bytes"));
+        self.least("hugetlb", &v2, &v1, |_, text| number(text))
     }
 
     fn io(&self) -> Vec<IoLimit> {

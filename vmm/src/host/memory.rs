@@ -30,8 +30,11 @@ pub(crate) trait HostMemory {
     /// The sizes of the pages of all pools, in bytes.
     fn pool_sizes(&self) -> Vec<u64>;
 
-    /// The least limits of this process's control groups on what it may have of a pool, and on what it may reserve.
-    fn pool_limits(&self, page_bytes: u64) -> Vec<Limit>;
+    /// The least limit of this process's control groups on what it may have of a pool.
+    fn pool_limit(&self, page_bytes: u64) -> Option<Limit>;
+
+    /// Theirs on what it may reserve of it.
+    fn pool_reservation_limit(&self, page_bytes: u64) -> Option<Limit>;
 
     /// What can be had of the whole host's memory now, in bytes.
     fn available_bytes(&self) -> Option<u64>;
@@ -94,8 +97,12 @@ impl HostMemory for MemoryFiles {
         read::pools(&self.tree, read::POOLS).iter().map(|pool| pool.page_bytes).collect()
     }
 
-    fn pool_limits(&self, page_bytes: u64) -> Vec<Limit> {
-        LimitFacts::of_pool(&self.tree, page_bytes)
+    fn pool_limit(&self, page_bytes: u64) -> Option<Limit> {
+        LimitFacts::pool(&self.tree, page_bytes)
+    }
+
+    fn pool_reservation_limit(&self, page_bytes: u64) -> Option<Limit> {
+        LimitFacts::pool_reservation(&self.tree, page_bytes)
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -133,6 +140,7 @@ pub(crate) struct KnownMemory {
     pub(crate) allowed_nodes: Option<IdList>,
     pub(crate) pools: Vec<PoolFacts>,
     pub(crate) pool_limits: Vec<super::HugetlbLimit>,
+    pub(crate) pool_reservation_limits: Vec<super::HugetlbLimit>,
     pub(crate) available_bytes: Option<u64>,
     pub(crate) lockable_bytes: Option<u64>,
     pub(crate) group_limit: Option<Limit>,
@@ -154,7 +162,8 @@ impl KnownMemory {
             nodes: cpu.nodes.clone(),
             allowed_nodes: limits.mems_allowed.clone().or_else(|| limits.cpuset_mems.clone()),
             pools: memory.pools.clone(),
-            pool_limits: limits.hugetlb.iter().chain(&limits.hugetlb_reserved).cloned().collect(),
+            pool_limits: limits.hugetlb.clone(),
+            pool_reservation_limits: limits.hugetlb_reserved.clone(),
             available_bytes: memory.available_bytes,
             lockable_bytes: limits.memlock_bytes.filter(|_| limits.ipc_lock != Some(true)),
             group_limit: limits.memory_bytes.clone(),
@@ -162,6 +171,10 @@ impl KnownMemory {
             shmem_thp: switch(&memory.shmem_thp, "transparent_hugepage/shmem_enabled"),
             ksm: switch(&memory.ksm.as_ref().map(|ksm| ksm.run.to_string()), "ksm/run"),
         }
+    }
+
+    fn of_size(limits: &[super::HugetlbLimit], page_bytes: u64) -> Option<Limit> {
+        limits.iter().find(|limit| limit.page_bytes == page_bytes).map(|limit| limit.limit.clone())
     }
 }
 
@@ -183,9 +196,12 @@ impl HostMemory for KnownMemory {
         self.pools.iter().map(|pool| pool.page_bytes).collect()
     }
 
-    fn pool_limits(&self, page_bytes: u64) -> Vec<Limit> {
-        let of_pool = self.pool_limits.iter().filter(|limit| limit.page_bytes == page_bytes);
-        of_pool.map(|limit| limit.limit.clone()).collect()
+    fn pool_limit(&self, page_bytes: u64) -> Option<Limit> {
+        Self::of_size(&self.pool_limits, page_bytes)
+    }
+
+    fn pool_reservation_limit(&self, page_bytes: u64) -> Option<Limit> {
+        Self::of_size(&self.pool_reservation_limits, page_bytes)
     }
 
     fn available_bytes(&self) -> Option<u64> {

@@ -38,7 +38,7 @@ use super::restored::{self, Brought};
 use super::saved::MachineState;
 use super::slots::MemorySlots;
 use super::{Machine, SerialOutput};
-use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, ThreadName, VmConfig};
+use crate::config::{ClockPolicy, GuestNode, HardwareTables, KernelSource, MemoryBacking, ThreadName, VmConfig};
 use crate::control::{EventSender, GuestEvent, State};
 use crate::epoch::{DirtyLogError, PointError};
 use crate::host::{IdList, MemoryFiles};
@@ -181,14 +181,21 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
-        let mut settled = settle(config)?;
+        let mut settled = settle(config, placement::settle_before_mapping)?;
         let settled_threads = settle_threads(config, &settled)?;
         let plugged = match &origin {
             Origin::Boot => &[][..],
             Origin::Point(restore) => &restore.plugged,
         };
         let hotplug = config.hotplug.as_ref().map(|config| Hotplug { config, plugged });
-        let mut memory = MachineMemory::map_or_less(&config.memory, hotplug, &mut settled)?;
+        let mut memory = match MachineMemory::map(&config.memory, hotplug, &mut settled) {
+            // What it was not asked before, the host says now.
+            Err(MemoryError::Map { .. } | MemoryError::Memfd { .. }) if settled.is_of_pool() => {
+                settled = settle(config, placement::settle)?;
+                MachineMemory::map_or_less(&config.memory, hotplug, &mut settled)?
+            }
+            mapped => mapped?,
+        };
         let kvm = match kvm::open(count, config.cpu_template.as_ref()) {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -279,14 +286,17 @@ enum First {
     Saved(Box<(MachineState, ClockPolicy, CpuIdentity)>),
 }
 
+/// What is asked held against the host.
+type Settle = fn(Settled, MemoryBacking, &MemoryFiles) -> Result<Settled, PlacementError>;
+
 /// Holds memory's placement against the host, which is asked only where it has a say.
-fn settle(config: &VmConfig) -> Result<Settled, PlacementError> {
+fn settle(config: &VmConfig, settle: Settle) -> Result<Settled, PlacementError> {
     let mut asked = Settled::as_asked(&config.memory.placement, config.memory_parts());
     asked.requested_bytes = config.hotplug.map_or(0, |hotplug| hotplug.requested_bytes);
     if !asked.needs_the_host() {
         return Ok(asked);
     }
-    let settled = placement::settle(asked, config.memory.backing, &MemoryFiles::here())?;
+    let settled = settle(asked, config.memory.backing, &MemoryFiles::here())?;
     for difference in &settled.differences {
         log::warn!("best effort: {difference}");
     }

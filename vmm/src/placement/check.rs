@@ -41,10 +41,15 @@ impl Settled {
         self.parts.iter().any(|part| self.placement.is_prefaulted(part.nodes.as_ref()))
     }
 
+    /// Whether it is of a HugePage pool.
+    pub(crate) fn is_of_pool(&self) -> bool {
+        self.placement.pages.pool_page_bytes().is_some()
+    }
+
     /// The pool has been emptied since it was counted. Whether the best effort is enough: then it goes without.
     pub(crate) fn goes_without_pool(&mut self) -> bool {
         let pages = self.placement.pages;
-        let goes = self.placement.honour == Honour::BestEffort && pages.pool_page_bytes().is_some();
+        let goes = self.placement.honour == Honour::BestEffort && self.is_of_pool();
         if goes {
             self.placement.pages = Pages::Transparent;
             self.tell(PlacementError::PoolTaken { pages });
@@ -66,7 +71,7 @@ impl Settled {
             Step::MakeTransparent => self.placement.pages = Pages::HostsChoice,
             Step::Merge => self.placement.merge = false,
             Step::Lock => self.placement.lock = false,
-            Step::Prefault if self.placement.pages.pool_page_bytes().is_some() => return Err(refused),
+            Step::Prefault if self.is_of_pool() => return Err(refused),
             Step::Prefault => self.placement.prefault = false,
         }
         self.tell(refused.into());
@@ -146,10 +151,38 @@ impl Settled {
 ///
 /// # Errors
 /// The first thing that it cannot.
-pub(crate) fn settle(
+pub(crate) fn settle<H: HostMemory>(
     asked: Settled,
     backing: MemoryBacking,
-    host: &impl HostMemory,
+    host: &H,
+) -> Result<Settled, PlacementError> {
+    settle_by(pool::check, asked, backing, host)
+}
+
+/// As [`settle`], but for what the mapping that follows finds out by itself: the host is asked that only once the mapping has
+/// failed, to say why.
+///
+/// # Errors
+/// Those of [`settle`].
+pub(crate) fn settle_before_mapping<H: HostMemory>(
+    asked: Settled,
+    backing: MemoryBacking,
+    host: &H,
+) -> Result<Settled, PlacementError> {
+    // The kernel reserves a mapping's pages on any node: neither a node's share nor what is plugged later is among them.
+    let is_reserved = asked.requested_bytes == 0 && asked.parts.iter().all(|part| part.nodes.is_none());
+    let check = if is_reserved { pool::check_reserved } else { pool::check };
+    settle_by(check, asked, backing, host)
+}
+
+/// Whether the host's pool of pages of so many bytes has them for all parts.
+type PoolCheck<H> = fn(Pages, u64, &[MemoryPart], &H) -> Result<(), PlacementError>;
+
+fn settle_by<H: HostMemory>(
+    check_pool: PoolCheck<H>,
+    asked: Settled,
+    backing: MemoryBacking,
+    host: &H,
 ) -> Result<Settled, PlacementError> {
     let mut settled = asked;
     for index in 0..settled.parts.len() {
@@ -159,7 +192,7 @@ pub(crate) fn settle(
         }
     }
     if let Some(page_bytes) = settled.placement.pages.pool_page_bytes()
-        && !settled.has(pool::check(settled.placement.pages, page_bytes, &settled.needed(), host))?
+        && !settled.has(check_pool(settled.placement.pages, page_bytes, &settled.needed(), host))?
     {
         settled.placement.pages = Pages::Transparent;
     }
@@ -171,7 +204,7 @@ pub(crate) fn settle(
     }
     // A pool's pages are counted and need no guess. No control group's limit on memory is on them, unless the host mounts cgroup2
     // with memory_hugetlb_accounting: there the kernel may still refuse what is granted here.
-    if settled.placement.pages.pool_page_bytes().is_none() {
+    if !settled.is_of_pool() {
         settle_small_pages(&mut settled, host)?;
     }
     let needed = settled.bytes();

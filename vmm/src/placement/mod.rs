@@ -27,7 +27,7 @@ pub(crate) use auto::choose as choose_cpus;
 #[cfg(test)]
 pub(crate) use auto::choose_on as choose_cpus_on;
 pub use check::{PlacementError, Settled, Shortage};
-pub(crate) use check::{group_bytes, settle};
+pub(crate) use check::{group_bytes, settle, settle_before_mapping};
 pub use report::{MemoryReport, PlacementReport, PlacementSource};
 pub(crate) use threads::{
     HostCpus, PlacedThread, SettledThreads, Thread, leave_inherited_place, named as thread_named,

@@ -7,11 +7,11 @@ use crate::config::{MemoryPart, Pages};
 use crate::host::{HostMemory, Limit, NodeFacts, PoolFacts};
 
 /// Holds all parts against the pool.
-pub(super) fn check(
+pub(super) fn check<H: HostMemory>(
     pages: Pages,
     page_bytes: u64,
     parts: &[MemoryPart],
-    host: &impl HostMemory,
+    host: &H,
 ) -> Result<(), PlacementError> {
     let Some(pool) = host.pool(page_bytes) else {
         return Err(PlacementError::NoSuchPages { pages, available: host.pool_sizes() });
@@ -19,10 +19,8 @@ pub(super) fn check(
     let nodes = nodes_for(parts, host).iter();
     let free: BTreeMap<u16, u64> =
         nodes.map(|node| (node.id, of_node(node, page_bytes).map_or(0, |pool| pool.free))).collect();
-    let needed = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
-    if let Some(Limit { value, file }) = host.pool_limits(page_bytes).into_iter().find(|limit| limit.value < needed) {
-        return Err(PlacementError::PoolLimit { pages, limit: value, file, needed });
-    }
+    check_limit(pages, parts, host.pool_limit(page_bytes))?;
+    check_limit(pages, parts, host.pool_reservation_limit(page_bytes))?;
     // Pages that are promised to somebody are told for the whole host alone, and so are those that come on demand.
     let shortages = shortages(parts, page_bytes, &free, Some(pool.grown()));
     if shortages.is_empty() {
@@ -30,6 +28,27 @@ pub(super) fn check(
     }
     let mend = mend(&shortages, &pool, host);
     Err(PlacementError::PoolTooSmall { pages, shortages, mend })
+}
+
+/// Holds all parts against what their mapping does not meet, though it reserves all pages: what the control groups may have, which
+/// they are charged page by page, as the guest touches them.
+pub(super) fn check_reserved<H: HostMemory>(
+    pages: Pages,
+    page_bytes: u64,
+    parts: &[MemoryPart],
+    host: &H,
+) -> Result<(), PlacementError> {
+    check_limit(pages, parts, host.pool_limit(page_bytes))
+}
+
+fn check_limit(pages: Pages, parts: &[MemoryPart], limit: Option<Limit>) -> Result<(), PlacementError> {
+    let needed = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
+    match limit {
+        Some(Limit { value: limit, file }) if limit < needed => {
+            Err(PlacementError::PoolLimit { pages, limit, file, needed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The commands that add what is short, each pool's once.

@@ -355,10 +355,17 @@ fn the_best_effort_leaves_out_the_nodes_of_that_part_alone_which_cannot_have_the
 
 #[test]
 fn a_pools_pages_are_held_against_what_the_control_group_may_have_of_them() {
-    for file in ["/g/hugetlb.2MB.max", "/g/hugetlb.2MB.rsvd.max"] {
+    let pools = vec![pool(2 << 20, 4096, 4096, None)];
+    let limits = |file: &str| {
         let limit = Limit { value: GIB, file: file.to_owned() };
-        let host = KnownMemory { pool_limits: vec![HugetlbLimit { page_bytes: 2 << 20, limit }], ..host() };
-        let host = KnownMemory { pools: vec![pool(2 << 20, 4096, 4096, None)], ..host };
+        vec![HugetlbLimit { page_bytes: 2 << 20, limit }]
+    };
+    let (file, reserved) = ("/g/hugetlb.2MB.max", "/g/hugetlb.2MB.rsvd.max");
+    for (file, host) in [
+        (file, KnownMemory { pool_limits: limits(file), ..host() }),
+        (reserved, KnownMemory { pool_reservation_limits: limits(reserved), ..host() }),
+    ] {
+        let host = KnownMemory { pools: pools.clone(), ..host };
         settle(asked(2, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap();
         settle(asked(3, Pages::Transparent, "", NodePolicy::Bind), &host).unwrap();
         let refused = settle(asked(3, Pages::Huge2M, "", NodePolicy::Bind), &host).unwrap_err().to_string();
@@ -421,8 +428,16 @@ fn what_files_tell_one_by_one_settles_as_all_of_them_do_at_once() {
         ("sys/kernel/mm/transparent_hugepage/shmem_enabled", "always advise [never]"),
         ("sys/kernel/mm/ksm/run", "0"),
     ];
+    let told =
+        [("sys/fs/cgroup/cgroup.controllers", "cpu hugetlb"), ("sys/fs/cgroup/cgroup.subtree_control", "hugetlb")];
+    let told = [&limits[..], &told].concat();
     let mut refusals = std::collections::BTreeSet::new();
-    for (folder, facts) in [TWO_SOCKETS.recorded(&limits), UNEVEN_NODES.recorded(&limits), TWO_SOCKETS.recorded(&[])] {
+    for (folder, facts) in [
+        TWO_SOCKETS.recorded(&limits),
+        TWO_SOCKETS.recorded(&told),
+        UNEVEN_NODES.recorded(&limits),
+        TWO_SOCKETS.recorded(&[]),
+    ] {
         let known = KnownMemory::of(&facts);
         for choice in 0..1024 {
             let pages = [Pages::HostsChoice, Pages::Transparent, Pages::Huge2M, Pages::Huge1G][choice % 4];
@@ -449,6 +464,30 @@ fn what_files_tell_one_by_one_settles_as_all_of_them_do_at_once() {
 }
 
 #[test]
+fn a_pool_whose_pages_are_reserved_by_the_mapping_is_counted_only_when_that_has_failed() {
+    let limit = |name: &str| {
+        let limit = Limit { value: GIB, file: format!("/g/hugetlb.2MB.{name}") };
+        vec![HugetlbLimit { page_bytes: 2 << 20, limit }]
+    };
+    let before = |asked, host: &KnownMemory| settle_before_mapping(asked, MemoryBacking::Memfd, host);
+    let large = asked(3, Pages::Huge2M, "", NodePolicy::Bind);
+    let strict = KnownMemory { pool_reservation_limits: limit("rsvd.max"), ..host() };
+    assert_eq!(before(large.clone(), &strict), Ok(large.clone()), "its mapping is refused for either");
+    // A guest that touches a page beyond it would end.
+    let strict = KnownMemory { pool_limits: limit("max"), ..host() };
+    assert_eq!(before(large.clone(), &strict), settle(large.clone(), &strict));
+    settle(large.clone(), &strict).unwrap_err();
+    // What its mapping does not reserve: pages of a node, and those that are plugged later.
+    let on_nodes = asked(3, Pages::Huge2M, "0-1", NodePolicy::Bind);
+    let preferred = asked(3, Pages::Huge2M, "1", NodePolicy::Preferred);
+    let plugged = Settled { requested_bytes: GIB, ..large };
+    for asked in [on_nodes, preferred, plugged] {
+        assert_eq!(before(asked.clone(), &host()), settle(asked.clone(), &host()));
+        settle(asked, &host()).unwrap_err();
+    }
+}
+
+#[test]
 fn a_pool_on_no_node_is_held_against_the_files_of_that_pool_alone() {
     let (folder, _) = TWO_SOCKETS.recorded(&[("proc/meminfo", "")]);
     for other in ["sys/devices", "sys/kernel/mm/hugepages/hugepages-1048576kB", "proc"] {
@@ -460,4 +499,37 @@ fn a_pool_on_no_node_is_held_against_the_files_of_that_pool_alone() {
         &MemoryFiles::at(folder.path()),
     );
     assert_eq!(settled.unwrap().placement.pages, Pages::Huge2M);
+}
+
+#[test]
+fn a_pool_that_the_mapping_counts_is_held_against_the_control_groups_limit_alone_without_the_list_of_mounts() {
+    let mount = "sys/fs/cgroup";
+    let files = |given: &str| {
+        let mut files = vec![
+            (format!("{mount}/cgroup.controllers"), "cpu hugetlb memory".to_owned()),
+            (format!("{mount}/cgroup.subtree_control"), format!("cpu {given}")),
+            (format!("{mount}/vms/husk/hugetlb.2MB.max"), "max".to_owned()),
+        ];
+        // As the kernel has them, where they are given.
+        files.push((format!("{mount}/{}/hugetlb.2MB.max", if given.is_empty() { "" } else { "vms" }), GIB.to_string()));
+        files.extend((!given.is_empty()).then(|| ("proc/self/cgroup".to_owned(), "0::/vms/husk".to_owned())));
+        files
+    };
+    for given in ["hugetlb", ""] {
+        let files = files(given);
+        let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let (folder, _) = TWO_SOCKETS.recorded(&files);
+        for other in ["sys/devices", "sys/kernel"] {
+            std::fs::remove_dir_all(folder.path().join(other)).unwrap();
+        }
+        let before = |gib_halves| {
+            let asked = asked(gib_halves, Pages::Huge2M, "", NodePolicy::Bind);
+            settle_before_mapping(asked, MemoryBacking::Memfd, &MemoryFiles::at(folder.path()))
+        };
+        before(2).unwrap();
+        let refused = before(3).unwrap_err().to_string();
+        let file =
+            if given.is_empty() { "/sys/fs/cgroup/hugetlb.2MB.max" } else { "/sys/fs/cgroup/vms/hugetlb.2MB.max" };
+        assert!(refused.contains(&format!("may have 1024 MiB of HugePages of 2M ({file})")), "{refused}");
+    }
 }
