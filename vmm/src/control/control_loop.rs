@@ -356,13 +356,17 @@ impl<'a> ControlLoop<'a> {
             DiskChange::Resize(bytes) => match self.machine.disk_size_question(&id) {
                 Ok(question) => {
                     let path = question.path().to_owned();
-                    self.plane.ask(path, reply, move || HostAnswer::DiskSize(id, bytes, question.ask()));
+                    self.plane.ask(path, reply, move |asker| {
+                        asker.answer(HostAnswer::DiskSize(id, bytes, question.ask()));
+                    });
                 }
                 Err(error) => reply(Err(error.into())),
             },
             DiskChange::Part { path: Some(path), limits } => match self.machine.disk_file_question(&id, &path) {
                 Ok(question) => {
-                    self.plane.ask(path, reply, move || HostAnswer::DiskFile(id, limits, question.ask()));
+                    self.plane.ask(path, reply, move |asker| {
+                        question.ask(|opened| asker.answer(HostAnswer::DiskFile(id, limits, opened)));
+                    });
                 }
                 Err(error) => reply(Err(error.into())),
             },

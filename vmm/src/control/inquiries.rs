@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::command::{Command, CommandError, CommandReceiver, ReplyTo, Request};
+use super::command::{Answered, Command, CommandError, CommandReceiver, CommandSender, HostAnswer, ReplyTo, Request};
 use crate::placement::leave_inherited_place;
 
 /// How long the host has.
@@ -33,27 +33,41 @@ struct Inquiry {
 /// Who waits. The thread with the answer or the loop without patience takes it, who comes first.
 type Waiter = Arc<Mutex<Option<ReplyTo>>>;
 
+/// Who asked, as the thread sees it that has the answer.
+pub(super) struct Asker {
+    waiter: Waiter,
+    answers: CommandSender,
+}
+
+impl Asker {
+    /// Gives the answer, as a command of the one who waits. One that comes too late goes here: to close a file may take as long
+    /// as to open it.
+    pub(super) fn answer(self, answer: HostAnswer) {
+        let command = Command::Answered(Answered(Box::new(answer)));
+        if let Some(reply) = take(&self.waiter) {
+            self.answers.give(Request { command, reply });
+        }
+    }
+}
+
 impl Inquiries {
-    /// Has `question` answered about what is at `path`. The answer goes to `answers` as a command of the one who waits.
+    /// Has `question` answered about what is at `path`. The answer goes to `answers`.
     pub(super) fn ask(
         &mut self,
         path: PathBuf,
         reply: ReplyTo,
         answers: &CommandReceiver,
-        question: impl FnOnce() -> Command + Send + 'static,
+        question: impl FnOnce(Asker) + Send + 'static,
     ) {
         if Arc::strong_count(&self.threads) > THREADS_MAX {
             return reply(Err(CommandError::Unasked { path, asked: THREADS_MAX }));
         }
         let waiter: Waiter = Arc::new(Mutex::new(Some(reply)));
-        let (thread, waits, answers) = (Arc::clone(&self.threads), Arc::clone(&waiter), answers.sender());
+        let (thread, asker) =
+            (Arc::clone(&self.threads), Asker { waiter: Arc::clone(&waiter), answers: answers.sender() });
         let started = Builder::new().name("husk-job-file".to_owned()).spawn(move || {
             leave_inherited_place();
-            let command = question();
-            // An answer that comes too late goes here: to close a file may take as long as to open it.
-            if let Some(reply) = take(&waits) {
-                answers.give(Request { command, reply });
-            }
+            question(asker);
             drop(thread);
         });
         match started {

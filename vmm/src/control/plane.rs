@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::command::{
-    Answered, Command, CommandError, CommandReceiver, CommandResult, HostAnswer, Reply, ReplyTo, Request,
-};
-use super::inquiries::Inquiries;
+use super::command::{Command, CommandError, CommandReceiver, CommandResult, Reply, ReplyTo, Request};
+use super::inquiries::{Asker, Inquiries};
 use super::jobs::{Extent, JobEnd, JobId, JobKind, Jobs};
 use super::news::{EventKind, EventLog};
 use super::{ControlError, Signals, State, StateCell, Supervisor};
@@ -200,14 +198,9 @@ impl ControlPlane {
     }
 
     /// Has the host asked about what is at `path`, on another thread. The answer comes as a command of the one who waits.
-    pub(super) fn ask(
-        &mut self,
-        path: PathBuf,
-        reply: ReplyTo,
-        question: impl FnOnce() -> HostAnswer + Send + 'static,
-    ) {
+    pub(super) fn ask(&mut self, path: PathBuf, reply: ReplyTo, question: impl FnOnce(Asker) + Send + 'static) {
         if let Some(commands) = &self.commands {
-            self.inquiries.ask(path, reply, commands, move || Command::Answered(Answered(Box::new(question()))));
+            self.inquiries.ask(path, reply, commands, question);
         }
     }
 

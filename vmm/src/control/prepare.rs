@@ -242,9 +242,9 @@ impl ControlPlane {
             OfHost::Tap(_) => None,
         });
         let path = path.unwrap_or_else(|| TUN_PATH.into());
-        self.ask(path, reply, move || {
+        self.ask(path, reply, move |asker| {
             let found = change.of_host().iter().try_for_each(look);
-            HostAnswer::Configure(change, found)
+            asker.answer(HostAnswer::Configure(change, found));
         });
     }
 

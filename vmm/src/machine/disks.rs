@@ -71,19 +71,34 @@ impl Disk {
     }
 
     /// Puts another file or device behind the disk.
-    pub(super) fn replace(&self, OpenedFile { file, path }: OpenedFile) -> Result<(), DiskChangeError> {
-        let id = || self.id.clone();
-        let image = file
-            .succeed(&lock(&self.backing).image, &path)
+    pub(super) fn replace(&self, opened: OpenedFile) -> Result<(), DiskChangeError> {
+        let (id, path) = (|| self.id.clone(), &opened.path);
+        let image = opened
+            .file
+            .succeed(&lock(&self.backing).image, path)
             .map_err(|source| DiskChangeError::Open { id: id(), source })?
             .ok_or_else(|| DiskChangeError::Replaced(id()))?;
-        let engines = engines(&self.id, &self.tuning, &image)
+        match self.exchange_engines(&image) {
+            Ok(engines) => {
+                let old = std::mem::replace(&mut *lock(&self.backing), Backing { image, path: Some(path.clone()) });
+                close(engines, old.image);
+                Ok(())
+            }
+            Err(error) => {
+                // Its thread is there until `opened` goes.
+                let _taken = opened.home.send(image);
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves the disk from `image` and gives back the engines that did.
+    fn exchange_engines(&self, image: &Arc<DiskImage>) -> Result<Vec<Box<dyn BlockBackend>>, DiskChangeError> {
+        let id = || self.id.clone();
+        let engines = engines(&self.id, &self.tuning, image)
             .map_err(|source| DiskChangeError::Engine { id: id(), source: Box::new(source) })?;
         let replaced = self.control.replace(engines, Instant::now() + REPLACE_PATIENCE);
-        let engines = replaced.map_err(|source| DiskChangeError::Replace { id: id(), source })?;
-        let old = std::mem::replace(&mut *lock(&self.backing), Backing { image, path: Some(path) });
-        close(engines, old.image);
-        Ok(())
+        replaced.map_err(|source| DiskChangeError::Replace { id: id(), source })
     }
 
     pub(super) fn size_bytes(&self) -> u64 {

@@ -15,8 +15,9 @@ pub struct Predecessor {
     geometry: DiskGeometry,
 }
 
-/// A file that can take the place of another, open. It is locked unless it is the same as that.
-#[derive(Debug)]
+/// A file that can take the place of another, open. It is locked unless it is the same as that. The last of its clones closes
+/// it, but for the image that came of it.
+#[derive(Clone, Debug)]
 pub struct Successor {
     image: Arc<DiskImage>,
     same_as: Option<Weak<DiskImage>>,

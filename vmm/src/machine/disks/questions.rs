@@ -2,6 +2,7 @@
 //! changes disks has no time for that.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
 
 use devices::backend::block::{DiskImage, Predecessor, Successor};
@@ -33,11 +34,13 @@ pub struct FileQuestion {
     pub(super) path: PathBuf,
 }
 
-/// It can: it is open.
+/// It can: it is open. Who drops it does not close it: the thread that opened it does, which may be left to that.
 #[derive(Debug)]
 pub struct OpenedFile {
     pub(super) file: Successor,
     pub(super) path: PathBuf,
+    /// Takes what came of it and is not wanted. Last, so that nothing is left here when that thread hears of its end.
+    pub(super) home: Sender<Arc<DiskImage>>,
 }
 
 impl SizeQuestion {
@@ -77,15 +80,47 @@ impl OpenedFile {
 }
 
 impl FileQuestion {
-    /// Waits for the host's answer.
-    ///
-    /// # Errors
-    /// It is no disk, or no disk like the present one.
-    pub fn ask(self) -> Result<OpenedFile, DiskChangeError> {
+    /// Waits for the host's answer, tells it, and closes what is not wanted of it.
+    pub fn ask(self, tell: impl FnOnce(Result<OpenedFile, DiskChangeError>)) {
         let Self { id, current, path } = self;
-        match current.succeeded_by(&path) {
-            Ok(file) => Ok(OpenedFile { file, path }),
-            Err(source) => Err(DiskChangeError::Open { id, source }),
+        let file = match current.succeeded_by(&path) {
+            Ok(file) => file,
+            Err(source) => return tell(Err(DiskChangeError::Open { id, source })),
+        };
+        let (home, unwanted) = channel();
+        tell(Ok(OpenedFile { file: file.clone(), path, home }));
+        unwanted.into_iter().for_each(drop);
+        drop(file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::backend::block::{DiskAccess, DiskOptions};
+
+    #[test]
+    fn a_file_that_is_not_wanted_is_closed_by_the_thread_that_opened_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| folder.path().join(name));
+        for path in [&own, &other] {
+            std::fs::write(path, [0; 512]).unwrap();
         }
+        let open = |path: &Path| DiskImage::open(path, DiskAccess::ReadWrite, DiskOptions::default());
+        let image = Arc::new(open(&own).unwrap());
+        let question = FileQuestion { id: "disk0".to_owned(), current: Predecessor::of(&image), path: other.clone() };
+        let (give, given) = channel();
+        let (go_on, goes_on) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            question.ask(|opened| {
+                give.send(opened).unwrap();
+                goes_on.recv().unwrap();
+            });
+        });
+        drop(given.recv().unwrap().unwrap());
+        assert!(open(&other).is_err(), "it is open and locked");
+        go_on.send(()).unwrap();
+        thread.join().unwrap();
+        assert!(open(&other).is_ok());
     }
 }
