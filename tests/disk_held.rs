@@ -6,16 +6,12 @@ mod common;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use common::folder::Folder;
 use common::guest::probe;
 use common::http::Connection;
 use common::network::{in_network_namespace, tap};
 use common::{Husk, through_shell};
-
-/// Longer than husk's own patience.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A file system that stands still until this goes.
 struct Frozen {
@@ -40,21 +36,6 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         self.fsfreeze("--unfreeze");
-    }
-}
-
-/// Waits until a thread of husk's is in an uninterruptible sleep.
-fn wait_until_held(husk: &Husk) {
-    let deadline = Instant::now() + PATIENCE;
-    let is_held = || {
-        fs::read_dir(format!("/proc/{}/task", husk.pid())).unwrap().flatten().any(|task| {
-            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("State:\tD"))
-        })
-    };
-    while !is_held() {
-        assert!(Instant::now() < deadline, "no request is held up");
-        std::thread::yield_now();
     }
 }
 
@@ -85,7 +66,7 @@ fn pause_is_refused(engine: &str) {
     let mut client = Connection::open(folder.at("s"));
     let frozen = Frozen::new(&husk, folder.at("mount"));
     husk.type_in(b"end\n");
-    wait_until_held(&husk);
+    husk.wait_until_held();
     client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
     // The disk is still held up: nobody else waits for it.
     assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
@@ -110,7 +91,7 @@ fn a_machine_whose_disk_does_not_answer_ends_when_it_is_told_to() {
     let mut husk = about_to_write(&folder, "engine=sync");
     let frozen = Frozen::new(&husk, folder.at("mount"));
     husk.type_in(b"end\n");
-    wait_until_held(&husk);
+    husk.wait_until_held();
     husk.signal(libc::SIGTERM);
     husk.wait_for_error("device `disk0` does not answer: its requests are given up");
     // The kernel keeps a process until its calls return.
@@ -129,7 +110,7 @@ fn a_network_on_the_thread_of_a_disk_that_does_not_answer_delays_neither_a_pause
         let mut client = Connection::open(folder.at("s"));
         let frozen = Frozen::new(&husk, folder.at("mount"));
         husk.type_in(b"end\n");
-        wait_until_held(&husk);
+        husk.wait_until_held();
         client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
         assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
         husk.signal(libc::SIGTERM);

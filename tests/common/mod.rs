@@ -7,6 +7,7 @@ pub(crate) mod ended;
 pub(crate) mod failing;
 pub(crate) mod faults;
 pub(crate) mod folder;
+pub(crate) mod fuse;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod linux;
@@ -14,6 +15,7 @@ pub(crate) mod neighbour;
 pub(crate) mod network;
 pub(crate) mod pool;
 pub(crate) mod refusal;
+pub(crate) mod silent;
 mod stream;
 pub(crate) mod sys;
 pub(crate) mod vm;
@@ -23,7 +25,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ended::Ended;
 use stream::{Seen, Stream};
@@ -206,6 +208,21 @@ impl Husk {
     /// Waits until its standard error contains `text`.
     pub(crate) fn wait_for_error(&self, text: &str) {
         self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| contains(&seen.bytes, text));
+    }
+
+    /// Waits until a thread of it is in an uninterruptible sleep.
+    pub(crate) fn wait_until_held(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_held = || {
+            fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten().any(|task| {
+                let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                status.lines().any(|line| line.starts_with("State:\tD"))
+            })
+        };
+        while !is_held() {
+            assert!(Instant::now() < deadline, "no thread is held up");
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn type_in(&mut self, bytes: &[u8]) {

@@ -13,6 +13,7 @@
 //! | [`memfd`] | files that live in memory |
 //! | [`epoch`] | what changed in a machine: harvested, written, read back |
 //! | `random` | random numbers from the host |
+//! | `thread` | threads that may be left to the end of the process |
 //! | `pager` | guest memory that comes when it is wanted |
 //! | [`snapshot`] | points of a machine: made, and made a machine again |
 //! | [`control`] | commands, the lifecycle table and the control loop |
@@ -33,6 +34,7 @@ pub mod placement;
 pub mod plan;
 mod random;
 pub mod snapshot;
+mod thread;
 mod time;
 pub mod vcpu;
 

@@ -237,6 +237,11 @@ impl Point {
         self.layers.iter().map(|layer| layer.id)
     }
 
+    /// Where its own memory file is, for people.
+    pub fn path(&self) -> PathBuf {
+        self.layers[0].path()
+    }
+
     /// The memory file of a layer.
     pub fn layer_file(&self, layer: usize) -> &File {
         &self.layers[layer].memory

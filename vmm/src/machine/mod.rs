@@ -121,7 +121,8 @@ pub enum MachineError {
 pub enum Holder {
     /// A device whose requests do not complete.
     Device(String),
-    /// A vCPU in the middle of a device's register, such as the reset of a disk that does not answer.
+    /// A vCPU in the middle of a device's register, such as the reset of a disk that does not answer, or of a page of memory whose file
+    /// does not.
     Vcpu(usize),
 }
 
@@ -129,7 +130,7 @@ impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Device(id) => write!(f, "device `{id}`"),
-            Self::Vcpu(index) => write!(f, "vCPU {index}, which resets a device,"),
+            Self::Vcpu(index) => write!(f, "vCPU {index}, which resets a device or waits for a page of memory,"),
         }
     }
 }

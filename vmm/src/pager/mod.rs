@@ -17,7 +17,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::Instant;
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -30,6 +30,7 @@ use userfault::{Put, Woken, wait_for};
 
 use crate::control::{EventSender, GuestEvent};
 use crate::epoch::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES, Point, PointError, Presence, file_order};
+use crate::thread::{END_PATIENCE, Thread};
 
 /// What keeps memory from coming page by page.
 #[derive(Debug, Error)]
@@ -75,7 +76,9 @@ pub(crate) struct MemoryThread {
     faults: Arc<UserFault>,
     spans: Arc<[Span]>,
     stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    /// Where it brings memory from.
+    source: PathBuf,
+    thread: Option<Thread<()>>,
 }
 
 impl MemoryThread {
@@ -96,7 +99,7 @@ impl MemoryThread {
         let plan = Plan::new(units, units_held, &plan::read_record(&record, units));
         let buffer = vec![0; usize::try_from(unit_bytes).expect("a page fits into memory")];
         let scratch = Vec::new();
-        Self::start(Arc::clone(&faults), Arc::clone(&spans), move |stop| {
+        Self::start(Arc::clone(&faults), Arc::clone(&spans), point.path(), move |stop| {
             Worker { faults, spans, unit_bytes, page_bytes, point, plan, buffer, scratch, stop, events }.main(&record);
         })
     }
@@ -113,18 +116,19 @@ impl MemoryThread {
         let faults = register(UserFault::with_removals(), &spans)?;
         handler::hand_over(&socket, &spans, page_bytes, &faults, path)?;
         let path = path.to_owned();
-        Self::start(faults, spans, move |stop| handler::watch(&socket, &stop, &path, &events))
+        Self::start(faults, spans, path.clone(), move |stop| handler::watch(&socket, &stop, &path, &events))
     }
 
     fn start(
         faults: Arc<UserFault>,
         spans: Arc<[Span]>,
+        source: PathBuf,
         work: impl FnOnce(Arc<EventFd>) + Send + 'static,
     ) -> Result<Self, PagerError> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PagerError::Thread)?);
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("husk-pager".to_owned()).spawn(move || work(stopped));
-        Ok(Self { faults, spans, stop, thread: Some(thread.map_err(PagerError::Thread)?) })
+        let thread = Thread::start("husk-pager", move || work(stopped)).map_err(PagerError::Thread)?;
+        Ok(Self { faults, spans, stop, source, thread: Some(thread) })
     }
 
     /// What the kernel asks for pages by.
@@ -137,9 +141,14 @@ impl Drop for MemoryThread {
     fn drop(&mut self) {
         // It fails only when the counter is full, and then the thread is awake.
         let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(ended.is_ok(), "the pager does not unwind");
+        if let Some(thread) = self.thread.take()
+            && thread.end_by(Instant::now() + END_PATIENCE).is_err()
+        {
+            log::error!(
+                "memory: the thread husk-pager did not come back from {} within {} s of the machine's end: it is left to the end of the process",
+                self.source.display(),
+                END_PATIENCE.as_secs()
+            );
         }
         // Another process may have the descriptor open still.
         for span in &*self.spans {

@@ -5,11 +5,11 @@
 //! last good point is still recorded.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arch::GuestMemory;
 use thiserror::Error;
@@ -24,6 +24,7 @@ use crate::epoch::{
     SectionError, StateHeader,
 };
 use crate::machine::{MachineSaveError, MemorySlots, PluggableMemory, SavedMachine};
+use crate::thread::{END_PATIENCE, Thread};
 use crate::time::microseconds;
 
 /// What keeps a point from being made.
@@ -72,6 +73,14 @@ pub enum SnapshotError {
     /// Somebody gave it up, or the machine has ended.
     #[error("the snapshot was given up")]
     Cancelled,
+    /// The machine has ended, and its maker does not come back.
+    #[error("the thread husk-job-snap did not come back from {} or from guest memory within {} s of the machine's end: it is left to the end of the process", memory.display(), patience.as_secs())]
+    Left {
+        /// The memory file that it makes.
+        memory: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
+    },
 }
 
 impl SnapshotError {
@@ -159,9 +168,15 @@ pub(crate) struct MadePoint {
 pub(crate) struct Maker {
     orders: Option<Sender<Order>>,
     cancelled: Arc<AtomicBool>,
+    copied: Arc<AtomicBool>,
     progress: Arc<Progress>,
-    thread: Option<JoinHandle<Made>>,
+    /// What it makes.
+    memory: PathBuf,
+    thread: Option<Thread<Made>>,
 }
+
+/// How long the end of a machine waits for a snapshot whose last page is copied: a disk has gigabytes to write out then.
+const WRITE_OUT_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Maker {
     pub(crate) fn start(
@@ -171,22 +186,22 @@ impl Maker {
         events: EventSender,
     ) -> Result<Self, SnapshotError> {
         let (orders, ordered) = channel();
-        let (cancelled, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
+        let (cancelled, copied) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let progress = Arc::new(Progress::default());
+        let memory = request.files.memory.clone();
         let worker = Worker {
             request,
             mode,
             ordered,
             events,
             cancelled: Arc::clone(&cancelled),
+            copied: Arc::clone(&copied),
             progress: Arc::clone(&progress),
             figures: SnapshotFigures::default(),
             started: Instant::now(),
         };
-        let thread = thread::Builder::new()
-            .name("husk-job-snap".to_owned())
-            .spawn(move || worker.main(ground))
-            .map_err(SnapshotError::Thread)?;
-        Ok(Self { orders: Some(orders), cancelled, progress, thread: Some(thread) })
+        let thread = Thread::start("husk-job-snap", move || worker.main(ground)).map_err(SnapshotError::Thread)?;
+        Ok(Self { orders: Some(orders), cancelled, copied, progress, memory, thread: Some(thread) })
     }
 
     pub(crate) fn send(&self, order: Order) {
@@ -210,20 +225,31 @@ impl Maker {
         Arc::clone(&self.progress)
     }
 
-    /// What has come of it; the thread is finished, or given up.
+    /// What has come of it; the thread is finished, or given up. One that does not come back is left, and nothing has.
     pub(crate) fn finish(mut self) -> Made {
-        let thread = self.thread.take().expect("a maker is finished once");
-        thread.join().expect("with panic = abort a thread returns or the process ends")
+        self.end().expect("a maker is finished once")
+    }
+
+    fn end(&mut self) -> Option<Made> {
+        let thread = self.thread.take()?;
+        let begun = Instant::now();
+        let mut patience = END_PATIENCE;
+        let ended = thread.end_by(begun + patience).or_else(|thread| {
+            // It was told to give up before, so a point that is not copied by now never will be.
+            if self.copied.load(Ordering::Relaxed) {
+                patience = WRITE_OUT_PATIENCE;
+            }
+            thread.end_by(begun + patience)
+        });
+        let left = || SnapshotError::Left { memory: self.memory.clone(), patience };
+        Some(ended.unwrap_or_else(|_| Made { log: None, result: Err(left()) }))
     }
 }
 
 impl Drop for Maker {
     fn drop(&mut self) {
         self.give_up();
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(ended.is_ok(), "the maker of a snapshot does not unwind");
-        }
+        self.end();
     }
 }
 
@@ -233,6 +259,7 @@ struct Worker {
     ordered: Receiver<Order>,
     events: EventSender,
     cancelled: Arc<AtomicBool>,
+    copied: Arc<AtomicBool>,
     progress: Arc<Progress>,
     figures: SnapshotFigures,
     started: Instant,
@@ -281,6 +308,7 @@ impl Worker {
                 return Err(error);
             }
         };
+        self.copied.store(true, Ordering::Relaxed);
         self.events.send(GuestEvent::Snapshot(MakerEvent::Copied));
         let copied = Instant::now();
         let published = writer.finish().and_then(|layer| {
