@@ -13,7 +13,7 @@ use common::ended::Ended;
 use common::guest::PROBE;
 use common::pool::Pool;
 use common::vm::Vm;
-use common::{husk, through_shell};
+use common::{Launch, husk, through_shell};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -242,9 +242,13 @@ impl Group {
     }
 
     fn run(&self, memory: &str) -> Ended {
-        let run = ["run", "--kernel", PROBE, "--cmdline", "end=poweroff", "--memory", memory];
+        self.launch(memory, "end=poweroff").end()
+    }
+
+    fn launch(&self, memory: &str, words: &str) -> Launch {
+        let run = ["run", "--kernel", PROBE, "--cmdline", words, "--memory", memory];
         let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.folder.display());
-        through_shell(&script, &husk(run)).end()
+        through_shell(&script, &husk(run))
     }
 }
 
@@ -286,6 +290,24 @@ fn a_control_group_that_is_too_small_is_refused_with_the_command_that_does() {
         assert!(Command::new("sh").args(["-c", mend]).status().unwrap().success(), "{limit}: {mend}");
         group.run(memory).went_well();
     }
+}
+
+#[test]
+fn a_pool_that_lacks_pages_when_they_are_to_come_is_gone_without_if_the_best_effort_is_enough() {
+    let pool = Pool::of_2m(32 + 32);
+    let unified = control_groups(None).expect("control groups of version 2");
+    let group = Group::limited(&unified, "hugetlb.2MB.max", 96 * MIB);
+    let neighbour = group.launch("64M,pages=2M,nodes=0", "check=serial end=poweroff").start();
+    neighbour.wait_for("SERIAL WAIT");
+    let free = pool.free();
+    let refused = group.run("64M,pages=2M,nodes=0");
+    let message = "memory: cannot prefault (MADV_POPULATE_WRITE) 64 MiB at guest address 0x0";
+    assert!(refused.code() == Some(1) && refused.message().contains(message), "{refused}");
+    let ended = group.run("64M,pages=2M,nodes=0,best_effort");
+    assert!(ended.code() == Some(0) && ended.stderr.contains(&format!("best effort: {message}")), "{ended}");
+    assert_eq!(pool.free(), free, "nothing is left of either");
+    neighbour.signal(libc::SIGTERM);
+    assert_eq!(neighbour.end().code(), Some(0));
 }
 
 #[test]
@@ -395,7 +417,7 @@ fn threads_run_where_they_were_asked_to_and_a_change_from_outside_is_told() {
     assert!(thread(&report, "husk-vcpu0")["wait_ms"].is_u64(), "{report}");
     assert_eq!(report["drift"], json!([]), "{report}");
     let vcpu1 = thread(&report, "husk-vcpu1")["tid"].to_string();
-    let moved = common::Launch::new("taskset", ["-pc", "0", &vcpu1]).end();
+    let moved = Launch::new("taskset", ["-pc", "0", &vcpu1]).end();
     assert_eq!(moved.code(), Some(0), "{moved}");
     let report = client.ask("GET", "/husk/v1/placement", "").json();
     assert_eq!(report["drift"], json!(["husk-vcpu1 has CPUs 0, not 1"]), "{report}");

@@ -184,11 +184,12 @@ impl Machine {
         let mut settled = settle(config, placement::settle_before_mapping)?;
         let settled_threads = settle_threads(config, &settled)?;
         let plugged = match &origin {
-            Origin::Boot => &[][..],
-            Origin::Point(restore) => &restore.plugged,
+            Origin::Boot => Vec::new(),
+            Origin::Point(restore) => restore.plugged.clone(),
         };
-        let hotplug = config.hotplug.as_ref().map(|config| Hotplug { config, plugged });
-        let mut memory = match MachineMemory::map(&config.memory, hotplug, &mut settled) {
+        let hotplug = config.hotplug.as_ref().map(|config| Hotplug { config, plugged: &plugged });
+        let map = |settled: &mut Settled| MachineMemory::map(&config.memory, hotplug, settled);
+        let mut memory = match map(&mut settled) {
             // What it was not asked before, the host says now.
             Err(MemoryError::Map { .. } | MemoryError::Memfd { .. }) if settled.is_of_pool() => {
                 settled = settle(config, placement::settle)?;
@@ -211,7 +212,7 @@ impl Machine {
         let (first, Brought { thread: memory_thread, mut tracking, origin }) = match origin {
             Origin::Boot => {
                 if settled.takes_long() {
-                    attended(attendant, |assembly| memory::make_present(&memory.ram, &mut settled, assembly))
+                    attended(attendant, |assembly| memory::make_present(&mut memory, map, &mut settled, assembly))
                         .ok_or(BuildError::GivenUp)??;
                 }
                 (First::Kernel(load(config, &memory.ram, count)?), Brought::default())
@@ -219,7 +220,8 @@ impl Machine {
             Origin::Point(restore) => {
                 let Restore { state, memory: from, clock, cpu, .. } = *restore;
                 let takes_long = from.takes_long();
-                let bring = |assembly: &Assembly| restored::bring(&memory, &mut settled, from, &events, assembly);
+                let bring =
+                    |assembly: &Assembly| restored::bring(&mut memory, map, &mut settled, from, &events, assembly);
                 let brought = if takes_long {
                     attended(attendant, bring).ok_or(BuildError::GivenUp)??
                 } else {

@@ -229,16 +229,23 @@ pub(crate) fn make_plugged_present(memory: &MachineMemory, assembly: &Assembly) 
 }
 
 /// Brings all into memory that shall be there from the start, sees that it came from its nodes, and holds it there if it
-/// shall be held.
+/// shall be held. Where its pool lacks pages on its nodes (the kernel reserves them on any) and the best effort is enough, it is
+/// other memory then, which `map` gives as it has been settled by then.
 ///
 /// # Errors
 /// The host cannot give it.
 pub(crate) fn make_present(
-    memory: &GuestMemory,
+    memory: &mut MachineMemory,
+    map: impl Fn(&mut Settled) -> Result<MachineMemory, MemoryError>,
     settled: &mut Settled,
     assembly: &Assembly,
 ) -> Result<(), MemoryError> {
-    placement::prefault(memory, settled, assembly).or_else(|refused| settled.goes_without(refused))?;
+    placement::prefault(&memory.ram, settled, assembly).or_else(|refused| settled.goes_without(refused))?;
+    if memory.pages.pool_page_bytes().is_some() && !settled.is_of_pool() {
+        *memory = map(settled)?;
+        placement::prefault(&memory.ram, settled, assembly).or_else(|refused| settled.goes_without(refused))?;
+    }
+    let memory = &*memory.ram;
     if assembly.is_given_up() {
         return Ok(());
     }

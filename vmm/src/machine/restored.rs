@@ -30,17 +30,24 @@ pub(super) struct Brought {
     pub(super) origin: Origin,
 }
 
-/// Brings memory from where `from` says, or sees to its coming.
+/// Brings memory from where `from` says, or sees to its coming. It may be other memory then, which `map` gives
+/// ([`memory::make_present`]).
 ///
 /// # Errors
 /// The host cannot give it, or a file is not what was written.
 pub(super) fn bring(
-    memory: &MachineMemory,
+    memory: &mut MachineMemory,
+    map: impl Fn(&mut Settled) -> Result<MachineMemory, MemoryError>,
     settled: &mut Settled,
     from: RestoredMemory,
     events: &EventSender,
     assembly: &Assembly,
 ) -> Result<Brought, BuildError> {
+    if let RestoredMemory::Files { mode: MemoryMode::Copy, .. } = &from {
+        memory::make_present(memory, map, settled, assembly)?;
+        memory::make_plugged_present(memory, assembly)?;
+    }
+    let memory = &*memory;
     let (held, page_bytes) = (memory.held(), memory.pages.pool_page_bytes().unwrap_or(PAGE_BYTES));
     let all = (&*memory.all, &*held);
     let (point, mode, record, last) = match from {
@@ -63,11 +70,7 @@ pub(super) fn bring(
             origin = Origin::Faults(Arc::clone(pager.faults()));
             thread = Some(pager);
         }
-        MemoryMode::Copy => {
-            memory::make_present(&memory.ram, settled, assembly)?;
-            memory::make_plugged_present(memory, assembly)?;
-            copy_files(all, &point, assembly)?;
-        }
+        MemoryMode::Copy => copy_files(all, &point, assembly)?,
     }
     let absent = if mode == MemoryMode::Copy { Absent::Zero } else { Absent::In(point) };
     Ok(Brought { thread, tracking: Tracking::from_point(*last, absent), origin })

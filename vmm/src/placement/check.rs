@@ -57,10 +57,11 @@ impl Settled {
         goes
     }
 
-    /// The kernel has not done what was to be done. Where the best effort is enough, it goes without.
+    /// The kernel has not done what was to be done. Where the best effort is enough, it goes without; without a pool, memory is to
+    /// be mapped anew, because a guest that runs into a page that the pool lacks would end.
     ///
     /// # Errors
-    /// It is not enough, or a guest that runs into what is missing would end: pages of a pool that are not on their nodes.
+    /// It is not enough.
     pub(crate) fn goes_without(&mut self, refused: ApplyError) -> Result<(), ApplyError> {
         if self.placement.honour == Honour::Strictly {
             return Err(refused);
@@ -71,7 +72,7 @@ impl Settled {
             Step::MakeTransparent => self.placement.pages = Pages::HostsChoice,
             Step::Merge => self.placement.merge = false,
             Step::Lock => self.placement.lock = false,
-            Step::Prefault if self.is_of_pool() => return Err(refused),
+            Step::Prefault if self.is_of_pool() => self.placement.pages = Pages::Transparent,
             Step::Prefault => self.placement.prefault = false,
         }
         self.tell(refused.into());

@@ -15,12 +15,16 @@ fn settled(change: impl FnOnce(&mut MemoryConfig)) -> (MemoryConfig, Settled) {
     (config, settled)
 }
 
-/// What the kernel was told of a region (proc(5), VmFlags).
-fn flags(region: &GuestRegionMmap) -> Vec<String> {
-    let start = format!("{:x}-", region.as_ptr().addr());
+/// What is said of a region's mapping (proc(5)), and of those behind it.
+fn smaps(region: &GuestRegionMmap) -> String {
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
-    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+    smaps[smaps.find(&format!("\n{:x}-", region.as_ptr().addr())).unwrap()..].to_owned()
+}
+
+/// What the kernel was told of a region (VmFlags).
+fn flags(region: &GuestRegionMmap) -> Vec<String> {
+    let smaps = smaps(region);
+    let flags = smaps.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
     flags.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
@@ -58,6 +62,14 @@ fn a_pool_that_was_emptied_after_it_was_asked_refuses_the_mapping_of_hugepages()
     MachineMemory::map(&config, None, &mut settled).expect("nothing is left reserved");
 }
 
+/// What is mapped so, as memory of which so much has been settled.
+fn machine_memory(mapping: MmapRegion, settled: &Settled) -> MachineMemory {
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    placement::advise(&region, &settled.placement, settled.parts[0].nodes.as_ref()).unwrap();
+    let ram = Arc::new(GuestMemory::from_regions(vec![region]).unwrap());
+    MachineMemory { all: Arc::clone(&ram), ram, pluggable: None, pages: settled.placement.pages }
+}
+
 /// As on a node that has fewer than the host has reserved for us.
 #[test]
 fn a_prefault_that_finds_no_page_is_an_error_and_gives_back_what_it_had_of_hugepages() {
@@ -67,18 +79,33 @@ fn a_prefault_that_finds_no_page_is_an_error_and_gives_back_what_it_had_of_hugep
     let (config, mut settled) = settled(|config| {
         (config.placement.pages, config.placement.nodes) = (Pages::Huge2M, Some(nodes));
     });
-    let file = file_of(config.backing, config.size_bytes, Pages::Huge2M).unwrap();
-    let place = file.map(|file| FileOffset::from_arc(file, 0));
-    let length = usize::try_from(config.size_bytes).unwrap();
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let mapping = MmapRegion::build(place, length, access, libc::MAP_SHARED | libc::MAP_NORESERVE).unwrap();
-    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
-    placement::advise(&region, &settled.placement, settled.parts[0].nodes.as_ref()).unwrap();
-    let memory = GuestMemory::from_regions(vec![region]).unwrap();
-    let error = make_present(&memory, &mut settled, &Assembly::default()).unwrap_err().to_string();
+    let unreserved = |settled: &Settled| {
+        let file = file_of(config.backing, config.size_bytes, Pages::Huge2M).unwrap();
+        let place = file.map(|file| FileOffset::from_arc(file, 0));
+        let length = usize::try_from(config.size_bytes).unwrap();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        machine_memory(
+            MmapRegion::build(place, length, access, libc::MAP_SHARED | libc::MAP_NORESERVE).unwrap(),
+            settled,
+        )
+    };
+    let map = |settled: &mut Settled| MachineMemory::map(&config, None, settled);
+    let mut memory = unreserved(&settled);
+    let error = make_present(&mut memory, map, &mut settled.clone(), &Assembly::default()).unwrap_err().to_string();
     assert!(error.contains("prefault (MADV_POPULATE_WRITE)") && error.contains("add some, and start again"), "{error}");
     drop(memory);
     assert_eq!(pool.free(), before);
+
+    // A page that is not there is the end of a guest that runs into it: with the best effort it has none of the pool.
+    (settled.placement.honour, settled.placement.prefault) = (Honour::BestEffort, true);
+    let mut memory = unreserved(&settled);
+    make_present(&mut memory, map, &mut settled, &Assembly::default()).unwrap();
+    assert_eq!((memory.pages, pool.free()), (Pages::Transparent, before));
+    let told: Vec<String> = settled.differences.iter().map(ToString::to_string).collect();
+    assert_eq!(told, [error]);
+    let span = memory.ram.iter().next().unwrap();
+    let resident = smaps(span).lines().find_map(|line| line.strip_prefix("Rss:").map(str::to_owned)).unwrap();
+    assert_eq!(resident.trim(), format!("{} kB", config.size_bytes / 1024), "all of the other memory is there");
 }
 
 #[test]
@@ -100,26 +127,15 @@ fn what_the_kernel_does_not_do_of_it_is_left_out_and_told_where_the_best_effort_
 
     // Nobody reaches what is not plugged yet: mlock and MADV_POPULATE_WRITE fail.
     let (config, mut locked) = settled(|config| (config.placement.prefault, config.placement.lock) = (true, true));
-    let length = config.size_bytes;
-    let mapping = map_aligned(None, length, Pages::HostsChoice, Presence::Plugged).unwrap();
-    let memory = GuestMemory::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap();
-    make_present(&memory, &mut locked.clone(), &Assembly::default()).unwrap_err();
+    let mapping = map_aligned(None, config.size_bytes, Pages::HostsChoice, Presence::Plugged).unwrap();
+    let mut memory = machine_memory(mapping, &locked);
+    let present = |settled: &mut Settled, memory: &mut MachineMemory| {
+        make_present(memory, |_| panic!("no other memory would be better"), settled, &Assembly::default())
+    };
+    present(&mut locked.clone(), &mut memory).unwrap_err();
     locked.placement.honour = Honour::BestEffort;
-    make_present(&memory, &mut locked, &Assembly::default()).unwrap();
+    present(&mut locked, &mut memory).unwrap();
     let told: Vec<String> = locked.differences.iter().map(ToString::to_string).collect();
     assert!(told[0].contains("cannot prefault") && told[1].contains("cannot lock (mlock)"), "{told:?}");
     assert_eq!((locked.placement.prefault, locked.placement.lock), (false, false));
-}
-
-/// A page that is not there is the end of a guest that runs into it.
-#[test]
-fn a_pools_page_that_cannot_be_had_on_its_node_is_no_best_effort() {
-    let (_, mut settled) = settled(|config| {
-        (config.placement.pages, config.placement.honour) = (Pages::Huge2M, Honour::BestEffort);
-    });
-    let mapping = map_aligned(None, HUGE, Pages::HostsChoice, Presence::Plugged).unwrap();
-    let memory = GuestMemory::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap();
-    settled.placement.prefault = true;
-    make_present(&memory, &mut settled, &Assembly::default()).unwrap_err();
-    assert!(settled.differences.is_empty());
 }

@@ -53,14 +53,15 @@ impl Model {
         let plugged = from.map_or_else(BTreeSet::new, |(kept, _)| kept.plugged.clone());
         let ranges: Vec<_> = plugged.iter().map(|block| (GuestAddress(start + block * BLOCK), BLOCK)).collect();
         let of = Hotplug { config: &hotplug, plugged: &ranges };
-        let mut memory = MachineMemory::map(&config, Some(of), &mut settled).unwrap();
+        let map = |settled: &mut Settled| MachineMemory::map(&config, Some(of), settled);
+        let mut memory = map(&mut settled).unwrap();
         let (sender, events) = event_queue().unwrap();
         let brought = from.map(|(kept, mode)| {
             let point = Arc::new(Point::open(&kept.files.memory, &kept.header).unwrap());
             let last = LastPoint { files: kept.files.clone(), header: kept.header.clone(), point: None };
             let record = kept.files.memory.with_extension("ws");
             let from = RestoredMemory::Files { point, mode, record, last: Box::new(last) };
-            restored::bring(&memory, &mut settled, from, &sender, &Assembly::default()).unwrap()
+            restored::bring(&mut memory, map, &mut settled, from, &sender, &Assembly::default()).unwrap()
         });
         let Brought { thread, tracking, origin } = brought.unwrap_or_default();
         memory.pluggable.as_mut().unwrap().origin = origin;
