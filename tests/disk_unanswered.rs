@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::folder::Folder;
-use common::guest::probe;
+use common::guest::{PROBE, probe};
 use common::http::{Connection, request};
 use common::{Husk, Launch, husk, through_shell};
 
@@ -105,4 +105,57 @@ fn a_drive_that_is_described_by_such_a_file_delays_neither_the_next_request_nor_
     husk.signal(libc::SIGTERM);
     let ended = husk.end();
     assert_eq!(ended.code(), Some(0), "{ended}");
+}
+
+#[test]
+fn a_start_with_a_disk_nobody_answers_for_ends_with_its_name_or_at_a_signal() {
+    for signalled in [false, true] {
+        let folder = Folder::new();
+        folder.sparse("disk", 1 << 20);
+        let launch = probe("end=poweroff").args(["--disk", "disk", "--disk", "dead/disk,id=far"]);
+        let husk = beside_the_dead(&folder, launch);
+        wait_until_asked(&husk, 1);
+        if signalled {
+            husk.signal(libc::SIGTERM);
+        }
+        let ended = husk.end();
+        let told =
+            "husk: disk `far`: cannot open dead/disk: no answer within 5 s: check the server or device behind it";
+        let expected = if signalled { (Some(0), false) } else { (Some(1), true) };
+        assert_eq!((ended.code(), ended.stderr.contains(told)), expected, "{ended}");
+    }
+}
+
+#[test]
+fn a_client_whose_start_meets_such_a_disk_is_told_so_and_can_start_again() {
+    let folder = Folder::new();
+    for disk in ["disk", "near"] {
+        folder.sparse(disk, 1 << 20);
+    }
+    let husk = beside_the_dead(&folder, husk(["--api-sock", "s"]));
+    let mut client = Connection::open(folder.at("s"));
+    let leads_to = |target: &str| {
+        let _absent = fs::remove_file(folder.at("link"));
+        std::os::unix::fs::symlink(target, folder.at("link")).unwrap();
+    };
+    leads_to("near");
+    client.ask("PUT", "/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#).done();
+    let kernel = format!(r#"{{"kernel_image_path": "{PROBE}", "boot_args": "check=serial end=poweroff"}}"#);
+    client.ask("PUT", "/boot-source", &kernel).done();
+    for (id, path) in [("a", "disk"), ("b", "link")] {
+        let drive = format!(r#"{{"drive_id": "{id}", "path_on_host": "{path}", "is_root_device": false}}"#);
+        client.ask("PUT", &format!("/drives/{id}"), &drive).done();
+    }
+    leads_to("dead/disk");
+    let start = r#"{"action_type": "InstanceStart"}"#;
+    let mut waiting = Connection::open(folder.at("s"));
+    waiting.send(request("PUT", "/actions", start).as_bytes());
+    wait_until_asked(&husk, 1);
+    assert_eq!(client.ask("GET", "/", "").json()["state"], "Not started");
+    waiting.answer().refused(&["disk `b`: cannot open link: no answer within 5 s"]);
+    leads_to("near");
+    client.ask("PUT", "/actions", start).done();
+    husk.wait_for("SERIAL WAIT");
+    husk.signal(libc::SIGTERM);
+    assert_eq!(husk.end().code(), Some(0));
 }

@@ -12,6 +12,7 @@
 //! | [`metrics`] | what the machine and the process count, and its two forms |
 //! | [`memfd`] | files that live in memory |
 //! | [`epoch`] | what changed in a machine: harvested, written, read back |
+//! | `errand` | what the host is asked on threads of their own, because it may never answer |
 //! | `random` | random numbers from the host |
 //! | `thread` | threads that may be left to the end of the process |
 //! | `pager` | guest memory that comes when it is wanted |
@@ -21,6 +22,7 @@
 pub mod config;
 pub mod control;
 pub mod epoch;
+mod errand;
 mod error;
 #[cfg(test)]
 mod golden;

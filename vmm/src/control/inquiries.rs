@@ -6,15 +6,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::command::{Answered, Command, CommandError, CommandReceiver, CommandSender, HostAnswer, ReplyTo, Request};
+use crate::errand::{PATIENCE, THREADS_MAX};
 use crate::placement::leave_inherited_place;
-
-/// How long the host has.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Threads that a host which does not answer may keep.
-const THREADS_MAX: usize = 8;
 
 /// What was asked and is not answered yet.
 #[derive(Debug, Default)]

@@ -65,6 +65,9 @@ impl Starter {
 
     /// The start takes long: it is a job from now on, and who wants to hear of its begin does.
     pub(super) fn begin(&mut self, plane: &mut ControlPlane, extent: Extent) -> JobId {
+        if let Some(id) = self.job {
+            return id;
+        }
         let id = plane.begin(self.kind, extent);
         self.job = Some(id);
         if self.when == Some(AnswerWhen::Begun)

@@ -2,7 +2,8 @@
 //!
 //! One thread does it, step by step: no step takes as long as two hand-overs between threads and the wake of a halted CPU,
 //! which on a host that is virtual itself costs a twentieth of the whole. What the guest's first instruction does not need
-//! comes after it (`Machine::start_threads`); vCPUs other than the boot CPU set themselves up beside each other.
+//! comes after it (`Machine::start_threads`); vCPUs other than the boot CPU set themselves up beside each other, and disks,
+//! whose hosts may never answer, are opened meanwhile.
 //!
 //! A machine that goes on from a point is assembled in the same way: its memory comes from the point's files instead of a
 //! kernel's, and vCPUs, interrupt controllers, devices and clocks take over what they had come to, in this order.
@@ -31,6 +32,7 @@ use thiserror::Error;
 
 use super::assembly::{Assembly, Attendant, attended};
 use super::devices::{self, DeviceError, Devices};
+use super::disks::Opening;
 use super::generation::{self, GenerationError};
 use super::kvm::{self, KvmError, failed};
 use super::memory::{self, Hotplug, MachineMemory, MemoryError};
@@ -181,6 +183,7 @@ impl Machine {
         install_kick_handler()?;
         let count = VcpuCount::new(config.cpus).expect("validate() holds the number of vCPUs against the limit");
         let events = wiring.events.clone();
+        let disks = Opening::begin(&config.disks)?;
         let mut settled = settle(config, placement::settle_before_mapping)?;
         let settled_threads = settle_threads(config, &settled)?;
         let plugged = match &origin {
@@ -204,7 +207,7 @@ impl Machine {
                 if let Origin::Boot = origin {
                     load(config, &memory.ram, count)?;
                 }
-                Devices::make(config, &memory, wiring)?;
+                Devices::make(config, &memory, disks.images(attendant)?, wiring)?;
                 return Err(error.into());
             }
         };
@@ -233,7 +236,7 @@ impl Machine {
         if let Some(pluggable) = &mut memory.pluggable {
             pluggable.origin = origin;
         }
-        let devices = Devices::make(config, &memory, wiring)?;
+        let devices = Devices::make(config, &memory, disks.images(attendant)?, wiring)?;
         let Created { vm, slots, fds } = Created::make(&kvm, &memory, count)?;
         let shape = Arc::new(VcpuShape::of(&kvm, &vm)?);
         devices.connect(&vm, &slots)?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arch::layout::{self, VirtioMmioWindow};
 use arch::{Gsi, GuestMemory};
 use devices::RequestSink;
+use devices::backend::block::DiskImage;
 use devices::bus::{Bus, BusError, SharedDevice};
 use devices::legacy::{AcpiPm, I8042, I8042State, PowerButton, Rtc, RtcState, Serial, SerialState};
 use devices::limit::Limiter;
@@ -117,11 +118,15 @@ struct VirtioSlot {
 }
 
 impl Devices {
-    /// Makes all devices and puts them on their buses. Every disk is opened and locked and every tap
-    /// attached before the first device is made.
-    pub(super) fn make(config: &VmConfig, memory: &MachineMemory, wiring: Wiring) -> Result<Self, DeviceError> {
+    /// Makes all devices and puts them on their buses, those of the disks over `images`. Every tap is attached before the first
+    /// device is made.
+    pub(super) fn make(
+        config: &VmConfig,
+        memory: &MachineMemory,
+        images: Vec<DiskImage>,
+        wiring: Wiring,
+    ) -> Result<Self, DeviceError> {
         let all = &memory.all;
-        let images = super::disks::open_all(&config.disks)?;
         let taps = config.nets.iter().map(super::nets::open).collect::<Result<Vec<_>, _>>()?;
         let (mut pool, events) = (IoPool::default(), wiring.events.clone());
         let mut devices = Self::legacy(wiring)?;

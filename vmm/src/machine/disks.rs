@@ -1,5 +1,6 @@
 //! The machine's disks: opened, given an engine, threads and limits.
 
+mod opening;
 mod questions;
 
 use std::path::{Path, PathBuf};
@@ -7,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use devices::backend::block::{
-    BlockBackend, DiskAccess, DiskImage, DiskOptions, FileBackend, FileIdentity, Predecessor, RingError, UringBackend,
-};
+use devices::backend::block::{BlockBackend, DiskImage, FileBackend, Predecessor, RingError, UringBackend};
 use devices::limit::Limiter;
 use devices::virtio::blk::{Blk, BlkOptions, DiskControl, DiskName, DiskQueue, OnFull};
 
@@ -18,6 +17,7 @@ use super::pool::IoPool;
 use crate::config::{DiskConfig, DiskEngine, DiskSource, DiskTuning, LimiterConfig, OnEnospc};
 use crate::control::{EventSender, GuestEvent};
 use crate::placement::leave_inherited_place;
+pub(super) use opening::Opening;
 pub use questions::{BackingSize, FileQuestion, OpenedFile, SizeQuestion};
 
 /// A disk of a machine, for what is done to it while it is in use.
@@ -119,49 +119,6 @@ fn close(engines: Vec<Box<dyn BlockBackend>>, image: Arc<DiskImage>) {
     if let Err(error) = Builder::new().name("husk-job-file".to_owned()).spawn(close) {
         log::warn!("a file is closed where others wait for it: there is no thread: {error}");
     }
-}
-
-/// Opens and locks what holds the bytes of each disk.
-pub(super) fn open_all(disks: &[DiskConfig]) -> Result<Vec<DiskImage>, DeviceError> {
-    let mut images = Vec::with_capacity(disks.len());
-    for disk in disks {
-        refuse_twice(disks, &images, disk)?;
-        images.push(open(disk)?);
-    }
-    Ok(images)
-}
-
-/// A disk may not be an earlier one too, unless both only read: the lock would say so after a while, but not by name.
-fn refuse_twice(disks: &[DiskConfig], images: &[DiskImage], disk: &DiskConfig) -> Result<(), DeviceError> {
-    let DiskSource::Path(path) = &disk.source else { return Ok(()) };
-    // What cannot be found here cannot be opened either, and that says why.
-    let Ok(identity) = FileIdentity::at(path) else { return Ok(()) };
-    let is_same = |image: &DiskImage| image.identity() == identity;
-    let twin = disks.iter().zip(images).find(|(other, image)| is_same(image) && !(other.read_only && disk.read_only));
-    match twin {
-        Some((first, _)) => {
-            Err(DeviceError::SameDisk { first: first.id.clone(), second: disk.id.clone(), path: path.clone() })
-        }
-        None => Ok(()),
-    }
-}
-
-/// Opens and locks what holds a disk's bytes.
-fn open(disk: &DiskConfig) -> Result<DiskImage, DeviceError> {
-    let id = disk.id.clone();
-    let access = if disk.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite };
-    let DiskTuning { cache, block, physical_block, .. } = disk.tuning;
-    let options = DiskOptions { cache: cache.unwrap_or_default(), block, physical_block };
-    let image = match &disk.source {
-        DiskSource::Path(path) => DiskImage::open(path, access, options),
-        DiskSource::Open(file) => {
-            let file = file
-                .try_clone()
-                .map_err(|source| DeviceError::Host { what: format!("a descriptor for disk `{id}`"), source })?;
-            DiskImage::from_file(file, Path::new(OPEN_FILE), access, options)
-        }
-    };
-    image.map_err(|source| DeviceError::Disk { id, source })
 }
 
 /// Stands for the path of a disk that came as an open file.

@@ -25,6 +25,26 @@ pub enum DeviceError {
         /// Why.
         source: DiskImageError,
     },
+    /// A disk's host does not say whether it can be opened.
+    #[error("disk `{id}`: cannot open {}: no answer within {seconds} s: check the server or device behind it", path.display())]
+    Unanswered {
+        /// The device.
+        id: String,
+        /// Its path.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Its host is not asked.
+    #[error("disk `{id}`: cannot open {}: {cause}", path.display())]
+    Unasked {
+        /// The device.
+        id: String,
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
     /// Two disks are one file, and not only read.
     #[error("disks `{first}` and `{second}` are both {}: give each its own, or both ,ro", path.display())]
     SameDisk {
