@@ -61,7 +61,7 @@ pub trait BlockStore: Send + Sync {
     /// Takes whole blocks that were plugged away from the guest, with what they hold.
     ///
     /// # Errors
-    /// The host does not do it; then they are the guest's still.
+    /// The host does not do it; then they are the guest's still, but for what they hold, and it can be tried again.
     fn unplug(&self, start: GuestAddress, bytes: u64) -> io::Result<()>;
 }
 

@@ -2,14 +2,18 @@
 //! blocks of it are plugged. What is not plugged the host has.
 #![expect(unsafe_code, reason = "mprotect and mmap have no safe interface in libc")]
 
+#[cfg(test)]
+mod faults;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use arch::memory::{GuestRegionMmap, host_address};
+use arch::memory::{GuestRegionMmap, bitmap, host_address};
 use arch::{GuestAddress, GuestMemory};
 use devices::backend::memory::Reclaim;
 use devices::virtio::mem::{BlockStore, MemoryArea, MemoryDevice};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::devices::DeviceError;
@@ -230,8 +234,7 @@ impl PluggableMemory {
 
     /// The slots that a range has a part in, with each slot's place and the size of that part.
     fn parts(&self, (start, bytes): (GuestAddress, u64)) -> Vec<(usize, Slot, u64)> {
-        let slots = self.slots.get().expect("a device is connected before a driver reaches it");
-        let all = slots.inside(self.start, self.bytes);
+        let all = self.slots().inside(self.start, self.bytes);
         let parts = parts_of((start.0 - self.start.0, bytes), self.slot_bytes);
         parts.map(|(place, part)| (place, all[place], part)).collect()
     }
@@ -241,43 +244,80 @@ impl PluggableMemory {
         PageRun { first: (start.0 - self.start.0) / self.block_bytes, pages: bytes / self.block_bytes }
     }
 
-    fn open(&self, new: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
-        new.iter().try_for_each(|slot| protect(slot.host, slot.bytes, Access::Devices))?;
+    /// Makes slots the guest's that it lacks, for a range that has a part in each.
+    fn open(&self, lacking: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
+        lacking.iter().try_for_each(|slot| protect(slot.host, slot.bytes, Access::Devices))?;
         if self.arrival == Arrival::AtOnce {
-            self.reclaim.populate(start, bytes)?;
+            step().and_then(|()| self.reclaim.populate(start, bytes))?;
         }
-        let slots = self.slots.get().expect("the caller has found some");
-        new.iter().try_for_each(|slot| slots.add(*slot)).map_err(io::Error::other)
+        lacking.iter().try_for_each(|slot| step().and_then(|()| self.slots().add(*slot).map_err(io::Error::other)))
     }
 
-    /// In the reverse order: what the guest cannot reach stays away.
-    fn close(&self, blocks: &mut Blocks, empty: &[Slot], (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
-        let slots = self.slots.get().expect("the caller has found some");
-        empty.iter().try_for_each(|slot| slots.remove(*slot)).map_err(io::Error::other)?;
-        self.forget_origin((start, bytes))?;
-        blocks.original.remove_run(self.run((start, bytes)));
-        self.reclaim.discard(start, bytes)?;
+    /// In the reverse order, to the first step that the kernel refuses: what the guest cannot reach stays away.
+    fn close(&self, blocks: &mut Blocks, empty: &[Slot], range: (GuestAddress, u64)) -> io::Result<()> {
+        empty.iter().try_for_each(|slot| self.remove(*slot))?;
+        self.forget_origin(blocks, range)?;
+        self.discard(range)?;
         empty.iter().try_for_each(|slot| protect(slot.host, slot.bytes, Access::Nobody))
     }
 
+    /// As [`Self::close`], of what was never the guest's, and every step of it.
+    fn shut(&self, empty: &[Slot], range: (GuestAddress, u64)) -> io::Result<()> {
+        let all = |each: &dyn Fn(&Slot) -> io::Result<()>| empty.iter().map(each).fold(Ok(()), io::Result::and);
+        let removed = all(&|slot| self.remove(*slot));
+        let discarded = self.discard(range);
+        removed.and(discarded).and(all(&|slot| protect(slot.host, slot.bytes, Access::Nobody)))
+    }
+
+    fn slots(&self) -> &MemorySlots {
+        self.slots.get().expect("a device is connected before a driver reaches it")
+    }
+
+    fn remove(&self, slot: Slot) -> io::Result<()> {
+        step().and_then(|()| self.slots().remove(slot).map_err(io::Error::other))
+    }
+
+    fn discard(&self, (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
+        step().and_then(|()| self.reclaim.discard(start, bytes).map(|_| ()))
+    }
+
     /// What comes back of a range is zeros, and not what the machine was made from.
-    fn forget_origin(&self, (start, bytes): (GuestAddress, u64)) -> io::Result<()> {
-        if let Origin::Memory = self.origin {
-            return Ok(());
-        }
+    fn forget_origin(&self, blocks: &mut Blocks, range: (GuestAddress, u64)) -> io::Result<()> {
         let region = self.memory.find_region(self.start).expect("it is a region of the memory");
-        let offset = MemoryRegionAddress(start.0 - self.start.0);
-        let part = region.get_slice(offset, usize::try_from(bytes).expect(FITS)).map_err(io::Error::other)?;
-        let host = part.ptr_guard_mut().as_ptr();
-        match &self.origin {
+        let forgotten = match &self.origin {
             Origin::Memory => Ok(()),
-            Origin::Files(placement) => {
-                map_nothing(host, part.len())?;
-                placement::advise(region, placement, None).map_err(io::Error::other)
+            Origin::Files(_) => {
+                step().and_then(|()| map_nothing(self.host(range), usize::try_from(range.1).expect(FITS)))
             }
             // From here on the kernel takes no page for it, and who waits in it goes on.
-            Origin::Faults(faults) => faults.unregister(host.expose_provenance() as u64, bytes),
+            Origin::Faults(faults) => {
+                let host = self.host(range).expose_provenance() as u64;
+                step().and_then(|()| faults.unregister(host, range.1))
+            }
+        };
+        forgotten?;
+        blocks.original.remove_run(self.run(range));
+        match &self.origin {
+            Origin::Files(placement) => {
+                step().and_then(|()| placement::advise(region, placement, None).map_err(io::Error::other))
+            }
+            Origin::Memory | Origin::Faults(_) => Ok(()),
         }
+    }
+
+    /// Where a range of it is here.
+    fn host(&self, (start, bytes): (GuestAddress, u64)) -> *mut u8 {
+        let region = self.memory.find_region(self.start).expect("it is a region of the memory");
+        let offset = MemoryRegionAddress(start.0 - self.start.0);
+        let part = region.get_slice(offset, usize::try_from(bytes).expect(FITS));
+        part.expect("a device's ranges are inside its memory").ptr_guard_mut().as_ptr()
+    }
+
+    /// What KVM logged of a slot is gone with it.
+    fn mark_written(&self, (start, bytes): (GuestAddress, u64)) {
+        let region = self.memory.find_region(self.start).expect("it is a region of the memory");
+        let offset = usize::try_from(start.0 - self.start.0).expect(FITS);
+        bitmap(region).mark_dirty(offset, usize::try_from(bytes).expect(FITS));
     }
 }
 
@@ -286,10 +326,14 @@ impl BlockStore for PluggableMemory {
         let range = (start, bytes);
         let mut blocks = self.lock();
         let parts = self.parts(range);
-        let new = parts.iter().filter(|(at, ..)| blocks.by_slot[*at] == 0).map(|(_, slot, _)| *slot);
-        let new: Vec<Slot> = new.collect();
-        if let Err(error) = self.open(&new, range) {
-            if let Err(error) = self.close(&mut blocks, &new, range) {
+        let slots = |is_one: &dyn Fn(usize, Slot) -> bool| -> Vec<Slot> {
+            parts.iter().filter(|(at, slot, _)| is_one(*at, *slot)).map(|(_, slot, _)| *slot).collect()
+        };
+        let empty = slots(&|at, _| blocks.by_slot[at] == 0);
+        // One with other blocks is the guest's, unless it could neither be taken away nor given back.
+        let lacking = slots(&|at, slot| blocks.by_slot[at] == 0 || !self.slots().has(slot));
+        if let Err(error) = self.open(&lacking, range) {
+            if let Err(error) = self.shut(&empty, range) {
                 log::error!("memory: {bytes} bytes at {:#x} are neither plugged nor given back: {error}", start.0);
             }
             return Err(error);
@@ -306,7 +350,14 @@ impl BlockStore for PluggableMemory {
         let parts = self.parts(range);
         let empty = parts.iter().filter(|(at, _, part)| blocks.by_slot[*at] == *part).map(|(_, slot, _)| *slot);
         let empty: Vec<Slot> = empty.collect();
-        self.close(&mut blocks, &empty, range)?;
+        if let Err(error) = self.close(&mut blocks, &empty, range) {
+            // The guest has it still, but for what was in it, for which a driver that gives it away has no use.
+            self.mark_written(range);
+            if let Err(error) = self.open(&empty, range) {
+                log::error!("memory: {bytes} bytes at {:#x} are neither given back nor the guest's: {error}", start.0);
+            }
+            return Err(error);
+        }
         blocks.plugged.remove_run(self.run(range));
         parts.iter().for_each(|(at, _, part)| blocks.by_slot[*at] -= part);
         Ok(())
@@ -353,7 +404,18 @@ fn parts_of((first, bytes): (u64, u64), slot_bytes: u64) -> impl Iterator<Item =
     })
 }
 
+/// Whether the kernel does the next step.
+#[cfg(not(test))]
+#[expect(clippy::unnecessary_wraps, reason = "in tests it may not")]
+const fn step() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use faults::step;
+
 fn protect(host: usize, bytes: u64, access: Access) -> io::Result<()> {
+    step()?;
     let access = match access {
         Access::Nobody => libc::PROT_NONE,
         Access::Devices => libc::PROT_READ | libc::PROT_WRITE,

@@ -105,12 +105,20 @@ impl MemorySlots {
         self.slots.iter().zip(&state.present).filter(|(_, present)| **present).map(|(slot, _)| *slot).collect()
     }
 
-    /// The guest has a slot from now on.
+    /// Whether the guest has a slot.
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        self.lock().present[place(slot)]
+    }
+
+    /// The guest has a slot from now on, if it had not before.
     ///
     /// # Errors
     /// KVM refuses it.
     pub(crate) fn add(&self, slot: Slot) -> Result<(), MemoryError> {
         let mut state = self.lock();
+        if state.present[place(slot)] {
+            return Ok(());
+        }
         self.set(slot, slot.bytes, state.flags)?;
         log::begin(&self.vm, &slot, state.flags);
         state.present[place(slot)] = true;

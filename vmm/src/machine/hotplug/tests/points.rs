@@ -92,16 +92,24 @@ impl Model {
         let block = self.below(BLOCKS);
         let at = GuestAddress(self.start + block * BLOCK);
         match self.below(8) {
-            0 | 1 if self.plugged.len() < PLUGGED_MAX && self.plugged.insert(block) => {
-                self.store.plug(at, BLOCK).unwrap();
+            0 | 1 if self.plugged.len() < PLUGGED_MAX && !self.plugged.contains(&block) => {
+                if self.refused(|store| store.plug(at, BLOCK)).is_ok() {
+                    self.plugged.insert(block);
+                }
             }
             2 if !self.plugged.is_empty() => {
                 let nth = usize::try_from(self.below(self.plugged.len() as u64)).unwrap();
                 let block = *self.plugged.iter().nth(nth).unwrap();
-                self.plugged.remove(&block);
-                self.store.unplug(GuestAddress(self.start + block * BLOCK), BLOCK).unwrap();
+                let at = GuestAddress(self.start + block * BLOCK);
                 let first = usize::try_from(RAM / PAGE_BYTES + block * BLOCK_PAGES).unwrap();
-                self.pages[first..][..usize::try_from(BLOCK_PAGES).unwrap()].fill(0);
+                let last = first + usize::try_from(BLOCK_PAGES).unwrap();
+                if self.refused(|store| store.unplug(at, BLOCK)).is_ok() {
+                    self.plugged.remove(&block);
+                    self.pages[first..last].fill(0);
+                } else {
+                    // Of what was in it, some may be gone.
+                    (first..last).for_each(|page| self.look(page));
+                }
             }
             _ => {
                 let held = self.held();
@@ -111,6 +119,20 @@ impl Model {
                 self.pages[usize::try_from(page).unwrap()] = byte;
             }
         }
+    }
+
+    /// Does it, now and then such that one step is refused.
+    fn refused(&mut self, work: impl FnOnce(&PluggableMemory) -> io::Result<()>) -> io::Result<()> {
+        let refused = Refused::At(self.below(12));
+        faults::with(refused, || work(&self.store)).0
+    }
+
+    /// Takes note of what is in a page, which is what was there or zeros.
+    fn look(&mut self, page: usize) {
+        let mut bytes = [0; 4096];
+        self.memory.read_slice(&mut bytes, self.address(page as u64)).unwrap();
+        assert!(bytes == [bytes[0]; 4096] && [0, self.pages[page]].contains(&bytes[0]), "page {page} is {}", bytes[0]);
+        self.pages[page] = bytes[0];
     }
 
     /// The pages that the guest has.
