@@ -83,10 +83,10 @@ pub trait NetBackend: Send + Sync {
     /// or still there.
     fn receive(&self, room: &mut ReceiveRoom) -> io::Result<usize>;
 
-    /// Reads up to `count` frames by one call, each into a chain of its own, of as many as the room has said. False if it
-    /// cannot, for now or ever: [`Self::receive`] does it then.
-    fn receive_several(&self, _room: &mut ReceiveRoom, _count: usize) -> bool {
-        false
+    /// Reads up to `count` frames by one call, of as many as the room has said. Returns how many it has something to tell of,
+    /// or nothing if it cannot, for now or ever: [`Self::receive`] does it then.
+    fn receive_several(&self, _room: &mut ReceiveRoom, _count: usize) -> Option<usize> {
+        None
     }
 
     /// Sends a frame.

@@ -166,12 +166,11 @@ impl NetBackend for FakeNet {
         room.read_from(self.socket.as_fd())
     }
 
-    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> bool {
+    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> Option<usize> {
         let mut burst = lock(&self.burst);
-        let Some(burst) = burst.get().filter(|_| lock(&self.shared.fault).receive.is_none()) else { return false };
-        room.read_several_from(self.socket.as_fd(), burst, count);
+        let burst = burst.get().filter(|_| lock(&self.shared.fault).receive.is_none())?;
         self.shared.several.fetch_add(1, Ordering::SeqCst);
-        true
+        Some(room.read_several_from(self.socket.as_fd(), burst, count))
     }
 
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()> {

@@ -263,11 +263,9 @@ impl NetBackend for Tap {
         room.read_from(self.fd.as_fd())
     }
 
-    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> bool {
+    fn receive_several(&self, room: &mut ReceiveRoom, count: usize) -> Option<usize> {
         let mut burst = lock(&self.burst);
-        let Some(burst) = burst.get() else { return false };
-        room.read_several_from(self.fd.as_fd(), burst, count);
-        true
+        burst.get().map(|burst| room.read_several_from(self.fd.as_fd(), burst, count))
     }
 
     fn transmit(&self, frame: &mut TransmitFrame) -> io::Result<()> {

@@ -2,6 +2,9 @@
 //! for those that go.
 //!
 //! Both hold the memory itself and belong to the worker of their queue. Nothing here touches a ring.
+//!
+//! What is large goes between the host and the guest's memory without a copy. What is small is copied, where that spares
+//! the system call a piece: the kernel looks at each, for some 70 ns, and fills or reads a place that is in the cache sooner.
 #![expect(unsafe_code, reason = "readv, writev and bursts on addresses of guest memory, inside Send types")]
 
 use std::collections::VecDeque;
@@ -31,12 +34,16 @@ const _: () = assert!(SPILL_BYTES > HEADER_BYTES + 14 + 4 + 65536);
 pub(super) const SEVERAL_MAX: usize = 16;
 const _: () = assert!(SEVERAL_MAX <= BURST_MAX);
 
+/// Frames that are read at once, and so copied, are expected to be no larger with their headers: those of the usual MTU are
+/// not.
+const SEVERAL_BYTES_MAX: usize = 2048;
+
 /// Frames after which little is left of the expectation of a larger one.
 const EXPECTATION_FADES: usize = 16;
 
-/// Frames up to which a copy costs less than another piece for a system call, which is some 50 ns.
-const SMALL_BYTES: u32 = 128;
-const _: () = assert!(SMALL_BYTES as usize <= HEAD_BYTES_MAX);
+/// Frames up to which all of a frame to be sent is copied with its header.
+const COPIED_MAX: u32 = 128;
+const _: () = assert!(COPIED_MAX as usize <= HEAD_BYTES_MAX);
 
 /// The shortest frame with its header.
 const SHORTEST_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MIN as usize;
@@ -45,7 +52,7 @@ const SHORTEST_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MIN as usize;
 ///
 /// A frame is read into as many of them as frames took of late, since a system call pays for each piece that it is
 /// shown. What does not fit goes to a buffer of our own, the spill, and is moved on to the other chains, or to more when
-/// they come: so no frame is ever cut.
+/// they come: so no frame is ever cut. Small ones are read several at once, into places of our own, and copied.
 pub struct ReceiveRoom {
     memory: Arc<GuestMemory>,
     chains: VecDeque<RoomChain>,
@@ -64,17 +71,20 @@ pub struct ReceiveRoom {
     several: Several,
 }
 
-/// What reads of several frames at once need beside the chains.
+/// What reads of several frames at once need.
 #[derive(Default)]
 struct Several {
-    /// A spill for each. What is never written to takes no memory.
-    spills: Vec<u8>,
-    /// For each the room of a chain, and its spill.
+    /// Places for a frame each. What is never written to takes no memory.
+    places: Vec<u8>,
     vectors: Vec<libc::iovec>,
-    results: Vec<io::Result<usize>>,
-    /// Frames that have been read and must wait for those before them, copied, oldest first.
-    aside: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
+    /// What came of those that found something, oldest first, until somebody asks.
+    reads: VecDeque<Read>,
+}
+
+/// What came of a read into a place.
+struct Read {
+    place: usize,
+    result: io::Result<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -107,7 +117,7 @@ pub(super) enum Fit {
 }
 
 // SAFETY: an iovec is not Send because of its pointer. Ours point into `memory` and into spills, which are Send and travel
-// along, and nothing is reached through them except by `read_from` and `read_several_from`, which take guest memory as it is.
+// along, and nothing is reached through them except by `read_from`, which takes guest memory as it is, and `read_several_from`.
 unsafe impl Send for ReceiveRoom {}
 
 impl ReceiveRoom {
@@ -186,90 +196,67 @@ impl ReceiveRoom {
         Ok(len)
     }
 
-    /// For how many frames at once there is room, up to `wanted`, if they are no larger than is expected: a chain of one piece
-    /// for each. None while frames wait that have been read.
+    /// For how many frames at once there is room, up to `wanted`, if they are no larger than is expected: a chain for each.
+    /// None while frames wait that have been read.
     pub(super) fn room_for(&self, wanted: usize) -> usize {
-        if self.holds_frames() {
+        if self.holds_frames() || self.expected > SEVERAL_BYTES_MAX {
             return 0;
         }
-        let suits = |chain: &&RoomChain| chain.pieces == 1 && chain.bytes >= self.expected;
+        let suits = |chain: &&RoomChain| chain.bytes >= self.expected;
         self.chains.iter().take(wanted.min(SEVERAL_MAX)).take_while(suits).count()
     }
 
     /// Whether a frame that has been read waits for chains, or for those before it.
     pub(super) fn holds_frames(&self) -> bool {
-        self.spilled.is_some() || !self.several.aside.is_empty()
+        self.spilled.is_some() || !self.several.reads.is_empty()
     }
 
-    /// Reads up to `count` frames from `fd` by one system call, each into a chain of its own, of as many as
-    /// [`Self::room_for`] has said. [`Self::result`] tells what came of each.
-    pub(crate) fn read_several_from(&mut self, fd: BorrowedFd<'_>, burst: &mut Burst, count: usize) {
-        let Several { spills, vectors, results, .. } = &mut self.several;
-        if spills.is_empty() {
-            *spills = vec![0; SEVERAL_MAX * SPILL_BYTES];
+    /// Whether the oldest of several reads can be taken, and its frame is whole then.
+    pub(super) fn has_room_for_next(&self) -> bool {
+        let (Some(read), Some(chain)) = (self.several.reads.front(), self.chains.front()) else { return false };
+        self.spilled.is_none() && read.result.as_ref().map_or(true, |len| *len <= chain.bytes)
+    }
+
+    /// Reads up to `count` frames from `fd` by one system call, of as many as [`Self::room_for`] has said. Returns how many
+    /// reads found a frame, or failed: [`Self::next_read`] tells of each.
+    pub(crate) fn read_several_from(&mut self, fd: BorrowedFd<'_>, burst: &mut Burst, count: usize) -> usize {
+        let Several { places, vectors, reads } = &mut self.several;
+        if places.is_empty() {
+            *places = vec![0; SEVERAL_MAX * SPILL_BYTES];
         }
         vectors.clear();
-        for (chain, spill) in self.vectors[self.start..][..count].iter().zip(spills.chunks_mut(SPILL_BYTES)) {
-            vectors.push(*chain);
-            vectors.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+        let vector = |place: &mut [u8]| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() };
+        vectors.extend(places.chunks_mut(SPILL_BYTES).take(count).map(vector));
+        let transfers = vectors.chunks(1).map(|vectors| Transfer::Read { vectors, offset: 0 });
+        let found_something = |result: &io::Result<usize>| {
+            result.as_ref().map_or_else(|error| error.kind() != io::ErrorKind::WouldBlock, |_| true)
+        };
+        let done = |place, result| {
+            if found_something(&result) {
+                reads.push_back(Read { place, result });
+            }
+        };
+        // SAFETY: what the vectors describe may be written until the call returns = `places`, which is ours alone.
+        unsafe { burst.run(fd, transfers, done) };
+        reads.len()
+    }
+
+    /// What the oldest of several reads would have said as [`Self::read_from`].
+    pub(super) fn next_read(&mut self) -> Option<io::Result<usize>> {
+        let Read { place, result } = self.several.reads.pop_front()?;
+        if let Ok(len) = result {
+            self.offer();
+            let frame = &self.several.places[place * SPILL_BYTES..][..len];
+            let (here, beyond) = frame.split_at(len.min(self.offered));
+            self.write(0, here);
+            self.spill[..beyond.len()].copy_from_slice(beyond);
         }
-        results.clear();
-        results.extend((0..count).map(|_| Ok(0)));
-        let reads = vectors.chunks(2).map(|vectors| Transfer::Read { vectors, offset: 0 });
-        // SAFETY: what the vectors describe may be written until the call returns = pieces of guest memory that `memory` keeps
-        // mapped and nobody holds a reference to, and the spills, which are ours alone.
-        unsafe { burst.run(fd, reads, |place, result| results[place] = result) };
-        let pieces = &self.pieces[self.start..];
-        let written = results.iter().zip(pieces).filter_map(|(result, piece)| {
-            let len = *result.as_ref().ok()?;
-            piece.part(0, u32::try_from(len).expect("a read is below 2 GiB"))
-        });
-        mark_written(&self.memory, written);
+        Some(result)
     }
 
-    /// What came of the read in that place, once.
-    pub(super) fn result(&mut self, place: usize) -> io::Result<usize> {
-        std::mem::replace(&mut self.several.results[place], Err(io::ErrorKind::WouldBlock.into()))
-    }
-
-    /// Has [`Self::settle`] take a frame of `len` bytes that was read into the chain that is now the first. False if it has an end
-    /// that is not there.
-    pub(super) fn has_in_first(&mut self, len: usize) -> bool {
-        self.offered = self.chains[0].bytes;
-        len <= self.offered
-    }
-
-    /// Copies the frame of `len` bytes that was read in that place, into the chain that is now `at` places behind the first and is
-    /// then as if nothing had been. It is the last one for [`Self::take_aside`].
-    pub(super) fn put_aside(&mut self, place: usize, at: usize, len: usize) {
-        let piece = self.pieces[self.start + at];
-        let mut frame = self.several.spare.pop().unwrap_or_default();
-        frame.clear();
-        frame.resize(len.min(self.chains[at].bytes), 0);
-        read_at(&self.memory, piece.address(), &mut frame);
-        let beyond = len - frame.len();
-        frame.extend_from_slice(&self.several.spills[place * SPILL_BYTES..][..beyond]);
-        self.several.aside.push_back(frame);
-    }
-
-    /// Reads the oldest frame that was put aside, as [`Self::read_from`] does the next one.
-    pub(super) fn take_aside(&mut self) -> Option<usize> {
-        let frame = self.several.aside.pop_front()?;
-        self.offer();
-        let (here, beyond) = frame.split_at(frame.len().min(self.offered));
-        self.write(0, here);
-        let spilled = beyond.len().min(SPILL_BYTES);
-        self.spill[..spilled].copy_from_slice(&beyond[..spilled]);
-        let len = frame.len();
-        self.several.spare.push(frame);
-        Some(len)
-    }
-
-    /// Forgets the frames that were put aside. Returns how many there were.
-    pub(super) fn forget_aside(&mut self) -> usize {
-        let count = self.several.aside.len();
-        self.several.spare.extend(self.several.aside.drain(..));
-        count
+    /// Forgets what several reads brought. Returns how many frames those were.
+    pub(super) fn forget_reads(&mut self) -> usize {
+        self.several.reads.drain(..).filter(|read| read.result.is_ok()).count()
     }
 
     /// Says how a frame of `len` bytes, just read, fits.
@@ -277,7 +264,8 @@ impl ReceiveRoom {
         let offered = self.offered;
         // Down slowly: small frames among large ones are as usual as one size only.
         self.expected = len.max(self.expected - self.expected / EXPECTATION_FADES);
-        let is_frame = len >= SHORTEST_BYTES && len < offered + self.spill.len();
+        // No frame is as long as the spill: the end of that one may be missing.
+        let is_frame = (SHORTEST_BYTES..SPILL_BYTES).contains(&len);
         if is_frame && len <= offered {
             return Fit::Whole;
         }
@@ -439,7 +427,7 @@ impl TransmitFrame {
         let Some(bytes) = chain.readable_len().checked_sub(HEADER_LEN) else { return false };
         self.bytes = bytes;
         self.vectors.push(libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 });
-        let copy_bytes = if bytes <= SMALL_BYTES { self.copy.len() } else { self.copy_bytes };
+        let copy_bytes = if bytes <= COPIED_MAX { self.copy.len() } else { self.copy_bytes };
         let mut copied = 0;
         for segment in chain.readable() {
             let len = usize::try_from(segment.len()).expect("32 bits fit").min(copy_bytes - copied);

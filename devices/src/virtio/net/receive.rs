@@ -1,8 +1,9 @@
 //! Puts frames into the driver's buffers, on the device's I/O thread.
 //!
-//! No allocation after warm-up, no copy of a frame that has room and is no larger than those before it: chains for the
+//! No allocation after warm-up, no copy of a large frame that has room and is no larger than those before it: chains for the
 //! largest frame are gathered first, one system call reads the frame into them, and those that it did not need are for
-//! the next. While the driver has left no room, the backend is not listened to.
+//! the next. Small frames are read many by one system call, and copied. While the driver has left no room, the backend is
+//! not listened to.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -220,7 +221,7 @@ impl ReceiveWorker {
         if self.room.spilled().is_some() || matches!(self.waits_for, WaitsFor::Admission(_)) {
             self.queue_counters().count_dropped();
         }
-        self.drop_aside();
+        self.drop_reads();
         self.give_chains_back();
         self.waits_for = WaitsFor::Frames;
         if let Some(throttle) = &mut self.throttle {
@@ -295,34 +296,17 @@ impl ReceiveWorker {
     /// Reads the frames that there are, if as many as are worth it came the last time, and delivers those that fit.
     fn receive_several(&mut self) -> Option<Several> {
         let asked = self.room.room_for(self.at_once());
-        if asked < WORTH_A_RING || !self.backend.receive_several(&mut self.room, asked) {
+        if asked < WORTH_A_RING {
             return None;
         }
-        let (mut came, mut taken) = (0, 0);
-        for place in 0..asked {
-            let len = match self.room.result(place) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.failures = 0;
-                    continue;
-                }
-                Err(error) => {
-                    self.fail(&error);
-                    continue;
-                }
-            };
-            came += 1;
+        let came = self.backend.receive_several(&mut self.room, asked)?;
+        if came < asked {
             self.failures = 0;
-            // Above 0 where a read before found nothing, or no frame: chains are given back in the order of their pops.
-            let at = place - taken;
-            let is_next = at == 0 && self.waits_for == WaitsFor::Frames && !self.room.holds_frames();
-            if !is_next || !self.room.has_in_first(len) {
-                self.room.put_aside(place, at, len);
-                continue;
+        }
+        while self.waits_for == WaitsFor::Frames && self.room.has_room_for_next() {
+            if let Err(error) = self.receive() {
+                self.fail(&error);
             }
-            let before = self.room.chains();
-            self.place(len);
-            taken += before - self.room.chains();
         }
         Some(Several { asked, came })
     }
@@ -330,12 +314,6 @@ impl ReceiveWorker {
     /// Reads a frame into the room that there is, and delivers it if it fits.
     fn receive(&mut self) -> io::Result<()> {
         let len = self.read()?;
-        self.place(len);
-        Ok(())
-    }
-
-    /// Delivers the frame of `len` bytes that was just read, if it fits.
-    fn place(&mut self, len: usize) {
         match self.room.settle(len) {
             Fit::Whole => self.admit(len),
             Fit::Partial if self.room.unspill() => self.admit(len),
@@ -346,13 +324,11 @@ impl ReceiveWorker {
                 self.queue_counters().count_dropped();
             }
         }
+        Ok(())
     }
 
     fn read(&mut self) -> io::Result<usize> {
-        if let Some(len) = self.room.take_aside() {
-            return Ok(len);
-        }
-        let read = self.backend.receive(&mut self.room);
+        let read = self.room.next_read().unwrap_or_else(|| self.backend.receive(&mut self.room));
         // A tap without frames has lost those that it could not give.
         if read.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
             self.failures = 0;
@@ -360,8 +336,8 @@ impl ReceiveWorker {
         read
     }
 
-    fn drop_aside(&mut self) {
-        for _ in 0..self.room.forget_aside() {
+    fn drop_reads(&mut self) {
+        for _ in 0..self.room.forget_reads() {
             self.queue_counters().count_dropped();
         }
     }
@@ -505,7 +481,7 @@ impl Worker for ReceiveWorker {
             _ if self.room.spilled().is_some() => self.queue_counters().count_dropped(),
             _ => {}
         }
-        self.drop_aside();
+        self.drop_reads();
         self.waits_for = WaitsFor::Frames;
         self.give_chains_back();
         if let Some(throttle) = &mut self.throttle {

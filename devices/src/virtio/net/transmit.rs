@@ -1,6 +1,6 @@
 //! Sends the driver's frames, on the device's I/O thread.
 //!
-//! No allocation after warm-up, no copy of a frame: its header is copied and checked, the rest goes to the backend from
+//! No allocation after warm-up, no copy of a large frame: its header is copied and checked, the rest goes to the backend from
 //! where the driver has it. Frames leave in the order in which they came, together as far as they are there together.
 
 use std::io;
