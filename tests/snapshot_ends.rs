@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use common::ended::Ended;
 use common::faults::handle_faults_while;
-use common::http::Answer;
+use common::folder::Folder;
+use common::guest::{noise, probe};
+use common::http::{Answer, Connection};
 use common::sys::Held;
 use common::vm::Vm;
 use common::{Husk, husk};
@@ -90,7 +92,7 @@ fn held_by_a_page() -> (Vm, UnixStream, thread::JoinHandle<Answer>) {
     let (hangs, (waits, waited)) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
     let answers = {
         let hangs = Arc::clone(&hangs);
-        move |_| !hangs.load(Ordering::SeqCst) || waits.send(()).is_err()
+        move |_: &[u8; 4096]| !hangs.load(Ordering::SeqCst) || waits.send(()).is_err()
     };
     let accepted = thread::spawn(move || handle_faults_while(&listener, memory.as_ref(), 64 << 20, answers));
     let mut clone = Vm::new();
@@ -123,4 +125,46 @@ fn a_snapshot_that_waits_for_a_page_keeps_nobody_from_ending_the_machine() {
             !name.to_string_lossy().contains("point")
         }));
     }
+}
+
+/// What the probe writes to a disk: of its 64-bit words, each is so much more than the one before it.
+fn is_the_probes(page: &[u8; 4096]) -> bool {
+    let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    word(8).wrapping_sub(word(0)) == 0x9e37_79b9_7f4a_7c15
+}
+
+#[test]
+fn what_waits_for_a_page_in_the_middle_of_a_write_when_the_machine_is_given_up_writes_no_zeros_to_the_disk() {
+    let folder = Folder::new();
+    let before = noise(31, 1 << 20);
+    let image = folder.file("disk", &before);
+    let saved = probe("check=blk end=poweroff").args(["--memory", "64M", "--api-sock", &folder.at("s")]);
+    let saved = saved.args(["--disk", &format!("{image},engine=sync,wr_iops=1")]).start();
+    let mut client = Connection::open(folder.at("s"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The first of its requests to be served; all others are held by then, or are not made yet.
+    while fs::read(&image).unwrap() == before {
+        assert!(Instant::now() < deadline, "nothing is written");
+    }
+    client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).done();
+    let [state, memory, handler] = ["state", "memory", "handler"].map(|name| folder.at(name));
+    let body = json!({ "snapshot_path": state, "mem_file_path": memory }).to_string();
+    client.ask("PUT", "/snapshot/create", &body).done();
+    drop(saved);
+    let written = fs::read(&image).unwrap();
+
+    let listener = UnixListener::bind(&handler).unwrap();
+    let (waits, waited) = mpsc::channel();
+    let answers = move |page: &[u8; 4096]| !is_the_probes(page) || waits.send(()).is_err();
+    let accepted = thread::spawn(move || handle_faults_while(&listener, memory.as_ref(), 64 << 20, answers));
+    let mut clone = Vm::new();
+    let backend = json!({ "backend_type": "Uffd", "backend_path": handler });
+    let body = json!({ "snapshot_path": state, "mem_backend": backend, "resume_vm": true });
+    clone.put("/snapshot/load", &body).done();
+    let _handler = accepted.join().unwrap();
+    waited.recv().unwrap();
+    clone.husk.signal(libc::SIGTERM);
+    let ended = clone.husk.end();
+    assert!(ended.code() == Some(0) && ended.stderr.contains("device `disk0` does not answer"), "{ended}");
+    assert!(fs::read(&image).unwrap() == written, "nothing that the guest did not write is on its disk");
 }

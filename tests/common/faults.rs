@@ -15,12 +15,12 @@ pub(crate) fn handle_faults(listener: &UnixListener, memory: &Path, bytes: u64) 
     handle_faults_while(listener, memory, bytes, |_| true)
 }
 
-/// As [`handle_faults`], of the faults that `answers` says yes to, by their addresses. Who waits for the others waits.
+/// As [`handle_faults`], of the pages that `answers` says yes to, by what they hold. Who waits for the others waits.
 pub(crate) fn handle_faults_while(
     listener: &UnixListener,
     memory: &Path,
     bytes: u64,
-    answers: impl Fn(u64) -> bool + Send + 'static,
+    answers: impl Fn(&[u8; 4096]) -> bool + Send + 'static,
 ) -> UnixStream {
     let (socket, _) = listener.accept().unwrap();
     let (list, fault) = sys::receive_with_descriptor(&socket);
@@ -31,9 +31,6 @@ pub(crate) fn handle_faults_while(
     let memory = File::open(memory).unwrap();
     let handler = move || {
         while let Some(address) = sys::next_fault(&fault) {
-            if !answers(address) {
-                continue;
-            }
             let place = |region: &Value| {
                 let within = address.checked_sub(number(region, "base_host_virt_addr"))?;
                 (within < number(region, "size")).then(|| number(region, "offset") + within)
@@ -41,7 +38,9 @@ pub(crate) fn handle_faults_while(
             let offset = regions.iter().find_map(place).unwrap() / 4096 * 4096;
             let mut page = [0; 4096];
             memory.read_exact_at(&mut page, offset).unwrap();
-            sys::put_page(&fault, address / 4096 * 4096, &page);
+            if answers(&page) {
+                sys::put_page(&fault, address / 4096 * 4096, &page);
+            }
         }
     };
     std::thread::spawn(handler);
