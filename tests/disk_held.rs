@@ -66,7 +66,7 @@ fn pause_is_refused(engine: &str) {
     let mut client = Connection::open(folder.at("s"));
     let frozen = Frozen::new(&husk, folder.at("mount"));
     husk.type_in(b"end\n");
-    husk.wait_until_held();
+    husk.wait_until_held("");
     client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
     // The disk is still held up: nobody else waits for it.
     assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
@@ -91,7 +91,7 @@ fn a_machine_whose_disk_does_not_answer_ends_when_it_is_told_to() {
     let mut husk = about_to_write(&folder, "engine=sync");
     let frozen = Frozen::new(&husk, folder.at("mount"));
     husk.type_in(b"end\n");
-    husk.wait_until_held();
+    husk.wait_until_held("");
     husk.signal(libc::SIGTERM);
     husk.wait_for_error("device `disk0` does not answer: its requests are given up");
     // The kernel keeps a process until its calls return.
@@ -110,7 +110,7 @@ fn a_network_on_the_thread_of_a_disk_that_does_not_answer_delays_neither_a_pause
         let mut client = Connection::open(folder.at("s"));
         let frozen = Frozen::new(&husk, folder.at("mount"));
         husk.type_in(b"end\n");
-        husk.wait_until_held();
+        husk.wait_until_held("");
         client.ask("PATCH", "/vm", r#"{"state": "Paused"}"#).refused(&["cannot pause", "`disk0`", "did not answer"]);
         assert_eq!(client.ask("GET", "/", "").json()["state"], "Running");
         husk.signal(libc::SIGTERM);

@@ -210,17 +210,18 @@ impl Husk {
         self.wait_until(&format!("`{text}` on standard error"), &self.stderr, |seen| contains(&seen.bytes, text));
     }
 
-    /// Waits until a thread of it is in an uninterruptible sleep.
-    pub(crate) fn wait_until_held(&self) {
+    /// Waits until a thread of it whose name begins so is in an uninterruptible sleep.
+    pub(crate) fn wait_until_held(&self, name: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let is_held = || {
             fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten().any(|task| {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-                status.lines().any(|line| line.starts_with("State:\tD"))
+                let is = |line: &str| status.lines().any(|own| own.starts_with(line));
+                is(&format!("Name:\t{name}")) && is("State:\tD")
             })
         };
         while !is_held() {
-            assert!(Instant::now() < deadline, "no thread is held up");
+            assert!(Instant::now() < deadline, "no thread {name} is held up");
             std::thread::yield_now();
         }
     }

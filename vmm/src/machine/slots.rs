@@ -3,6 +3,7 @@
 
 mod log;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arch::memory::{GuestRegionMmap, host_address};
@@ -20,7 +21,11 @@ use super::memory::{MachineMemory, MemoryError};
 pub(crate) struct MemorySlots {
     vm: Arc<VmFd>,
     slots: Box<[Slot]>,
-    state: Mutex<State>,
+    /// Those that the guest has. Who changes one has the lock; who only looks does not wait for it: KVM changes no slot before a vCPU
+    /// is through with its page fault, for which a host may not answer.
+    present: Box<[AtomicBool]>,
+    /// KVM_MEM_LOG_DIRTY_PAGES or nothing: those that come later have it as well.
+    flags: Mutex<u32>,
     /// Before the memory that it names.
     _mapped: Mapped,
     memory: Arc<GuestMemory>,
@@ -39,13 +44,6 @@ pub(crate) struct Slot {
     pub(crate) offset: u64,
     /// Its size.
     pub(crate) bytes: u64,
-}
-
-#[derive(Debug)]
-struct State {
-    present: Box<[bool]>,
-    /// KVM_MEM_LOG_DIRTY_PAGES or nothing: those that come later have it as well.
-    flags: u32,
 }
 
 impl MemorySlots {
@@ -72,11 +70,12 @@ impl MemorySlots {
                 slot
             })
             .collect();
-        let state = State { present: vec![false; slots.len()].into(), flags: 0 };
+        let present = slots.iter().map(|_| AtomicBool::new(false)).collect();
         let all = Self {
             vm: Arc::clone(vm),
             slots,
-            state: Mutex::new(state),
+            present,
+            flags: Mutex::new(0),
             _mapped: Mapped::new(&memory.all),
             memory: Arc::clone(&memory.all),
         };
@@ -101,13 +100,12 @@ impl MemorySlots {
 
     /// The slots that the guest has now.
     pub(crate) fn present(&self) -> Vec<Slot> {
-        let state = self.lock();
-        self.slots.iter().zip(&state.present).filter(|(_, present)| **present).map(|(slot, _)| *slot).collect()
+        self.slots.iter().filter(|slot| self.has(**slot)).copied().collect()
     }
 
     /// Whether the guest has a slot.
     pub(crate) fn has(&self, slot: Slot) -> bool {
-        self.lock().present[place(slot)]
+        self.present[place(slot)].load(Ordering::Relaxed)
     }
 
     /// The guest has a slot from now on, if it had not before.
@@ -115,13 +113,13 @@ impl MemorySlots {
     /// # Errors
     /// KVM refuses it.
     pub(crate) fn add(&self, slot: Slot) -> Result<(), MemoryError> {
-        let mut state = self.lock();
-        if state.present[place(slot)] {
+        let flags = self.lock();
+        if self.has(slot) {
             return Ok(());
         }
-        self.set(slot, slot.bytes, state.flags)?;
-        log::begin(&self.vm, &slot, state.flags);
-        state.present[place(slot)] = true;
+        self.set(slot, slot.bytes, *flags)?;
+        log::begin(&self.vm, &slot, *flags);
+        self.present[place(slot)].store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -130,14 +128,14 @@ impl MemorySlots {
     /// # Errors
     /// KVM refuses it.
     pub(crate) fn remove(&self, slot: Slot) -> Result<(), MemoryError> {
-        let mut state = self.lock();
+        let _flags = self.lock();
         // KVM refuses to delete a slot that it has not.
-        if !state.present[place(slot)] {
+        if !self.has(slot) {
             return Ok(());
         }
         // A slot of no size is none (KVM api: KVM_SET_USER_MEMORY_REGION).
         self.set(slot, 0, 0)?;
-        state.present[place(slot)] = false;
+        self.present[place(slot)].store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -159,8 +157,8 @@ impl MemorySlots {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a thread panicked with the slots' lock held, which aborts the process")
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.flags.lock().expect("a thread panicked with the slots' lock held, which aborts the process")
     }
 }
 

@@ -62,12 +62,8 @@ impl MemorySlots {
     /// # Errors
     /// KVM refuses it.
     pub(crate) fn clear_log(&self) -> Result<(), DirtyLogError> {
-        let state = self.lock();
-        self.slots
-            .iter()
-            .zip(&state.present)
-            .filter(|(_, present)| **present)
-            .try_for_each(|(slot, _)| clear_all(&self.vm, slot))
+        let _flags = self.lock();
+        self.present().iter().try_for_each(|slot| clear_all(&self.vm, slot))
     }
 
     /// Passes the log of each slot on, with its first page in memory file order and a bit for each page, and clears in it what was
@@ -81,8 +77,8 @@ impl MemorySlots {
         mut pass: impl FnMut(u64, &[u64]),
     ) -> Result<(), DirtyLogError> {
         // What is plugged and unplugged waits: a slot that goes takes its log along.
-        let state = self.lock();
-        for (slot, _) in self.slots.iter().zip(&state.present).filter(|(_, present)| **present) {
+        let _flags = self.lock();
+        for slot in self.slots.iter().filter(|slot| self.has(**slot)) {
             get(&self.vm, slot, bits)?;
             // They are known elsewhere before KVM forgets them.
             pass(slot.offset / PAGE_BYTES, bits);
@@ -97,10 +93,10 @@ impl MemorySlots {
     }
 
     fn switch(&self, flags: u32) -> Result<(), DirtyLogError> {
-        let mut state = self.lock();
-        state.flags = flags;
-        let present = self.slots.iter().zip(&state.present).filter(|(_, present)| **present);
-        let set = present.map(|(slot, _)| self.set(*slot, slot.bytes, flags));
+        let mut wanted = self.lock();
+        *wanted = flags;
+        let present = self.slots.iter().filter(|slot| self.has(**slot));
+        let set = present.map(|slot| self.set(*slot, slot.bytes, flags));
         Ok(set.fold(Ok(()), Result::and)?)
     }
 }
