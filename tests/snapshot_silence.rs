@@ -1,5 +1,5 @@
 //! A machine that ends while the host of its snapshot's files, or of the file that its memory comes from, answers no more: that is
-//! waited for a few seconds.
+//! waited for a few seconds. And one whose memory's file fails: it ends, and says why.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
@@ -184,4 +184,32 @@ fn a_pager_that_waits_for_its_file_is_left_when_a_signal_ends_the_machine() {
 #[test]
 fn a_pager_that_waits_for_its_file_while_the_guest_runs_is_left_when_a_client_stops_the_machine() {
     ends_beside_a_pager(true, End::Stop);
+}
+
+/// A machine whose pager does not get the last of its memory ends with an error that says what it did not get.
+fn ends_with_the_error_of(manner: Manner, why: &str) {
+    let point = point();
+    let last = last_chunk(&point);
+    let manner = move |asked: &Asked<'_>| match (asked.name, asked.ask) {
+        ("memory", Ask::Read) if asked.bytes.start >= last => manner,
+        _ => Manner::Answers,
+    };
+    let (mut vm, _silent) = beside_silence(point, manner);
+    let body = json!({ "path": "silent", "memory": "lazy", "resume": true }).to_string();
+    assert_eq!(vm.client.ask("POST", "/husk/v1/restore", &body).status, 202);
+    let ended = vm.husk.end();
+    assert_eq!(ended.code(), Some(1), "{ended}");
+    let what = format!("cannot read memory file silent/memory: the chunk at byte {last}: {why}");
+    let line = format!("husk: guest memory is lost: cannot read the memory of the snapshot: {what}");
+    assert!(ended.stderr.lines().any(|said| said == line), "{ended}");
+}
+
+#[test]
+fn a_memory_file_that_cannot_be_read_while_the_guest_runs_ends_the_machine_and_says_where() {
+    ends_with_the_error_of(Manner::Fails, "Input/output error (os error 5)");
+}
+
+#[test]
+fn a_memory_file_that_became_shorter_while_the_guest_runs_ends_the_machine_and_says_where() {
+    ends_with_the_error_of(Manner::Ends, "the file ends before its memory does");
 }

@@ -1,4 +1,4 @@
-//! A folder whose host says nothing any more when it is asked for a certain thing.
+//! A folder whose host fails, or says nothing any more, when it is asked for a certain thing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 use std::fs::File;
@@ -22,6 +22,10 @@ pub(crate) enum Manner {
     Answers,
     /// It answers for the last time.
     FallsSilent,
+    /// It says EIO.
+    Fails,
+    /// It says that the file ends there.
+    Ends,
 }
 
 /// A file's name, what is asked of it, and of which bytes, if it is a read.
@@ -70,7 +74,11 @@ impl<M: FnMut(&Asked<'_>) -> Manner + Send + 'static> Serve for Server<M> {
             _ => self.place(request).map_or("", |place| &self.files[place].0),
         };
         self.now = (self.manner)(&Asked { name, ask, bytes });
-        self.serve(request).map_or_else(Answer::Failed, Answer::Done)
+        match self.now {
+            Manner::Answers | Manner::FallsSilent => self.serve(request).map_or_else(Answer::Failed, Answer::Done),
+            Manner::Fails => Answer::Failed(libc::EIO),
+            Manner::Ends => Answer::Done(Vec::new()),
+        }
     }
 
     fn goes_on(&mut self, _: &Request<'_>) -> bool {

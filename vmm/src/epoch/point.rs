@@ -165,6 +165,18 @@ pub enum PointError {
         /// Where it starts.
         offset: u64,
     },
+    /// Pages that the host does not give.
+    #[error("cannot read memory file {}: {} at byte {offset}", path.display(), what)]
+    Unread {
+        /// Which.
+        path: PathBuf,
+        /// A chunk, or a page of the sample.
+        what: &'static str,
+        /// Where it starts.
+        offset: u64,
+        /// What the host said.
+        source: io::Error,
+    },
     /// A plain copy of another point's memory file.
     #[error("memory file {} is not the snapshot's", path.display())]
     OtherMemory {
@@ -201,7 +213,7 @@ impl PointError {
                     | PermissionDenied
                     | ReadOnlyFilesystem
             ),
-            Self::Random(_) | Self::Unfinished => true,
+            Self::Random(_) | Self::Unfinished | Self::Unread { .. } => true,
             _ => false,
         }
     }
@@ -328,8 +340,8 @@ impl Point {
     /// The file cannot be read.
     pub fn read_unchecked(&self, chunk: u64, bytes: &mut [u8]) -> Result<(), PointError> {
         let layer = &self.layers[0];
-        let read = layer.memory.read_exact_at(bytes, chunk * CHUNK_BYTES);
-        read.map_err(|source| PointError::read(layer.path(), source))
+        let offset = chunk * CHUNK_BYTES;
+        layer.memory.read_exact_at(bytes, offset).map_err(layer.unread(CHUNK, offset))
     }
 
     /// Bytes of a chunk: fewer than [`CHUNK_BYTES`] where the memory ends in it.
@@ -351,10 +363,10 @@ impl Point {
             };
             let layer = self.layers.iter().find(holder).unwrap_or(&self.layers[0]);
             let offset = page * PAGE_BYTES;
-            let read = layer.memory.read_exact_at(&mut bytes, offset);
-            read.map_err(|source| PointError::read(layer.path(), source))?;
+            let what = "the page";
+            layer.memory.read_exact_at(&mut bytes, offset).map_err(layer.unread(what, offset))?;
             if Digest::of(&bytes) != *digest {
-                return Err(PointError::Damaged { path: layer.path(), what: "the page", offset });
+                return Err(PointError::Damaged { path: layer.path(), what, offset });
             }
         }
         Ok(())
@@ -423,15 +435,27 @@ impl Layer {
         record: &super::index::ChunkRecord,
         scratch: &mut Vec<u8>,
     ) -> Result<(), PointError> {
+        let offset = record.chunk * CHUNK_BYTES;
         let read = read_present(&self.memory, record.chunk, &record.present, scratch);
-        let pages = read.map_err(|source| PointError::read(self.path(), source))?;
+        let pages = read.map_err(self.unread(CHUNK, offset))?;
         if Digest::of(pages) == record.digest {
             return Ok(());
         }
-        let offset = record.chunk * CHUNK_BYTES;
-        Err(PointError::Damaged { path: self.path(), what: "the chunk", offset })
+        Err(PointError::Damaged { path: self.path(), what: CHUNK, offset })
+    }
+
+    fn unread(&self, what: &'static str, offset: u64) -> impl FnOnce(io::Error) -> PointError {
+        move |source| {
+            let source = match source.kind() {
+                io::ErrorKind::UnexpectedEof => io::Error::new(source.kind(), "the file ends before its memory does"),
+                _ => source,
+            };
+            PointError::Unread { path: self.path(), what, offset, source }
+        }
     }
 }
+
+const CHUNK: &str = "the chunk";
 
 /// Reads pages of a chunk into `scratch`, one after the other.
 pub(super) fn read_present<'a>(
