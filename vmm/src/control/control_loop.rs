@@ -165,8 +165,8 @@ impl<'a> ControlLoop<'a> {
         Ok(control)
     }
 
-    /// Starts the machine, or lets it go on, tells `starter`, and runs it to its end; all its threads have ended when this
-    /// returns.
+    /// Starts the machine, or lets it go on, tells `starter`, and runs it to its end; its threads have ended when this returns and
+    /// the machine is dropped, but for those that the log says are left to the end of the process.
     ///
     /// # Errors
     /// The host fails the loop itself; the machine is stopped all the same.
