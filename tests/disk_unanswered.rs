@@ -1,4 +1,4 @@
-//! A file whose host never answers when it is opened: who asked for it hears so, and nobody waits.
+//! A file whose host never answers when it is opened or looked at: who asked for it hears so, and nobody waits.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
 
 mod common;
@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use common::folder::Folder;
 use common::guest::{PROBE, probe};
 use common::http::{Connection, request};
+use common::vm::Vm;
 use common::{Husk, Launch, husk, through_shell};
+use serde_json::json;
 
 /// As many opens as husk leaves without an answer.
 const THREADS_MAX: usize = 8;
 
 /// Starts husk where `dead` is a file system whose server says nothing.
 fn beside_the_dead(folder: &Folder, launch: Launch) -> Husk {
-    fs::create_dir(folder.at("dead")).unwrap();
+    fs::create_dir_all(folder.at("dead")).unwrap();
     let script = "exec unshare -m sh -c '
         exec 3<>/dev/fuse
         mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead dead
@@ -126,6 +128,43 @@ fn a_start_with_a_disk_nobody_answers_for_ends_with_its_name_or_at_a_signal() {
     }
 }
 
+/// Has `link` lead to `target`.
+fn link_leads_to(folder: &Folder, target: &str) {
+    let _absent = fs::remove_file(folder.at("link"));
+    std::os::unix::fs::symlink(target, folder.at("link")).unwrap();
+}
+
+#[test]
+fn a_snapshot_holds_a_machine_no_longer_than_it_waits_for_the_host_of_a_disk_and_a_restore_ends() {
+    let folder = Folder::new();
+    folder.sparse("disk", 1 << 20);
+    link_leads_to(&folder, "disk");
+    let launch = probe("check=count end=poweroff").args(["--memory", "64M", "--disk", "link,id=far"]);
+    let husk = beside_the_dead(&folder, launch.args(["--api-sock", "s"]));
+    husk.wait_for("TICK 2 ");
+    let client = Connection::open(folder.at("s"));
+    let mut vm = Vm { folder, husk, client };
+    let [good, point] = ["good", "point"].map(|name| vm.folder.path().join(name));
+    assert_eq!(vm.job("/husk/v1/snapshots", &json!({ "path": good }))["state"], "done");
+    link_leads_to(&vm.folder, "dead/disk");
+    let job = vm.job("/husk/v1/snapshots", &json!({ "path": point }));
+    assert_eq!(job["state"], "done", "{job}");
+    vm.husk.wait_for_error("disk `far`: nobody says within 1 s when link was written last");
+    assert_eq!(vm.state(), "Running");
+    let Vm { folder, husk, .. } = vm;
+    husk.signal(libc::SIGTERM);
+    assert_eq!(husk.end().code(), Some(0));
+    for (point, words, told) in [
+        ("good", &[][..], "disk `far`: cannot open link: no answer within 5 s"),
+        ("good", &["--strict-disks"], "disk `far`: nobody says within 1 s when link was written last"),
+        ("point", &[], "disk `far`: cannot open link: no answer within 5 s"),
+    ] {
+        let husk = beside_the_dead(&folder, common::husk(["restore", point]).args(words));
+        let ended = husk.end();
+        assert!(ended.code() == Some(1) && ended.stderr.contains(told), "{ended}");
+    }
+}
+
 #[test]
 fn a_client_whose_start_meets_such_a_disk_is_told_so_and_can_start_again() {
     let folder = Folder::new();
@@ -134,11 +173,7 @@ fn a_client_whose_start_meets_such_a_disk_is_told_so_and_can_start_again() {
     }
     let husk = beside_the_dead(&folder, husk(["--api-sock", "s"]));
     let mut client = Connection::open(folder.at("s"));
-    let leads_to = |target: &str| {
-        let _absent = fs::remove_file(folder.at("link"));
-        std::os::unix::fs::symlink(target, folder.at("link")).unwrap();
-    };
-    leads_to("near");
+    link_leads_to(&folder, "near");
     client.ask("PUT", "/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#).done();
     let kernel = format!(r#"{{"kernel_image_path": "{PROBE}", "boot_args": "check=serial end=poweroff"}}"#);
     client.ask("PUT", "/boot-source", &kernel).done();
@@ -146,14 +181,14 @@ fn a_client_whose_start_meets_such_a_disk_is_told_so_and_can_start_again() {
         let drive = format!(r#"{{"drive_id": "{id}", "path_on_host": "{path}", "is_root_device": false}}"#);
         client.ask("PUT", &format!("/drives/{id}"), &drive).done();
     }
-    leads_to("dead/disk");
+    link_leads_to(&folder, "dead/disk");
     let start = r#"{"action_type": "InstanceStart"}"#;
     let mut waiting = Connection::open(folder.at("s"));
     waiting.send(request("PUT", "/actions", start).as_bytes());
     wait_until_asked(&husk, 1);
     assert_eq!(client.ask("GET", "/", "").json()["state"], "Not started");
     waiting.answer().refused(&["disk `b`: cannot open link: no answer within 5 s"]);
-    leads_to("near");
+    link_leads_to(&folder, "near");
     client.ask("PUT", "/actions", start).done();
     husk.wait_for("SERIAL WAIT");
     husk.signal(libc::SIGTERM);

@@ -9,6 +9,7 @@ use super::control_loop::ControlLoop;
 use super::jobs::{Extent, JobEnd, JobId, JobKind};
 use super::{Action, State};
 use crate::config::ConfigState;
+use crate::machine::StampQuestion;
 use crate::snapshot::{MadePoint, Maker, MakerEvent, Mode, Order, SnapshotError, SnapshotRequest};
 use crate::time::microseconds;
 
@@ -171,7 +172,7 @@ impl ControlLoop<'_> {
         match parked {
             Ok(()) => {
                 snapshot.held = Some(Held { since, then });
-                snapshot.maker.send(Order::Parked);
+                snapshot.maker.send(Order::Parked(StampQuestion::of(&self.config.disks)));
                 snapshot
                     .maker
                     .send(Order::State(self.machine.save(self.config).map(Box::new).map_err(SnapshotError::from)));

@@ -18,6 +18,7 @@ mod pool;
 mod restored;
 mod saved;
 mod slots;
+mod stamps;
 mod tracking;
 
 use std::io;
@@ -52,9 +53,10 @@ pub use mapped::guest_address_of;
 pub(crate) use memory::MachineMemory;
 pub use memory::MemoryError;
 pub use nets::NetChangeError;
-pub(crate) use saved::{DiskStamp, MachineState, SavedMachine, cpu_of, modified_ns};
 pub use saved::{MachineSaveError, MachineStateError};
+pub(crate) use saved::{MachineState, SavedMachine, cpu_of};
 pub(crate) use slots::MemorySlots;
+pub(crate) use stamps::{AskedStamps, DiskStamp, STAMP_PATIENCE, StampQuestion, Stamps};
 use tracking::Tracking;
 
 use crate::config::LimiterConfig;

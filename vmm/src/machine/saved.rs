@@ -1,24 +1,19 @@
 //! A machine as a point keeps it: the sections of its state file, out and in. What comes in was written by a stranger.
 
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-
 use arch::cpu_identity::CpuIdentity;
 use arch::vcpu::VcpuState;
 use arch::{GuestAddress, VcpuCount};
 use devices::virtio::transport::MmioState;
 use devices::virtio::{DeviceState, RestoreError};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Machine;
 use super::cpus::{CpuSaveError, CpuStates};
 use super::devices::DevicesState;
 use super::hotplug;
+use super::stamps::DiskStamp;
 use crate::config::{
-    ConfigState, DiskBlocksState, DiskSource, HOTPLUG_ID, HotplugState, MacAddressError, NearnessState,
-    SaveConfigError, VmConfig,
+    ConfigState, DiskBlocksState, HOTPLUG_ID, HotplugState, MacAddressError, NearnessState, SaveConfigError, VmConfig,
 };
 use crate::epoch::{Described, Digest, Encoded, Section, SectionError, SectionKind, Sections, StateHeader};
 use crate::time::unix_ms;
@@ -63,12 +58,25 @@ pub enum MachineStateError {
     Vcpus(u64),
 }
 
-/// What a point keeps of a machine beside its memory.
+/// What a point keeps of a machine beside its memory and what its disks' hosts say.
 #[derive(Debug)]
 pub(crate) struct SavedMachine {
-    /// For the header.
-    pub(crate) described: Described,
-    pub(crate) sections: Vec<Section>,
+    described: Described,
+    configured: ConfigState,
+    /// The other ones.
+    sections: Vec<Section>,
+}
+
+impl SavedMachine {
+    /// What is for the header, and all sections.
+    ///
+    /// # Errors
+    /// One has no form in a file.
+    pub(crate) fn with_stamps(self, stamps: Vec<DiskStamp>) -> Result<(Described, Vec<Section>), SectionError> {
+        let Self { described, configured, mut sections } = self;
+        sections.insert(0, Section::of(SectionKind::Config, "", V1, &(configured, stamps))?);
+        Ok((described, sections))
+    }
 }
 
 /// A machine, all but its memory.
@@ -78,14 +86,6 @@ pub(crate) struct MachineState {
     pub(super) devices: DevicesState,
     /// When each disk's file was written last.
     pub(crate) stamps: Vec<DiskStamp>,
-}
-
-/// A disk's file as it was when the machine was held.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DiskStamp {
-    pub(crate) id: String,
-    /// Its last change, in ns since 1970; none of a disk that cannot be written, and of one that cannot be asked.
-    pub(crate) modified_ns: Option<i128>,
 }
 
 impl Machine {
@@ -107,7 +107,6 @@ impl Machine {
         let described =
             Described { created_ms: unix_ms(), cpu: Encoded::of(V1, &cpu).map_err(no_form)?, config: digest };
         let mut sections = vec![
-            Section::of(SectionKind::Config, "", V1, &(configured, stamps(config)))?,
             Section::of(SectionKind::Vm, "", V1, &vm)?,
             Section::of(SectionKind::Serial, "", V1, &serial)?,
             Section::of(SectionKind::I8042, "", V1, &keyboard)?,
@@ -120,7 +119,7 @@ impl Machine {
         for (id, transport) in &transports {
             sections.push(Section::of(SectionKind::Transport, id, V1, transport)?);
         }
-        Ok(SavedMachine { described, sections })
+        Ok(SavedMachine { described, configured, sections })
     }
 }
 
@@ -193,21 +192,4 @@ impl MachineState {
             _ => Ok(Vec::new()),
         }
     }
-}
-
-fn stamps(config: &VmConfig) -> Vec<DiskStamp> {
-    let stamp = |disk: &crate::config::DiskConfig| {
-        let modified_ns = match &disk.source {
-            DiskSource::Path(path) if !disk.read_only => modified_ns(path).ok(),
-            DiskSource::Path(_) | DiskSource::Open(_) => None,
-        };
-        DiskStamp { id: disk.id.clone(), modified_ns }
-    };
-    config.disks.iter().map(stamp).collect()
-}
-
-/// When the file at `path` was written last, in ns since 1970.
-pub(crate) fn modified_ns(path: &Path) -> io::Result<i128> {
-    let metadata = path.metadata()?;
-    Ok(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
 }

@@ -20,10 +20,12 @@ use super::{PointKind, PointReport, Relation, SnapshotFigures, SnapshotRequest};
 use crate::config::SaveConfigError;
 use crate::control::{EventSender, GuestEvent, Progress};
 use crate::epoch::{
-    DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles, ResidencyError,
-    SectionError, StateHeader,
+    Described, DirtyLog, DirtyLogError, LayerWriter, PAGE_BYTES, PageSet, Point, PointError, PointFiles,
+    ResidencyError, Section, SectionError, StateHeader,
 };
-use crate::machine::{MachineSaveError, MemorySlots, PluggableMemory, SavedMachine};
+use crate::machine::{
+    AskedStamps, MachineSaveError, MemorySlots, PluggableMemory, STAMP_PATIENCE, SavedMachine, StampQuestion, Stamps,
+};
 use crate::thread::{END_PATIENCE, Thread};
 use crate::time::microseconds;
 
@@ -118,8 +120,8 @@ pub enum MakerEvent {
 /// What the control loop has to tell a maker.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// The machine is held: nothing writes to its memory.
-    Parked,
+    /// The machine is held: nothing writes to its memory, nor to its disks, of which this is to be asked.
+    Parked(StampQuestion),
     /// What it is.
     State(Result<Box<SavedMachine>, SnapshotError>),
 }
@@ -301,7 +303,7 @@ impl Worker {
         if log.is_none() && (self.mode == Mode::Running || self.request.track) {
             *log = Some(DirtyLog::start(slots)?);
         }
-        let SavedMachine { described, sections } = match self.copy_all(source, log.as_mut(), &writer, is_full) {
+        let (described, sections) = match self.copy_all(source, log.as_mut(), &writer, is_full) {
             Ok(saved) => saved,
             Err(error) => {
                 log.iter_mut().for_each(DirtyLog::put_back);
@@ -339,9 +341,10 @@ impl Worker {
         mut log: Option<&mut DirtyLog>,
         writer: &LayerWriter,
         is_full: bool,
-    ) -> Result<SavedMachine, SnapshotError> {
+    ) -> Result<(Described, Vec<Section>), SnapshotError> {
+        let mut stamps = None;
         if self.mode == Mode::Paused {
-            self.wait_until_parked()?;
+            stamps = Some(self.wait_until_parked()?);
         }
         // What is dirty from here on is in a later round; for a full point the log's past does not matter.
         let dirty = log.as_deref_mut().map(DirtyLog::harvest).transpose()?;
@@ -360,19 +363,32 @@ impl Worker {
                 }
             }
             self.events.send(GuestEvent::Snapshot(MakerEvent::Close));
-            self.wait_until_parked()?;
+            stamps = Some(self.wait_until_parked()?);
             pages.union_with(&log.harvest()?);
         }
         self.copy(source, writer, (which, &pages))?;
         match self.ordered.recv() {
-            Ok(Order::State(saved)) => saved.map(|saved| *saved),
-            Ok(Order::Parked) | Err(_) => Err(SnapshotError::Cancelled),
+            Ok(Order::State(saved)) => {
+                let saved = saved?;
+                let Stamps { told, unanswered } = stamps.map(AskedStamps::wait).unwrap_or_default();
+                if let Some((id, path)) = unanswered {
+                    log::warn!(
+                        "disk `{id}`: nobody says within {} s when {} was written last: a restore will not know whether \
+                         it, or a disk after it, was written to since",
+                        STAMP_PATIENCE.as_secs(),
+                        path.display()
+                    );
+                }
+                Ok(saved.with_stamps(told)?)
+            }
+            Ok(Order::Parked(_)) | Err(_) => Err(SnapshotError::Cancelled),
         }
     }
 
-    fn wait_until_parked(&self) -> Result<(), SnapshotError> {
+    /// What the disks' hosts say of the machine that is held is asked meanwhile.
+    fn wait_until_parked(&self) -> Result<AskedStamps, SnapshotError> {
         match self.ordered.recv() {
-            Ok(Order::Parked) => Ok(()),
+            Ok(Order::Parked(question)) => Ok(question.ask()),
             Ok(Order::State(Err(error))) => Err(error),
             Ok(Order::State(Ok(_))) | Err(_) => Err(SnapshotError::Cancelled),
         }

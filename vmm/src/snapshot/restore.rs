@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::{LastPoint, MemoryMode, MemorySource, Overrides, PointReport, Relation, RestoreRequest};
 use crate::config::{ConfigError, DiskSource, HostFacts, MIB, MemoryBacking, NetSource, Pages, VmConfig};
 use crate::epoch::{Point, PointError, PointFiles, StateError, StateFile};
-use crate::machine::{DiskStamp, MachineState, MachineStateError, cpu_of, modified_ns};
+use crate::machine::{DiskStamp, MachineState, MachineStateError, STAMP_PATIENCE, StampQuestion, Stamps, cpu_of};
 
 /// Runs of pages that a private mapping is made of at most: the kernel's default limit of mappings is 65,530
 /// (vm.max_map_count), and each costs 200 bytes of its memory.
@@ -60,6 +60,14 @@ pub enum RestoreError {
     /// Memory that cannot be checked as it is read.
     #[error("the memory file has no index (.idx) beside it, so what is read cannot be checked: use map")]
     NoIndex,
+    /// A disk that somebody may have written to since.
+    #[error("disk `{id}`: nobody says within {} s when {} was written last: check the server or device behind it, or leave strict_disks out", STAMP_PATIENCE.as_secs(), path.display())]
+    DiskUnanswered {
+        /// The disk.
+        id: String,
+        /// Its file.
+        path: PathBuf,
+    },
     /// A disk that somebody wrote to since.
     #[error("disk `{id}`: {} has been written to since the snapshot: restore the file as well, or leave strict_disks out", path.display())]
     DiskChanged {
@@ -225,20 +233,26 @@ fn unmapped(config: &VmConfig, point: &Point, parts: usize) -> Option<Unmapped> 
 fn check_disks(stamps: &[DiskStamp], config: &VmConfig, overrides: &Overrides) -> Result<Vec<String>, RestoreError> {
     let mut changed = Vec::new();
     let replaced = |id: &str| overrides.disks.iter().any(|(other, _)| other == id);
-    for disk in config.disks.iter().filter(|disk| !replaced(&disk.id)) {
-        let stamp = stamps.iter().find(|stamp| stamp.id == disk.id).and_then(|stamp| stamp.modified_ns);
-        let (Some(then), DiskSource::Path(path)) = (stamp, &disk.source) else { continue };
+    let then = |id: &str| stamps.iter().find(|stamp| stamp.id == id).and_then(|stamp| stamp.modified_ns);
+    let kept = config.disks.iter().filter(|disk| !replaced(&disk.id) && then(&disk.id).is_some());
+    let Stamps { told, unanswered } = StampQuestion::of(kept.clone()).ask().wait();
+    if let Some((id, path)) = unanswered
+        && overrides.strict_disks
+    {
+        return Err(RestoreError::DiskUnanswered { id, path });
+    }
+    for (disk, DiskStamp { id, modified_ns: now }) in kept.zip(told) {
         // A file that cannot be asked is refused by who opens it.
-        if modified_ns(path).is_ok_and(|now| now > then) {
+        let (Some(now), Some(then), DiskSource::Path(path)) = (now, then(&id), &disk.source) else { continue };
+        if now > then {
             if overrides.strict_disks {
-                return Err(RestoreError::DiskChanged { id: disk.id.clone(), path: path.clone() });
+                return Err(RestoreError::DiskChanged { id, path: path.clone() });
             }
             log::warn!(
-                "disk `{}`: {} has been written to since the snapshot: the guest may find what it does not expect",
-                disk.id,
+                "disk `{id}`: {} has been written to since the snapshot: the guest may find what it does not expect",
                 path.display()
             );
-            changed.push(disk.id.clone());
+            changed.push(id);
         }
     }
     Ok(changed)
