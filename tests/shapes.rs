@@ -5,8 +5,10 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use common::ended::Ended;
 use common::folder::Folder;
@@ -181,6 +183,24 @@ fn a_pty_carries_the_console_both_ways_and_its_path_is_printed() {
     pty.write_all(b"over the pty\nend\n").unwrap();
     let text = read_until(&mut pty, "END poweroff");
     assert!(text.contains("ECHO over the pty"), "{text}");
+    assert_eq!(husk.end().code(), Some(0));
+}
+
+#[test]
+fn a_slow_reader_of_a_pty_reads_the_guests_last_words() {
+    let husk = probe("check=serial end=poweroff").args(["--serial", "pty"]).start();
+    husk.wait_for_error("/dev/pts/");
+    husk.wait_for_error("\n");
+    let path = husk.error_line("husk: info: serial port: ");
+    let mut pty = OpenOptions::new().read(true).write(true).open(Path::new(&path)).unwrap();
+    pty.write_all(b"end\n").unwrap();
+    let (mut text, mut byte) = (String::new(), [0]);
+    while !text.contains("END poweroff") {
+        assert_eq!(pty.read(&mut byte).unwrap(), 1, "{text}");
+        text.push(char::from(byte[0]));
+        thread::sleep(Duration::from_micros(500));
+    }
+    drop(pty);
     assert_eq!(husk.end().code(), Some(0));
 }
 
