@@ -20,7 +20,11 @@ fn hold_memory_thread(husk: &Husk) -> Held {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(thread) = husk.threads("husk-job-memory").first() {
-            return Held::hold_thread(*thread);
+            let held = Held::hold_thread(*thread);
+            if matches!(held.call(), Some(libc::SYS_madvise | libc::SYS_futex)) {
+                return held;
+            }
+            held.release();
         }
         assert!(Instant::now() < deadline, "no thread brings memory in");
     }

@@ -138,6 +138,19 @@ impl Held {
         Self(thread)
     }
 
+    /// The system call that it was in when it was stopped. In none it may hold a lock that all of its process waits for, such as
+    /// the allocator's.
+    pub(crate) fn call(&self) -> Option<libc::c_long> {
+        let mut registers = MaybeUninit::<libc::user_regs_struct>::uninit();
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: PTRACE_GETREGS writes a user_regs_struct = the place it is given; the thread is stopped and ours.
+        let asked = unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.0, none, registers.as_mut_ptr()) };
+        assert_eq!(asked, 0, "ptrace: {}", io::Error::last_os_error());
+        // SAFETY: it was written whole.
+        let call = unsafe { registers.assume_init() }.orig_rax.cast_signed();
+        (call >= 0).then_some(call)
+    }
+
     pub(crate) fn release(self) {
         drop(self);
     }
