@@ -13,6 +13,7 @@
 //! | [`memfd`] | files that live in memory |
 //! | [`epoch`] | what changed in a machine: harvested, written, read back |
 //! | `errand` | what the host is asked on threads of their own, because it may never answer |
+//! | `faults` | steps that the host refuses when a test says so |
 //! | `random` | random numbers from the host |
 //! | `thread` | threads that may be left to the end of the process |
 //! | `pager` | guest memory that comes when it is wanted |
@@ -24,6 +25,7 @@ pub mod control;
 pub mod epoch;
 mod errand;
 mod error;
+mod faults;
 #[cfg(test)]
 mod golden;
 pub mod host;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::PointId;
+use crate::faults;
 
 /// A point's files hold a guest's secrets: they are their maker's alone.
 const FILE_MODE: libc::mode_t = 0o600;
@@ -367,52 +368,7 @@ fn result(returned: libc::c_int) -> io::Result<()> {
     if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-#[cfg(not(test))]
-#[expect(clippy::unnecessary_wraps, reason = "the tests' twin fails")]
-const fn step() -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(test)]
-use faults::step;
-
-/// Failing disks and dying processes, for the tests of this thread.
-#[cfg(test)]
-pub(super) mod faults {
-    use std::cell::Cell;
-    use std::io;
-
-    /// What goes wrong, counted in steps that change files.
-    #[derive(Debug, Clone, Copy)]
-    pub(in super::super) enum Fault {
-        Never,
-        /// The step finds the disk full; the next do not.
-        FullAt(u64),
-        /// The process dies before the step: neither it nor any later one happens.
-        DeadFrom(u64),
-    }
-
-    thread_local! {
-        static FAULT: Cell<Fault> = const { Cell::new(Fault::Never) };
-        static STEPS: Cell<u64> = const { Cell::new(0) };
-    }
-
-    /// Runs `work` with `fault`; the second is how many steps were taken or tried.
-    pub(in super::super) fn with<T>(fault: Fault, work: impl FnOnce() -> T) -> (T, u64) {
-        FAULT.set(fault);
-        STEPS.set(0);
-        let done = work();
-        FAULT.set(Fault::Never);
-        (done, STEPS.get())
-    }
-
-    pub(super) fn step() -> io::Result<()> {
-        let number = STEPS.replace(STEPS.get() + 1);
-        let fails = match FAULT.get() {
-            Fault::Never => false,
-            Fault::FullAt(at) => number == at,
-            Fault::DeadFrom(from) => number >= from,
-        };
-        if fails { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
-    }
+/// Whether the host does the next step that changes files: as on a full disk, it does not.
+fn step() -> io::Result<()> {
+    faults::step(libc::ENOSPC)
 }

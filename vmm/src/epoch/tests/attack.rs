@@ -346,10 +346,10 @@ fn firecrackers_two_paths_may_be_in_two_folders_and_are_replaced() {
 
 #[test]
 fn a_layer_whose_write_failed_is_not_finished() {
-    use super::super::folder::faults::{self, Fault};
+    use crate::faults::{self, Fault};
     let folder = memory_folder();
     let layer = LayerWriter::create(&PointFiles::in_folder(&folder.path().join("p")), 64 << 12, None).unwrap();
-    let (failed, _) = faults::with(Fault::FullAt(0), || layer.pen().write_bytes(3, &[1; PAGE]));
+    let (failed, _) = faults::with(Fault::At(0), || layer.pen().write_bytes(3, &[1; PAGE]));
     assert!(matches!(failed, Err(PointError::File(_))));
     assert!(matches!(layer.finish(), Err(PointError::Unfinished)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

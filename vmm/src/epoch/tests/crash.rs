@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::super::folder::faults::{self, Fault};
 use super::super::*;
 use super::model::{Machine, Saved, memory_folder};
+use crate::faults::{self, Fault};
 
 const PAGES: u64 = 90;
 
@@ -79,7 +79,7 @@ fn a_process_that_dies_at_any_step_leaves_the_old_point_or_the_new_one() {
             let mut scene = make();
             let target = scene.folder.path().join("p");
             let Scene { machine, parent, .. } = &mut scene;
-            let dies = Fault::DeadFrom(step);
+            let dies = Fault::From(step);
             let (_, steps) = faults::with(dies, || machine.snapshot(&target, parent.as_ref()));
             let holds = machine.memory.clone();
             let new = check_either(&scene, &holds, step);
@@ -105,7 +105,7 @@ fn a_disk_that_is_full_at_any_step_leaves_the_old_point_and_nothing_of_the_new_o
             let target = scene.folder.path().join("p");
             let before = names(&target);
             let Scene { machine, parent, .. } = &mut scene;
-            let (saved, steps) = faults::with(Fault::FullAt(step), || machine.snapshot(&target, parent.as_ref()));
+            let (saved, steps) = faults::with(Fault::At(step), || machine.snapshot(&target, parent.as_ref()));
             let failed = saved.is_err();
             let holds = machine.memory.clone();
             assert!(!failed || scene.old.is_some() || !target.exists() || target.join("state").exists(), "step {step}");

@@ -4,10 +4,10 @@ use arch::GuestMemory;
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
-use super::faults::Refused;
 use super::*;
 use crate::config::{MIB, MemoryBacking, MemoryPart, Pages};
 use crate::epoch::pool::Pool;
+use crate::faults::Fault;
 use crate::machine::memory::Hotplug;
 use crate::placement::{PlacementSource, Settled};
 
@@ -276,7 +276,7 @@ fn a_block_that_was_mapped_from_a_file_comes_back_empty_and_is_told_of_as_any_ot
 #[test]
 fn what_the_kernel_refuses_at_any_step_of_plugging_leaves_nothing_behind() {
     let bench = bench(|config| config.placement.prefault = true);
-    let refused_at = |step| faults::with(Refused::At(step), || bench.store.plug(bench.at(60), 8 * BLOCK));
+    let refused_at = |step| faults::with(Fault::At(step), || bench.store.plug(bench.at(60), 8 * BLOCK));
     let mut step = 0;
     while let (Err(_), steps) = refused_at(step) {
         assert!(steps > step);
@@ -288,7 +288,7 @@ fn what_the_kernel_refuses_at_any_step_of_plugging_leaves_nothing_behind() {
 }
 
 /// Unplugs what a part of each of two slots is, all that is plugged of them, such that `refused` are refused.
-fn refuses(bench: &Bench, refused: Refused) -> bool {
+fn refuses(bench: &Bench, refused: Fault) -> bool {
     faults::with(refused, || bench.store.unplug(bench.at(60), 8 * BLOCK)).0.is_err()
 }
 
@@ -297,7 +297,7 @@ fn what_the_kernel_refuses_at_any_step_of_unplugging_is_the_guests_still_and_goe
     for (origin, steps) in [(Origin::Memory, 5), (Origin::Files(MemoryPlacement::default()), 7)] {
         let bench = bench_with(&[(60, 8)], origin, |_| {});
         let mut step = 0;
-        while refuses(&bench, Refused::At(step)) {
+        while refuses(&bench, Fault::At(step)) {
             assert_eq!(bench.present(), [0, 1], "step {step}");
             (60..68).for_each(|block| bench.fill(block));
             step += 1;
@@ -312,11 +312,11 @@ fn what_can_neither_be_unplugged_nor_given_back_can_be_both_later() {
     for step in 0..5 {
         let broken = || {
             let bench = bench_with(&[(60, 8)], Origin::Memory, |_| {});
-            assert!(refuses(&bench, Refused::From(step)));
+            assert!(refuses(&bench, Fault::From(step)));
             bench
         };
         let bench = broken();
-        assert!(!refuses(&bench, Refused::None));
+        assert!(!refuses(&bench, Fault::Never));
         assert_eq!((bench.present(), bench.resident()), (vec![], 0), "step {step}");
         assert!(!bench.reach(60) && !bench.reach(64), "step {step}");
         // Others of the same slots bring them back.
@@ -325,7 +325,7 @@ fn what_can_neither_be_unplugged_nor_given_back_can_be_both_later() {
         bench.plug(68, 1);
         assert_eq!(bench.present(), [0, 1], "step {step}");
         (59..69).for_each(|block| bench.fill(block));
-        assert!(refuses(&bench, Refused::At(0)) && !refuses(&bench, Refused::None));
+        assert!(refuses(&bench, Fault::At(0)) && !refuses(&bench, Fault::Never));
         assert_eq!((bench.present(), bench.resident()), (vec![0, 1], 2 * BLOCK), "step {step}");
     }
 }

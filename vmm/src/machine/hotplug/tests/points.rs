@@ -123,7 +123,7 @@ impl Model {
 
     /// Does it, now and then such that one step is refused.
     fn refused(&mut self, work: impl FnOnce(&PluggableMemory) -> io::Result<()>) -> io::Result<()> {
-        let refused = Refused::At(self.below(12));
+        let refused = Fault::At(self.below(12));
         faults::with(refused, || work(&self.store)).0
     }
 
