@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, LazyLock};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Threads of a kind that a host which does not answer may keep.
 pub(crate) const THREADS_MAX: usize = 8;
 
-/// Threads on errands.
-static AWAY: AtomicUsize = AtomicUsize::new(0);
+/// Threads of one kind, which ask the host.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Threads(Arc<AtomicUsize>);
+
+/// Those on errands.
+static ON_ERRANDS: LazyLock<Threads> = LazyLock::new(Threads::default);
 
 /// A thread that asks the host, seen from who waits for its answers.
 #[derive(Debug)]
@@ -43,15 +48,8 @@ impl<T: Send + 'static> Errand<T> {
     /// # Errors
     /// [`ErrandError`].
     pub(crate) fn begin(ask: impl FnOnce(&Sender<T>) + Send + 'static) -> Result<Self, ErrandError> {
-        let away = Away::go().ok_or(ErrandError::Crowded)?;
         let (sender, answers) = channel();
-        let thread = Builder::new().name("husk-job-file".to_owned());
-        let started = thread.spawn(move || {
-            leave_inherited_place();
-            ask(&sender);
-            drop((sender, away));
-        });
-        started.map_err(ErrandError::Thread)?;
+        ON_ERRANDS.start(move || ask(&sender))?;
         Ok(Self { answers, deadline: Instant::now() + PATIENCE })
     }
 
@@ -70,19 +68,35 @@ impl<T: Send + 'static> Errand<T> {
     }
 }
 
+impl Threads {
+    /// Has another one do `work`, which may never end.
+    ///
+    /// # Errors
+    /// [`ErrandError`].
+    pub(crate) fn start(&self, work: impl FnOnce() + Send + 'static) -> Result<(), ErrandError> {
+        let away = Away::go(&self.0).ok_or(ErrandError::Crowded)?;
+        let started = Builder::new().name("husk-job-file".to_owned()).spawn(move || {
+            leave_inherited_place();
+            work();
+            drop(away);
+        });
+        started.map(drop).map_err(ErrandError::Thread)
+    }
+}
+
 /// One of those threads, as long as it is one.
-struct Away;
+struct Away(Arc<AtomicUsize>);
 
 impl Away {
-    fn go() -> Option<Self> {
+    fn go(threads: &Arc<AtomicUsize>) -> Option<Self> {
         // A number alone: Relaxed will do.
         let room = |away: usize| (away < THREADS_MAX).then_some(away + 1);
-        AWAY.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self)
+        threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self(Arc::clone(threads)))
     }
 }
 
 impl Drop for Away {
     fn drop(&mut self) {
-        AWAY.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -5,19 +5,16 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::Builder;
 use std::time::Instant;
 
 use super::command::{Answered, Command, CommandError, CommandReceiver, CommandSender, HostAnswer, ReplyTo, Request};
-use crate::errand::{PATIENCE, THREADS_MAX};
-use crate::placement::leave_inherited_place;
+use crate::errand::{ErrandError, PATIENCE, THREADS_MAX, Threads};
 
 /// What was asked and is not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct Inquiries {
     open: Vec<Inquiry>,
-    /// One more for each thread.
-    threads: Arc<()>,
+    threads: Threads,
 }
 
 struct Inquiry {
@@ -55,27 +52,17 @@ impl Inquiries {
         answers: &CommandReceiver,
         question: impl FnOnce(Asker) + Send + 'static,
     ) {
-        if Arc::strong_count(&self.threads) > THREADS_MAX {
-            return reply(Err(CommandError::Unasked { path, asked: THREADS_MAX }));
-        }
         let waiter: Waiter = Arc::new(Mutex::new(Some(reply)));
-        let (thread, asker) =
-            (Arc::clone(&self.threads), Asker { waiter: Arc::clone(&waiter), answers: answers.sender() });
-        let started = Builder::new().name("husk-job-file".to_owned()).spawn(move || {
-            leave_inherited_place();
-            question(asker);
-            drop(thread);
-        });
-        match started {
-            Ok(_) => self.open.push(Inquiry { path, deadline: Instant::now() + PATIENCE, waiter }),
-            Err(cause) => {
-                if let Some(reply) = take(&waiter) {
-                    reply(Err(CommandError::Held(format!(
-                        "cannot start a thread to open {}: {cause}",
-                        path.display()
-                    ))));
-                }
+        let asker = Asker { waiter: Arc::clone(&waiter), answers: answers.sender() };
+        let error = match self.threads.start(move || question(asker)) {
+            Ok(()) => return self.open.push(Inquiry { path, deadline: Instant::now() + PATIENCE, waiter }),
+            Err(ErrandError::Crowded) => CommandError::Unasked { path, asked: THREADS_MAX },
+            Err(ErrandError::Thread(cause)) => {
+                CommandError::Held(format!("cannot start a thread to open {}: {cause}", path.display()))
             }
+        };
+        if let Some(reply) = take(&waiter) {
+            reply(Err(error));
         }
     }
 
