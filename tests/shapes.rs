@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::thread;
@@ -13,8 +13,8 @@ use std::time::Duration;
 use common::ended::Ended;
 use common::folder::Folder;
 use common::guest::{PROBE, READY, probe};
-use common::husk;
 use common::sys::read_until;
+use common::{Husk, husk};
 
 /// A file of the shape that Firecracker's users have, for the probe.
 fn config_file(folder: &Folder, boot_args: &str, drives: &str, more: &str) -> String {
@@ -172,13 +172,18 @@ fn no_serial_output_is_an_option_too() {
     assert_eq!(ended.text(), "");
 }
 
-#[test]
-fn a_pty_carries_the_console_both_ways_and_its_path_is_printed() {
-    let husk = probe("check=serial end=poweroff").args(["--serial", "pty"]).start();
+/// The other end of its guest's serial port.
+fn pty_of(husk: &Husk) -> File {
     husk.wait_for_error("/dev/pts/");
     husk.wait_for_error("\n");
     let path = husk.error_line("husk: info: serial port: ");
-    let mut pty = OpenOptions::new().read(true).write(true).open(Path::new(&path)).unwrap();
+    OpenOptions::new().read(true).write(true).open(Path::new(&path)).unwrap()
+}
+
+#[test]
+fn a_pty_carries_the_console_both_ways_and_its_path_is_printed() {
+    let husk = probe("check=serial end=poweroff").args(["--serial", "pty"]).start();
+    let mut pty = pty_of(&husk);
     read_until(&mut pty, "SERIAL WAIT");
     pty.write_all(b"over the pty\nend\n").unwrap();
     let text = read_until(&mut pty, "END poweroff");
@@ -189,10 +194,7 @@ fn a_pty_carries_the_console_both_ways_and_its_path_is_printed() {
 #[test]
 fn a_slow_reader_of_a_pty_reads_the_guests_last_words() {
     let husk = probe("check=serial end=poweroff").args(["--serial", "pty"]).start();
-    husk.wait_for_error("/dev/pts/");
-    husk.wait_for_error("\n");
-    let path = husk.error_line("husk: info: serial port: ");
-    let mut pty = OpenOptions::new().read(true).write(true).open(Path::new(&path)).unwrap();
+    let mut pty = pty_of(&husk);
     pty.write_all(b"end\n").unwrap();
     let (mut text, mut byte) = (String::new(), [0]);
     while !text.contains("END poweroff") {

@@ -114,6 +114,14 @@ fn last_chunk(point: &[(String, Vec<u8>)]) -> usize {
     point[0].1.iter().rposition(|&byte| byte != 0).unwrap() / CHUNK_LEN * CHUNK_LEN
 }
 
+/// Has the memory file read from `offset` on in that manner, and all else answered.
+fn at(offset: usize, manner: Manner) -> impl Fn(&Asked<'_>) -> Manner {
+    move |asked| match (asked.name, asked.ask) {
+        ("memory", Ask::Read) if asked.bytes.start >= offset => manner,
+        _ => Manner::Answers,
+    }
+}
+
 /// A machine whose vCPU waits for memory that is mapped from a file of which nothing is read any more.
 fn waits_for_mapped_memory() -> (Vm, SilentFolder) {
     let is_armed = Arc::new(AtomicBool::new(false));
@@ -163,12 +171,8 @@ fn a_snapshot_that_waits_for_such_a_machine_keeps_neither_who_asks_for_figures_w
 /// Ends a machine, which runs or is paused, whose pager waits for the file that it reads.
 fn ends_beside_a_pager(resume: bool, end: End) {
     let point = point();
-    let last = last_chunk(&point);
-    let falls_silent = move |asked: &Asked<'_>| match (asked.name, asked.ask) {
-        ("memory", Ask::Read) if asked.bytes.start >= last => Manner::FallsSilent,
-        _ => Manner::Answers,
-    };
-    let (mut vm, silent) = beside_silence(point, falls_silent);
+    let manner = at(last_chunk(&point), Manner::FallsSilent);
+    let (mut vm, silent) = beside_silence(point, manner);
     let body = json!({ "path": "silent", "memory": "lazy", "resume": resume });
     assert_eq!(vm.job("/husk/v1/restore", &body)["state"], "done");
     silent.wait_until_silent();
@@ -190,11 +194,7 @@ fn a_pager_that_waits_for_its_file_while_the_guest_runs_is_left_when_a_client_st
 fn ends_with_the_error_of(manner: Manner, why: &str) {
     let point = point();
     let last = last_chunk(&point);
-    let manner = move |asked: &Asked<'_>| match (asked.name, asked.ask) {
-        ("memory", Ask::Read) if asked.bytes.start >= last => manner,
-        _ => Manner::Answers,
-    };
-    let (mut vm, _silent) = beside_silence(point, manner);
+    let (mut vm, _silent) = beside_silence(point, at(last, manner));
     let body = json!({ "path": "silent", "memory": "lazy", "resume": true }).to_string();
     assert_eq!(vm.client.ask("POST", "/husk/v1/restore", &body).status, 202);
     let ended = vm.husk.end();

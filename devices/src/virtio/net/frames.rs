@@ -228,11 +228,9 @@ impl ReceiveRoom {
         let vector = |place: &mut [u8]| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() };
         vectors.extend(places.chunks_mut(SPILL_BYTES).take(count).map(vector));
         let transfers = vectors.chunks(1).map(|vectors| Transfer::Read { vectors, offset: 0 });
-        let found_something = |result: &io::Result<usize>| {
-            result.as_ref().map_or_else(|error| error.kind() != io::ErrorKind::WouldBlock, |_| true)
-        };
         let done = |place, result| {
-            if found_something(&result) {
+            let found_nothing = matches!(&result, Err(error) if io::Error::kind(error) == io::ErrorKind::WouldBlock);
+            if !found_nothing {
                 reads.push_back(Read { place, result });
             }
         };
